@@ -1,0 +1,198 @@
+"""Training from scratch of the network that a genotype describes; dev picks the epoch, test is read once, at the end.
+
+    python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo/genotype.json
+"""
+import os
+import sys
+import time
+from dataclasses import asdict, fields
+
+import torch
+import torch.nn as nn
+from sklearn.metrics import confusion_matrix
+from tqdm import tqdm
+
+import config as cf
+import datasets
+import genotypes as gt
+import utils
+from datasets.transforms import spec_augment
+from models.augment_cnn import AugmentCNN
+from models.visualize import plot
+
+
+def main(argv=None):
+    given = cf.given('augment', argv)
+    if not given.get('genotype'):
+        raise utils.UserError('--genotype is needed: the genotype.json that search.py wrote')
+    try:
+        genotype, found_by = gt.load(given['genotype'])
+    except ValueError as error:
+        raise utils.UserError(f'--genotype {error}') from None
+    config = cf.build('augment', given, recorded_settings(found_by, given))
+    run = utils.Run('augment', config)
+    device = utils.choose_device(config.device)
+    data = datasets.load(config, ('train', 'dev', 'test'), device)
+    train, dev = data.sets['train'], data.sets['dev']
+
+    utils.set_seed(config.seed)
+    net = make_net(config, data, genotype).to(device)
+    if config.channels_last:
+        net.to(memory_format=torch.channels_last)
+    criterion = nn.CrossEntropyLoss(data.class_weights.to(device))
+    optim = torch.optim.SGD(net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, config.epochs)
+    parts = dict(net=net, optim=optim, scheduler=scheduler)
+    n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
+
+    checkpoint = run.open()
+    best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
+    if checkpoint:
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        best = checkpoint['best']
+        utils.set_rng_state(checkpoint['rng'])
+    log = run.logger.info
+    log('augment on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.dataset,
+        config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', utils.describe_device(device))
+    heard = speakers_heard(found_by, config, data)
+    if heard:
+        log('WARNING: the search heard test speakers of this fold: %s. The scores below are not speaker-independent.',
+            ' '.join(heard))
+    run.writer.add_figure('genotype', plot(genotype), 0)
+
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == 'cuda')
+    for epoch in range(len(run.history) + 1, config.epochs + 1):
+        if config.patience and epoch - 1 - best['epoch'] >= config.patience:
+            log('no better dev UA for %d epochs: stopped early', config.patience)
+            break
+        began, lr = time.time(), scheduler.get_last_lr()[0]
+        net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
+        trained = train_epoch(net, criterion, optim, train, autocast, config, epoch)
+        scheduler.step()
+        dev_scores, probabilities = score(net, dev, criterion, autocast, config)
+        # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
+        if (dev_scores['ua'], -dev_scores['loss']) > (best['ua'], -best['loss']):
+            best = {'epoch': epoch, 'ua': dev_scores['ua'], 'loss': dev_scores['loss']}
+            save_best(run, net, genotype, data, config, epoch)
+            figure = utils.draw_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
+            run.writer.add_figure('confusion/dev', figure, epoch)
+        run.end_epoch({'epoch': epoch, 'train': trained, 'dev': dev_scores, 'lr': lr, 'seconds': time.time() - began})
+        log('epoch %d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f (best UA %.3f, epoch %d)', epoch,
+            *(s[name] for s in (trained, dev_scores) for name in ('loss', 'ua', 'wa')), best['ua'], best['epoch'])
+        run.save_checkpoint({'best': best, **{name: part.state_dict() for name, part in parts.items()}})
+
+    net.load_state_dict(torch.load(run.file('best.pt'), map_location=device, weights_only=True)['weights'])
+    test(run, net, criterion, autocast, config, data, dict(
+        n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'], genotype=gt.to_str(genotype),
+        search=found_by.get('search'), search_heard_test_speakers=heard, device=utils.describe_device(device)))
+    run.close()
+
+
+def recorded_settings(found_by, given):
+    """Settings that the genotype's own record brings: sizes and features, and the fold where the corpus is the same."""
+    searched = {**(found_by.get('network') or {}), **(found_by.get('features') or {})}
+    origin = found_by.get('search') or {}
+    if 'dataset' in origin and given.get('dataset', origin['dataset']) == origin['dataset']:
+        searched.update({name: origin[name] for name in ('dataset', 'folds', 'fold') if name in origin})
+        if 'folds' in given:  # another division: its fold number means another thing
+            searched.pop('fold', None)
+    names = {f.name for f in fields(cf.AugmentConfig)}
+    return {name: value for name, value in searched.items() if name in names}
+
+
+def speakers_heard(found_by, config, data):
+    """Test speakers that took part in the search, sorted: there should be none."""
+    origin = found_by.get('search') or {}
+    if origin.get('dataset') != config.dataset:
+        return []
+    return sorted(set(data.fold.test) & {*origin.get('train_speakers', []), *origin.get('dev_speakers', [])})
+
+
+def make_net(config, data, genotype):
+    try:
+        return AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
+                          config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+    except ValueError as error:
+        raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
+
+
+def train_epoch(net, criterion, optim, train, autocast, config, epoch):
+    """One pass over the training speakers."""
+    tally = utils.Tally()
+    n_steps = -(-len(train) // config.batch_size)
+    bar = tqdm(train.batches(config.batch_size), f'epoch {epoch}/{config.epochs}', n_steps, disable=None, leave=False)
+    for X, y in bar:
+        X = spec_augment(X, config.n_masks, config.max_freq, config.max_time)
+        optim.zero_grad()
+        with autocast:
+            logits, aux_logits = net(X)
+            loss = criterion(logits, y)
+            total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
+        total.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
+        optim.step()
+        tally.add(loss, logits, y)
+    return tally.scores()
+
+
+def score(net, dataset, criterion, autocast, config):
+    net.eval()
+    with autocast:
+        found = utils.evaluate(lambda X: net(X)[0], dataset, config.batch_size, criterion)
+    net.train()
+    return found
+
+
+def save_best(run, net, genotype, data, config, epoch):
+    """Everything that scoring a new recording needs; plain values and tensors only."""
+    settings = asdict(config)
+    names = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels', 'dropout', 'features', 'n_mels',
+             'hop_ms', 'time_pool', 'duration')
+    best = {'weights': net.state_dict(), 'genotype': gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean,
+            'std': data.std, 'settings': {name: settings[name] for name in names}, 'auxiliary': config.aux_weight > 0,
+            'epoch': epoch}
+    utils.write_aside(run.file('best.pt'), lambda f: torch.save(best, f))
+
+
+def test(run, net, criterion, autocast, config, data, facts):
+    """Reads the test speakers, once: predictions.csv, results.json, and a line a reader of the log looks for."""
+    held_out = data.sets['test']
+    found, probabilities = score(net, held_out, criterion, autocast, config)
+    labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
+    root = os.path.dirname(config.data_path) if config.dataset == 'manifest' else config.data_path
+    timed = any(u.start is not None or u.end is not None for u in held_out.utterances)
+    rows = []
+    for u, p, k in zip(held_out.utterances, probabilities, predicted):
+        path = os.path.relpath(u.path, root) if root else u.path
+        rows.append([path, u.speaker, u.label, data.labels[k], *(f'{value:.6f}' for value in p)]
+                    + ([u.start, u.end] if timed else []))
+    header = ['path', 'speaker', 'label', 'predicted', *(f'p_{label}' for label in data.labels)]
+    utils.write_csv(run.file('predictions.csv'), header + (['start', 'end'] if timed else []), rows)
+    matrix = confusion_matrix(labels, predicted, labels=range(len(data.labels)))
+    chance = {'ua': 1 / len(set(labels.tolist())), 'wa': float(matrix.sum(axis=1).max() / matrix.sum())}
+    minutes = sum(row['seconds'] for row in run.history) / 60
+    utils.write_json(run.file('results.json'), {
+        'ua': found['ua'], 'wa': found['wa'], 'macro_f1': found['macro_f1'], 'chance': chance,
+        'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(held_out), **facts,
+        'dataset': config.dataset, 'folds': config.folds, 'fold': config.fold,
+        'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev),
+        'test_speakers': list(data.fold.test), 'seed': config.seed, 'seconds': minutes * 60, 'command': command()})
+    run.writer.add_figure('confusion/test', utils.draw_confusion(labels, predicted, data.labels), facts['best_epoch'])
+    for name in ('ua', 'wa', 'macro_f1'):
+        run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
+    run.logger.info('genotype:    %s', config.genotype)
+    run.logger.info('test (%d utterances of speakers never heard: %s), epoch %d, picked on dev:', len(held_out),
+                    ' '.join(data.fold.test), facts['best_epoch'])
+    run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],
+                    found['wa'], chance['wa'], found['macro_f1'])
+    run.logger.info('results:     %s', run.file('results.json'))
+    run.logger.info('TensorBoard: tensorboard --logdir runs')
+
+
+def command():
+    return ' '.join(['python', os.path.basename(sys.argv[0]), *sys.argv[1:]])
+
+
+if __name__ == '__main__':
+    utils.cli(main)

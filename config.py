@@ -1,0 +1,186 @@
+"""Settings of the two programs: frozen dataclasses, one row a setting; command line over YAML file over default."""
+import argparse
+import difflib
+import math
+import re
+from dataclasses import MISSING, dataclass, field, fields
+
+import yaml
+
+from utils import UserError
+
+
+def setting(default, help, choices=None, low=None, high=None):
+    """A field with its description; `low` and `high` bound a number, both included."""
+    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME'))
+    config: str | None = setting(None, 'YAML file with settings; a flag beats it')
+    seed: int = setting(0, 'of weights, batches and masks', low=0)
+    device: str = setting('auto', 'auto, cpu, cuda, cuda:1')
+    amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
+    channels_last: bool = setting(True, 'memory layout of the maps')
+    resume: bool = setting(False, 'go on from the last checkpoint of this run')
+    overwrite: bool = setting(False, 'delete an earlier run of this name')
+    # corpus and fold
+    dataset: str = setting('synthetic', 'corpus', choices=('emodb', 'ravdess', 'manifest', 'synthetic'))
+    data_path: str | None = setting(None, 'folder of the corpus, or the CSV of a manifest')
+    folds: str = setting('default', 'default, loso (leave one speaker out) or a number of folds')
+    fold: int = setting(1, 'which fold, from 1', low=1)
+    cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
+    # features
+    features: str = setting('logmel', 'input of the network', choices=('logmel', 'mfcc'))
+    n_mels: int = setting(32, 'mel bands (cepstral coefficients for mfcc)', low=1)
+    hop_ms: float = setting(16., 'ms between frames')
+    time_pool: int = setting(2, 'keep the largest of so many frames', low=1)
+    duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
+    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
+    max_freq: float = setting(.15, 'SpecAugment: widest mask, fraction of the mel bands', low=0., high=1.)
+    max_time: float = setting(.15, 'SpecAugment: widest mask, fraction of the window', low=0., high=1.)
+    # network
+    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
+    layers: int = setting(3, 'CNN cells', low=1)
+    stem_multiplier: int = setting(2, 'width of the stem, in C', low=1)
+    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0)
+    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1)
+    dropout: float = setting(.1, 'after every cell', low=0., high=.99)
+
+    def __post_init__(self):
+        if not re.fullmatch(r'[\w.-]*\w[\w.-]*', self.name):
+            raise UserError(f'--name {self.name!r}: letters, digits, ".", "_" and "-" only')
+        for f in fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            if meta.get('choices') and value not in meta['choices']:
+                near = difflib.get_close_matches(str(value), map(str, meta['choices']), 1)
+                raise UserError(f'--{f.name} {value}: must be one of {", ".join(map(str, meta["choices"]))}'
+                                + (f'; did you mean {near[0]}?' if near else ''))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f'--{f.name} {value}: must be a finite number')
+            if meta.get('low') is not None and value < meta['low'] or meta.get('high') is not None and value > meta['high']:
+                bounds = f'{meta["low"]} or more' if meta.get('high') is None else f'from {meta["low"]} to {meta["high"]}'
+                raise UserError(f'--{f.name} {value}: must be {bounds}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Common):
+    epochs: int = setting(15, 'epochs', low=1)
+    batch_size: int = setting(16, 'utterances a step, for w and for alpha', low=1)
+    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
+    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
+    cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
+    rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
+    order: int = setting(1, 'of the alpha gradient: 1, or 2 with one virtual step', choices=(1, 2))
+    alpha_split: str = setting('utterance', 'what the halves for w and alpha do not share', choices=('utterance', 'speaker'))
+    alpha_warmup: int = setting(2, 'first epochs that train w alone', low=0)
+    w_lr: float = setting(.025, 'SGD of w: learning rate, falls by a cosine ...', low=0.)
+    w_lr_min: float = setting(.001, '... to this', low=0.)
+    w_momentum: float = setting(.9, 'SGD of w', low=0., high=1.)
+    w_weight_decay: float = setting(3e-4, 'SGD of w', low=0.)
+    w_grad_clip: float = setting(5., 'largest gradient norm of w', low=0.)
+    alpha_lr: float = setting(3e-3, 'Adam of alpha', low=0.)
+    alpha_weight_decay: float = setting(1e-3, 'Adam of alpha', low=0.)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Common):
+    genotype: str | None = setting(None, 'genotype.json of a search, or a file with pt.darts\' Genotype(...)')
+    epochs: int = setting(60, 'epochs', low=1)
+    batch_size: int = setting(32, 'utterances a step', low=1)
+    patience: int = setting(0, 'stop after so many epochs without a better dev UA; 0: never', low=0)
+    lr: float = setting(.025, 'SGD: learning rate, falls by a cosine to 0', low=0.)
+    momentum: float = setting(.9, 'SGD', low=0., high=1.)
+    weight_decay: float = setting(3e-4, 'SGD', low=0.)
+    grad_clip: float = setting(5., 'largest gradient norm', low=0.)
+    aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0.)
+    drop_path_prob: float = setting(.1, 'drop-path at the last epoch, rising from 0', low=0., high=.99)
+
+
+SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig}
+
+
+def given(section, argv=None):
+    """Settings that the command line and its --config file name, {name: value}, for 'search' or 'augment'. UserError."""
+    cls = SECTIONS[section]
+    flags = _parse(section, argv)
+    in_file = read_yaml(flags['config'], section) if flags.get('config') else {}
+    values = {**in_file, **flags}
+    if 'name' not in values:
+        raise UserError(f'--name is needed: the run will be runs/{section}/NAME')
+    return {name: _convert(cls, name, value) for name, value in values.items()}
+
+
+def read_yaml(path, section):
+    """{name: value} of a settings file: keys at the top go to both programs, those under `search:` or `augment:` to one."""
+    try:
+        with open(path) as f:
+            tree = yaml.safe_load(f) or {}
+    except OSError as error:
+        raise UserError(f'--config {path}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f'--config {path}: not YAML: {error}') from None
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
+        raise UserError(f'--config {path}: must hold settings as "name: value"')
+    names = {s: [f.name for f in fields(cls)] for s, cls in SECTIONS.items()}
+    common = [f.name for f in fields(Common)]
+    for where, keys, valid in [(None, [k for k in tree if k not in SECTIONS], common),
+                               *((s, tree.get(s) or {}, names[s]) for s in SECTIONS)]:
+        for key in keys:
+            if key not in valid or key == 'config':
+                at = f' under {where}:' if where else ''
+                raise UserError(f'--config {path}: unknown key {key!r}{at}{_nearest(key, [*valid, *SECTIONS], "")}')
+    top = {key: value for key, value in tree.items() if key not in SECTIONS}
+    return {**top, **(tree.get(section) or {})}
+
+
+def build(section, values, recorded=None):
+    """The frozen configuration. recorded: settings that a genotype brings along; `values` beat them."""
+    cls = SECTIONS[section]
+    recorded = {name: _convert(cls, name, value) for name, value in (recorded or {}).items()}
+    return cls(**{**recorded, **values})
+
+
+def _parse(section, argv):
+    parser = _Parser(prog=f'{section}.py', allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for f in fields(SECTIONS[section]):
+        default = '' if f.default is MISSING else f' (default: {f.default})'
+        action = dict(action=argparse.BooleanOptionalAction) if f.type is bool else {}
+        parser.add_argument(f'--{f.name}', help=f.metadata['help'].replace('%', '%%') + default, **action)
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        valid = [f'--{f.name}' for f in fields(SECTIONS[section])]
+        raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0].split("=")[0], valid, "")}')
+    return vars(flags)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def _nearest(word, valid, otherwise):
+    near = difflib.get_close_matches(str(word), valid, 1, cutoff=.5)
+    return f'; the nearest valid one is {near[0]}' if near else otherwise
+
+
+def _convert(cls, name, value):
+    """A value from a flag (text) or from YAML, as the field's type."""
+    kind = next(f.type for f in fields(cls) if f.name == name)
+    if value is None and kind == str | None:
+        return None
+    for target in (bool, int, float, str):
+        if kind in (target, target | None):
+            break
+    try:
+        if target is bool or isinstance(value, bool):
+            if target is not bool or not isinstance(value, bool):
+                raise ValueError
+            return value
+        if isinstance(value, dict | list) or value is None or (target is int and isinstance(value, float)):
+            raise ValueError
+        return target(value)
+    except ValueError:
+        kinds = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
+        raise UserError(f'{name}: {value!r} is not {kinds[target]}') from None

@@ -1,0 +1,71 @@
+"""Corpora: a reader each, one registry, and `load`, which makes the sets of one fold.
+
+A new corpus is a module with scan(root) -> [Utterance, ...], perhaps with FOLDS, and one row here.
+"""
+import os
+from dataclasses import dataclass
+
+import torch
+
+from datasets import emodb, manifest, ravdess, synthetic
+from datasets.dataset import SpeechDataset, statistics
+from datasets.features import FeatureConfig, cached_features
+from datasets.folds import Fold, make_folds
+from utils import UserError
+
+CORPORA = {'emodb': emodb, 'ravdess': ravdess, 'manifest': manifest, 'synthetic': synthetic}
+
+
+@dataclass(frozen=True)
+class Data:
+    """One fold of a corpus, ready for a network."""
+    labels: list[str]  # class names, sorted; a class's index is its place
+    fold: Fold
+    mean: torch.Tensor  # (F, 1), of the training speakers
+    std: torch.Tensor
+    sets: dict[str, SpeechDataset]  # 'train', 'dev', 'test', as many as were asked for
+    class_weights: torch.Tensor  # (n_classes,) n / (n_classes * n_c) over the training set
+
+
+def scan(dataset, data_path, cache_dir='.cache'):
+    """All utterances of a corpus. data_path: its folder (the CSV of a manifest; may be None for synthetic)."""
+    if data_path is None:
+        if dataset != 'synthetic':
+            raise UserError(f'--data_path is needed: the folder of {dataset}, or the CSV of a manifest')
+        data_path = os.path.join(cache_dir, f'synthetic-{synthetic.SEED}')
+    if dataset != 'synthetic' and not os.path.exists(data_path):
+        raise UserError(f'--data_path {data_path}: no such file or folder')
+    utterances = CORPORA[dataset].scan(data_path)
+    if not utterances:
+        raise UserError(f'--data_path {data_path}: no utterance of {dataset} was found there')
+    return utterances
+
+
+def folds_of(dataset, utterances, how):
+    return make_folds(utterances, how, getattr(CORPORA[dataset], 'FOLDS', None))
+
+
+def load(config, splits, device='cpu'):
+    """Data of the fold that `config` (see config.py) names, with the sets `splits`; other sets' audio is not read.
+
+    Raises UserError on a fold that is not there, fewer than two classes, or a class that no training speaker has.
+    """
+    utterances = scan(config.dataset, config.data_path, config.cache)
+    folds = folds_of(config.dataset, utterances, config.folds)
+    if not 1 <= config.fold <= len(folds):
+        raise UserError(f'--fold {config.fold}: there are folds 1 to {len(folds)}')
+    fold = folds[config.fold - 1]
+    labels = sorted({u.label for u in utterances})
+    parts = {name: fold.split(utterances, name) for name in splits}
+    targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}
+    counts = torch.bincount(torch.tensor(targets['train']), minlength=len(labels))
+    if len(labels) < 2 or (counts == 0).any():
+        missing = [label for label, n in zip(labels, counts) if n == 0]
+        raise UserError(f'--fold {config.fold}: ' + (f'no training speaker has {missing[0]!r}' if missing else
+                                                     f'only one class, {labels[0]!r}: nothing to learn'))
+    features = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool)
+    n_frames = max(1, round(config.duration * features.frame_rate))
+    arrays = {name: cached_features(part, features, os.path.join(config.cache, 'features')) for name, part in parts.items()}
+    mean, std = statistics(arrays['train'])
+    sets = {name: SpeechDataset(parts[name], arrays[name], targets[name], mean, std, n_frames, device) for name in splits}
+    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()))

@@ -1,0 +1,132 @@
+"""Audio file -> 16 kHz mono -> log-mel or MFCC -> cache."""
+import hashlib
+import os
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+
+import librosa
+import numpy as np
+import torch
+import torchaudio
+from tqdm import tqdm
+
+from utils import UserError
+
+SAMPLE_RATE = 16_000  # Hz
+WIN_LENGTH = 512  # samples, 32 ms
+N_FFT = 2_048  # samples; the window is padded with zeros, so that even 128 mel filters each hold a frequency bin
+F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
+FLOOR = 1e-6  # mel power under which all is silence; added before the logarithm
+VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    features: str = 'logmel'  # 'logmel' or 'mfcc'
+    n_mels: int = 64  # mel bands, or cepstral coefficients
+    hop_ms: float = 16.  # ms between frames
+    time_pool: int = 1  # the largest of so many frames is kept (the paper's input: 4)
+
+    def __post_init__(self):
+        if self.features not in ('logmel', 'mfcc'):
+            raise UserError(f'--features {self.features}: must be logmel or mfcc')
+        if self.n_mels < 1 or self.time_pool < 1:
+            raise UserError(f'--n_mels {self.n_mels} and --time_pool {self.time_pool} must be 1 or more')
+        if not 1. <= self.hop_ms <= 1000 * WIN_LENGTH / SAMPLE_RATE:
+            raise UserError(f'--hop_ms {self.hop_ms}: must be from 1 to {1000 * WIN_LENGTH / SAMPLE_RATE:.0f} ms, the window: '
+                            'a longer hop would skip audio')
+
+    @property
+    def hop_length(self):
+        return round(SAMPLE_RATE * self.hop_ms / 1000)  # samples
+
+    @property
+    def frame_rate(self):
+        return SAMPLE_RATE / self.hop_length / self.time_pool  # frames a second
+
+
+@lru_cache(maxsize=4)
+def mel_spectrogram(config):
+    """The torchaudio transform. Raises UserError where a mel filter would be empty."""
+    transform = torchaudio.transforms.MelSpectrogram(
+        SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=config.hop_length, f_min=F_MIN, f_max=F_MAX,
+        n_mels=config.n_mels)
+    if (transform.mel_scale.fb.amax(dim=0) == 0).any():
+        raise UserError(f'--n_mels {config.n_mels}: some mel filters would be empty; take fewer')
+    return transform
+
+
+def extract(wave, config):
+    """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_mels, n_frames)."""
+    mel = mel_spectrogram(config)(torch.from_numpy(np.ascontiguousarray(wave)))
+    x = torch.log(mel + FLOOR)  # (n_mels, n_frames)
+    if config.features == 'mfcc':
+        x = torchaudio.functional.create_dct(config.n_mels, config.n_mels, 'ortho').T @ x
+    if config.time_pool > 1:
+        x = torch.nn.functional.max_pool1d(x, config.time_pool, ceil_mode=True)
+    return x.numpy()
+
+
+def load_audio(utterance):
+    """float32 (n_samples,), mono, SAMPLE_RATE. Raises UserError naming the file where it gives no audio."""
+    start = utterance.start or 0.
+    seconds = None if utterance.end is None else utterance.end - start
+    try:
+        wave, _ = librosa.load(utterance.path, sr=SAMPLE_RATE, mono=True, offset=start, duration=seconds)
+    except Exception as error:  # decoders raise many kinds; each means the same to the user
+        raise UserError(f'{utterance.path}: cannot be read as audio ({type(error).__name__}: {error})') from None
+    if len(wave) < WIN_LENGTH:
+        raise UserError(f'{utterance.path}: {len(wave)} samples of audio{f" from {start} s" if start else ""}, '
+                        f'fewer than the {WIN_LENGTH} of one frame; remove it')
+    if not np.isfinite(wave).all():
+        raise UserError(f'{utterance.path}: holds samples that are not finite numbers; remove it')
+    return wave
+
+
+def cache_key(utterance, config):
+    """Hex key of what the features depend on: the file's bytes, the segment, every parameter."""
+    digest = hashlib.sha256()
+    try:
+        with open(utterance.path, 'rb') as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f'{utterance.path}: cannot be read ({error.strerror})') from None
+    constants = (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, torchaudio.__version__, librosa.__version__)
+    digest.update(repr((constants, astuple(config), utterance.start, utterance.end)).encode())
+    return digest.hexdigest()
+
+
+def cached_features(utterances, config, cache_dir):
+    """Features of every utterance, [(n_mels, n_frames) float32, ...], extracted where the cache lacks them.
+
+    One file an utterance, written aside and renamed: an interrupted extraction loses one utterance at most and goes on from
+    there. Stored as float16, and read back from the file at once, so that a first run has the numbers of a second.
+    """
+    found = []
+    for u in tqdm(utterances, desc='features', disable=None, leave=False):
+        key = cache_key(u, config)
+        path = os.path.join(cache_dir, key[:2], f'{key}.npy')
+        x = _read(path)
+        if x is None:
+            x = extract(load_audio(u), config).astype(np.float16)
+            _write(path, x)
+        found.append(x.astype(np.float32))
+    return found
+
+
+def _read(path):
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError, OSError):  # damaged: made anew
+        return None
+
+
+def _write(path, x):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = f'{path}.{os.getpid()}.tmp'
+    with open(aside, 'wb') as f:
+        np.save(f, x)
+    os.replace(aside, path)

@@ -1,0 +1,14 @@
+"""What a corpus reader gives."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Utterance:
+    path: str  # audio file
+    label: str
+    speaker: str
+    session: str | None = None
+    gender: str | None = None  # 'm' or 'f'
+    split: str | None = None  # 'train', 'dev' or 'test', where the corpus prescribes it
+    start: float | None = None  # s; None: the file's beginning
+    end: float | None = None  # s; None: the file's end

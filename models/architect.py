@@ -1,0 +1,124 @@
+"""The alpha step of DARTS: gradient of the validation loss with respect to the architecture."""
+from contextlib import contextmanager
+
+import torch
+
+RADIUS = 1e-2  # length of the finite-difference step in weight space (DARTS, section 2.3, footnote 2)
+
+
+class Architect:
+    """Writes the architecture gradient into alpha.grad; an optimizer of alpha takes the step.
+
+    net: any module with loss(X, y), weights() and alphas(). w_momentum, w_weight_decay: those of the SGD that trains w.
+    A step leaves w, w.grad, buffers (batch-norm statistics) and the state of the random generators as they were.
+    """
+
+    def __init__(self, net, w_momentum, w_weight_decay):
+        self.net = net
+        self.w_momentum = w_momentum
+        self.w_weight_decay = w_weight_decay
+
+    def backward(self, val_X, val_y):
+        """First order: alpha.grad = d L_val(w, alpha) / d alpha. Returns the validation loss, detached."""
+        alphas = list(self.net.alphas())
+        with self._undisturbed():
+            loss = self.net.loss(val_X, val_y)
+            _assign(alphas, _grad(loss, alphas))
+        return loss.detach()
+
+    def unrolled_backward(self, trn_X, trn_y, val_X, val_y, xi, w_optim):
+        """Second order: alpha.grad = d L_val(w'(alpha), alpha) / d alpha, one virtual step w' (DARTS, equations 6 to 8).
+
+        xi: learning rate of the virtual step. w_optim: the SGD of w, whose momentum buffers the virtual step uses.
+        Every pass over the training batch draws the same dropout masks: they differentiate one and the same L_trn.
+        Returns the validation loss at w', detached.
+        """
+        alphas, weights = list(self.net.alphas()), list(self.net.weights())
+        with self._undisturbed():
+            rng = self._rng()
+            w = [p.detach().clone() for p in weights]
+            try:
+                self.virtual_step(trn_X, trn_y, xi, w_optim)
+                loss = self.net.loss(val_X, val_y)  # L_val(w', alpha)
+                grads = _grad(loss, alphas + weights)
+                dalpha, dw = grads[:len(alphas)], grads[len(alphas):]
+                _copy(weights, w)
+                self._set_rng(rng)
+                hessian = self.compute_hessian(dw, trn_X, trn_y)
+            finally:
+                _copy(weights, w)
+            # d/dalpha L_val(w', alpha) - xi * d2 L_trn / (dalpha dw) . d/dw' L_val
+            _assign(alphas, torch._foreach_sub(dalpha, hessian, alpha=xi))
+        return loss.detach()
+
+    def virtual_step(self, trn_X, trn_y, xi, w_optim):
+        """w <- w' = w - xi * (momentum * v + d/dw L_trn(w, alpha) + weight_decay * w): what SGD would do next."""
+        weights = list(self.net.weights())
+        step = _grad(self.net.loss(trn_X, trn_y), weights)
+        with torch.no_grad():
+            for p, g in zip(weights, step):
+                v = w_optim.state.get(p, {}).get('momentum_buffer')
+                if v is not None:
+                    g.add_(v, alpha=self.w_momentum)
+                g.add_(p, alpha=self.w_weight_decay)
+            torch._foreach_add_(weights, step, alpha=-xi)
+
+    def compute_hessian(self, dw, trn_X, trn_y):
+        """d2 L_trn / (dalpha dw) . dw by central difference (DARTS, equation 8), at the current w.
+
+        [d/dalpha L_trn(w + eps dw) - d/dalpha L_trn(w - eps dw)] / (2 eps), eps = radius / ||dw||. The radius is DARTS' 0.01;
+        in float64, where rounding allows it, the cube root of the machine epsilon, the step at which the rounding error and
+        the truncation error of a central difference meet.
+        """
+        alphas, weights = list(self.net.alphas()), list(self.net.weights())
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(dw)))
+        radius = min(RADIUS, torch.finfo(norm.dtype).eps ** (1 / 3)) if norm.dtype == torch.float64 else RADIUS
+        eps = radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        direction = torch._foreach_mul(dw, eps)
+        w = [p.detach().clone() for p in weights]
+        rng = self._rng()
+        try:
+            with torch.no_grad():
+                torch._foreach_add_(weights, direction)
+            plus = _grad(self.net.loss(trn_X, trn_y), alphas)
+            _copy(weights, torch._foreach_sub(w, direction))
+            self._set_rng(rng)
+            minus = _grad(self.net.loss(trn_X, trn_y), alphas)
+        finally:
+            _copy(weights, w)
+        return torch._foreach_div(torch._foreach_sub(plus, minus), 2. * eps)
+
+    @contextmanager
+    def _undisturbed(self):
+        buffers = list(self.net.buffers())
+        kept, rng = [b.clone() for b in buffers], self._rng()
+        try:
+            yield
+        finally:
+            _copy(buffers, kept)
+            self._set_rng(rng)
+
+    def _rng(self):
+        devices = {p.device for p in self.net.weights() if p.is_cuda}
+        return [(None, torch.get_rng_state())] + [(d, torch.cuda.get_rng_state(d)) for d in devices]
+
+    @staticmethod
+    def _set_rng(states):
+        for device, state in states:
+            torch.set_rng_state(state) if device is None else torch.cuda.set_rng_state(state, device)
+
+
+def _grad(loss, inputs):
+    """Gradients, zeros where an input plays no part in the loss."""
+    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, grads)]
+
+
+def _assign(parameters, grads):
+    for p, g in zip(parameters, grads):
+        p.grad = g.detach().clone()
+
+
+@torch.no_grad()
+def _copy(targets, sources):
+    torch._foreach_copy_(targets, sources) if targets else None

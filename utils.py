@@ -1,0 +1,234 @@
+"""What both programs need around their loops: errors, seeds, scores, and the folder of a run."""
+import csv
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import yaml
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix, f1_score, recall_score
+from tensorboardX import SummaryWriter
+
+CURRENT = {'device', 'resume', 'overwrite', 'config'}  # settings that a resumed run may have otherwise than it began
+
+
+class UserError(Exception):
+    """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
+
+
+def cli(main):
+    """Runs main() as a program: a user's mistake is one line on stderr and exit code 2, an interruption exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f'{os.path.basename(sys.argv[0])}: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'{os.path.basename(sys.argv[0])}: interrupted; the same command with --resume goes on', file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def choose_device(name):
+    """'auto' -> CUDA where there is one; otherwise the named device. Raises UserError where it cannot be used."""
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f'--device {name}: {str(error).splitlines()[0]}') from None
+    return device
+
+
+def describe_device(device):
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
+
+
+def set_seed(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state():
+    return {'cpu': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state):
+    torch.set_rng_state(state['cpu'])
+    for i, cuda_state in enumerate(state['cuda'][:torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state, i)
+
+
+def count_parameters(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+def scores(labels, predicted):
+    """Over all predictions at once: ua = mean recall of the classes that occur in labels, wa = accuracy, macro_f1."""
+    present = np.unique(labels)
+    return {'ua': float(recall_score(labels, predicted, labels=present, average='macro', zero_division=0)),
+            'wa': float(accuracy_score(labels, predicted)),
+            'macro_f1': float(f1_score(labels, predicted, average='macro', zero_division=0))}
+
+
+def evaluate(forward, dataset, batch_size, criterion):
+    """Scores of a dataset with 'loss' (of the window-averaged probabilities), and its probabilities (n, n_classes) as numpy."""
+    probabilities = dataset.score(forward, batch_size)
+    loss = criterion(probabilities.clamp_min(1e-12).log(), dataset.labels)
+    probabilities, labels = probabilities.cpu().numpy(), dataset.labels.cpu().numpy()
+    return {'loss': float(loss), **scores(labels, probabilities.argmax(axis=1))}, probabilities
+
+
+class Tally:
+    """Losses and predictions of a training epoch, kept on the device until the epoch's end."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, loss, logits, y):
+        self.rows.append((loss.detach() * len(y), logits.detach().argmax(dim=1), y))
+
+    def scores(self):
+        """{'loss', 'ua', 'wa', 'macro_f1'}. Raises UserError where the loss is no longer finite."""
+        losses, predicted, labels = zip(*self.rows)
+        predicted, labels = torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
+        loss = float(torch.stack(losses).sum()) / len(labels)
+        if not np.isfinite(loss):
+            raise UserError('training diverged, the loss is not finite: lower the learning rate')
+        return {'loss': loss, **scores(labels, predicted)}
+
+
+def write_aside(path, write):
+    """write(file) to a temporary name beside `path`, then rename: the file is whole or not there."""
+    with open(f'{path}.tmp', 'wb') as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(f'{path}.tmp', path)
+
+
+def write_json(path, tree):
+    write_aside(path, lambda f: f.write((json.dumps(tree, indent=1) + '\n').encode()))
+
+
+def write_csv(path, header, rows):
+    lines = []
+    csv.writer(_Lines(lines), lineterminator='\n').writerows([header, *rows])
+    write_aside(path, lambda f: f.write(''.join(lines).encode()))
+
+
+class _Lines:
+    def __init__(self, lines):
+        self.write = lines.append
+
+
+class Run:
+    """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
+
+    Made in two steps, so that a mistake found while data are read leaves an earlier run as it was: the constructor looks
+    whether this run may be made and raises UserError if not, `open` makes it.
+    """
+
+    def __init__(self, program, config):
+        self.program, self.config = program, config
+        self.path = os.path.join('runs', program, config.name)
+        self.history, self.logger, self.writer = [], None, None
+        settings = {k: v for k, v in asdict(config).items() if k not in CURRENT}
+        if config.overwrite and config.resume:
+            raise UserError('--overwrite and --resume exclude each other')
+        if not os.path.exists(self.path) or config.overwrite:
+            return
+        if not config.resume:
+            raise UserError(f'{self.path} exists: --resume goes on with it, --overwrite begins anew, or take another --name')
+        try:
+            with open(self.file('config.yaml')) as f:
+                before = yaml.safe_load(f)
+        except FileNotFoundError:
+            return
+        except yaml.YAMLError:
+            raise UserError(f'{self.file("config.yaml")} is damaged: begin anew with --overwrite') from None
+        for key, value in settings.items():
+            if (before or {}).get(key) != value:
+                raise UserError(f'--resume: {key} is {value}, but {self.path} began with {(before or {}).get(key)}')
+
+    def file(self, name):
+        return os.path.join(self.path, name)
+
+    def open(self):
+        """Makes the folder, or opens it again. Returns the last checkpoint of a resumed run, or None."""
+        if self.config.overwrite:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.makedirs(self.path, exist_ok=True)
+        settings = {k: v for k, v in asdict(self.config).items() if k not in CURRENT}
+        write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
+        self.logger = self._make_logger()
+        checkpoint = self._read_checkpoint()
+        self.history = checkpoint['history'] if checkpoint else []
+        # Rows after the checkpoint belong to an epoch that will be run again.
+        write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
+        self.writer = SummaryWriter(self.file('tb'), purge_step=len(self.history) + 1 if checkpoint else None)
+        if not checkpoint:
+            table = '\n'.join(['|setting|value|', '|---|---|'] + [f'|{k}|{v}|' for k, v in settings.items()])
+            self.writer.add_text('parameters', table, 0)
+        return checkpoint
+
+    def _read_checkpoint(self):
+        path = self.file('checkpoint.pt')
+        if not os.path.exists(path):
+            return None
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(f'{path} cannot be read ({type(error).__name__}): begin anew with --overwrite') from None
+
+    def _make_logger(self):
+        logger = logging.getLogger(f'emodarts.{self.program}')
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for handler in list(logger.handlers):
+            handler.close()
+            logger.removeHandler(handler)
+        for handler in (logging.FileHandler(self.file(f'{self.program}.log')), logging.StreamHandler(sys.stdout)):
+            handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m/%d %H:%M:%S'))
+            logger.addHandler(handler)
+        return logger
+
+    def end_epoch(self, row):
+        """Appends a row to metrics.jsonl and draws its numbers, nested as {'train': {'ua': .7}}, in TensorBoard."""
+        self.history.append(row)
+        with open(self.file('metrics.jsonl'), 'a') as f:
+            f.write(_json_line(row))
+        for group, value in row.items():
+            for name, number in (value.items() if isinstance(value, dict) else [(None, value)]):
+                if isinstance(number, float):
+                    self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
+
+    def save_checkpoint(self, state):
+        state = {**state, 'history': self.history, 'rng': rng_state()}
+        write_aside(self.file('checkpoint.pt'), lambda f: torch.save(state, f))
+
+    def close(self):
+        self.writer.close()
+
+
+def _json_line(row):
+    return json.dumps(row) + '\n'
+
+
+def draw_confusion(labels, predicted, names):
+    """matplotlib Figure of the confusion matrix, rows normalised to recall."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(2 + .6 * len(names), 2 + .6 * len(names)), layout='constrained')
+    matrix = confusion_matrix(labels, predicted, labels=range(len(names)), normalize='true')
+    ConfusionMatrixDisplay(matrix, display_labels=names).plot(
+        ax=figure.add_subplot(), xticks_rotation='vertical', values_format='.2f', colorbar=False)
+    return figure
