@@ -1,0 +1,229 @@
+"""The alpha gradient against exact second derivatives, and against a problem solved by hand."""
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.func import functional_call
+
+from models.architect import Architect
+from models.search_cnn import SearchCNNController
+
+TOLERANCE = 1e-4
+
+
+class Smooth(nn.Module):
+    """Two mixtures of tanh layers and dropout: small, smooth, all second derivatives nonzero."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.randn(2, 3))
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(4))
+        self.bn = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        for i, w in enumerate(torch.softmax(self.alpha, dim=-1)):
+            x = w[0] * torch.tanh(self.layers[2 * i](x)) + w[1] * torch.sin(self.layers[2 * i + 1](x)) + w[2] * x
+            x = self.bn(nn.functional.dropout(x, .3, self.training))
+        return x
+
+    def loss(self, X, y):
+        return nn.functional.cross_entropy(self(X), y)
+
+    def weights(self):
+        return [*self.layers.parameters(), *self.bn.parameters()]
+
+    def alphas(self):
+        return [self.alpha]
+
+
+class Loss(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, X, y):
+        return self.net.loss(X, y)
+
+
+def exact_gradient(net, trn, val, xi, optim, momentum, weight_decay):
+    """d L_val(w - xi (momentum v + grad L_trn + weight_decay w), alpha) / d alpha, by autograd through the step."""
+    weights, alphas = list(net.weights()), list(net.alphas())
+    names = {id(p): name for name, p in Loss(net).named_parameters()}
+    grads = torch.autograd.grad(net.loss(*trn), weights, create_graph=True, allow_unused=True)
+    moved = {}
+    for p, g in zip(weights, grads):
+        v = optim.state[p].get('momentum_buffer') if p in optim.state else None
+        step = (0. if g is None else g) + weight_decay * p + (0. if v is None else momentum * v)
+        moved[names[id(p)]] = p - xi * step
+    loss = functional_call(Loss(net), moved, val)
+    grads = torch.autograd.grad(loss, alphas, allow_unused=True)
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(alphas, grads)]
+
+
+def relative_error(found, exact):
+    found, exact = (torch.cat([x.flatten() for x in xs]) for xs in (found, exact))
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+def batches(net):
+    if isinstance(net, Smooth):
+        return [(torch.randn(6, 5).double(), torch.randint(5, (6,))) for _ in range(2)]
+    return [(torch.randn(3, 1, 8, 12).double(), torch.randint(3, (3,))) for _ in range(2)]
+
+
+def make(kind):
+    if kind == 'smooth':
+        return Smooth().double()
+    net = SearchCNNController(1, 2, 3, 3, nn.CrossEntropyLoss(), n_nodes=2, stem_multiplier=1, n_layers_rnn=1, n_nodes_rnn=1,
+                              C_rnn=4, rnn_primitives='all' if kind == 'supernet_all' else 'mixed', dropout=.2).double()
+    for alpha in net.alphas():
+        nn.init.normal_(alpha)
+    return net
+
+
+def prepared(kind, momentum, weight_decay):
+    """Network, optimizer with momentum buffers from two real steps, and two batches."""
+    net = make(kind)
+    optim = torch.optim.SGD(net.weights(), .05, momentum=momentum, weight_decay=weight_decay)
+    trn, val = batches(net)
+    for _ in range(2):
+        optim.zero_grad()
+        net.loss(*trn).backward()
+        optim.step()
+    return net, optim, trn, val
+
+
+@pytest.mark.parametrize('kind', ['smooth', 'supernet', 'supernet_all'])
+@pytest.mark.parametrize('momentum, weight_decay', [(0., 0.), (.9, 0.), (0., 1e-2), (.9, 3e-4)])
+def test_second_order_is_the_exact_gradient(kind, momentum, weight_decay):
+    net, optim, trn, val = prepared(kind, momentum, weight_decay)
+    xi, rng = .1, torch.get_rng_state()
+    exact = exact_gradient(copy.deepcopy(net), trn, val, xi, _moved_optim(net, optim), momentum, weight_decay)
+    torch.set_rng_state(rng)
+    Architect(net, momentum, weight_decay).unrolled_backward(*trn, *val, xi, optim)
+    found = [a.grad for a in net.alphas()]
+    assert relative_error(found, exact) < TOLERANCE
+    # The second-order term is there to be got wrong: first order is far from it.
+    torch.set_rng_state(rng)
+    Architect(net, momentum, weight_decay).backward(*val)
+    assert relative_error([a.grad for a in net.alphas()], exact) > 100 * TOLERANCE
+
+
+def _moved_optim(net, optim):
+    """The oracle works on a copy of the network: its parameters with the same momentum buffers."""
+    class Moved:
+        state = {}
+    return Moved if not optim.state else _Lookup(net, optim)
+
+
+class _Lookup:
+    """optimizer.state by position: parameter k of any copy of the network has the buffer of parameter k."""
+
+    def __init__(self, net, optim):
+        self.state = _ByPosition([optim.state[p] for p in net.weights()])
+
+
+class _ByPosition:
+    def __init__(self, states):
+        self.states, self.next = states, 0
+
+    def __contains__(self, p):
+        return True
+
+    def __getitem__(self, p):
+        self.next += 1
+        return self.states[self.next - 1]
+
+
+class WrongBracket(Architect):
+    def compute_hessian(self, dw, trn_X, trn_y):
+        norm = torch.cat([d.flatten() for d in dw]).norm()
+        eps = torch.finfo(torch.float64).eps ** (1 / 3) / norm
+        return [h * (2. * eps) / 2. * eps for h in super().compute_hessian(dw, trn_X, trn_y)]  # (p - n) / 2. * eps
+
+
+class OtherMasks(Architect):
+    def _set_rng(self, states):
+        pass
+
+
+@pytest.mark.parametrize('broken', [WrongBracket, OtherMasks])
+def test_a_broken_second_order_step_is_noticed(broken):
+    net, optim, trn, val = prepared('smooth', .9, 3e-4)
+    rng = torch.get_rng_state()
+    exact = exact_gradient(copy.deepcopy(net), trn, val, .1, _moved_optim(net, optim), .9, 3e-4)
+    torch.set_rng_state(rng)
+    broken(net, .9, 3e-4).unrolled_backward(*trn, *val, .1, optim)
+    assert relative_error([a.grad for a in net.alphas()], exact) > 10 * TOLERANCE
+
+
+def test_first_order_is_autograd_of_the_validation_loss():
+    net, _, _, val = prepared('supernet', .9, 3e-4)
+    rng = torch.get_rng_state()
+    exact = torch.autograd.grad(net.loss(*val), list(net.alphas()), allow_unused=True)
+    torch.set_rng_state(rng)
+    Architect(net, .9, 3e-4).backward(*val)
+    for a, g in zip(net.alphas(), exact):
+        assert torch.equal(a.grad, torch.zeros_like(a) if g is None else g)
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_a_step_leaves_weights_buffers_and_rng_as_they_were(order):
+    net, optim, trn, val = prepared('supernet', .9, 3e-4)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    grads = [p.grad.clone() if p.grad is not None else None for p in net.weights()]
+    momenta = [s['momentum_buffer'].clone() for s in optim.state.values()]
+    rng = torch.get_rng_state()
+    architect = Architect(net, .9, 3e-4)
+    architect.backward(*val) if order == 1 else architect.unrolled_backward(*trn, *val, .1, optim)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    for p, g in zip(net.weights(), grads):
+        assert g is None or torch.equal(p.grad, g)
+    assert all(torch.equal(s['momentum_buffer'], m) for s, m in zip(optim.state.values(), momenta))
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_weights_come_back_when_a_pass_fails():
+    net, optim, trn, val = prepared('smooth', .9, 3e-4)
+    before = [p.detach().clone() for p in net.weights()]
+    with pytest.raises(IndexError):
+        Architect(net, .9, 3e-4).unrolled_backward(*trn, val[0], val[1] + 99, .1, optim)
+    assert all(torch.equal(p, b) for p, b in zip(net.weights(), before))
+
+
+class Figure2(nn.Module):
+    """L_val = alpha w - 2 alpha + 1, L_train = w^2 - 2 alpha w + alpha^2 (DARTS, figure 2); X says which."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha, self.w = (nn.Parameter(torch.tensor(v, dtype=torch.double)) for v in (2., -2.))
+
+    def loss(self, X, y):
+        a, w = self.alpha, self.w
+        return X * (a * w - 2 * a + 1) + (1 - X) * (w ** 2 - 2 * a * w + a ** 2)
+
+    def weights(self):
+        return [self.w]
+
+    def alphas(self):
+        return [self.alpha]
+
+
+@pytest.mark.parametrize('xi', [0., .1, .25, .5])
+def test_figure_2_ends_where_theory_says(xi):
+    # At rest w = alpha and w - 2 + xi * 2 alpha = 0, so alpha = w = 2 / (1 + 2 xi): the optimum (1, 1) for xi = 1/2,
+    # DARTS' best guess, and (2, 2) for the first order.
+    net = Figure2()
+    w_optim, alpha_optim = torch.optim.SGD([net.w], .1), torch.optim.SGD([net.alpha], .05)
+    architect = Architect(net, 0., 0.)
+    trn, val = torch.tensor(0., dtype=torch.double), torch.tensor(1., dtype=torch.double)
+    for _ in range(800):
+        architect.unrolled_backward(trn, None, val, None, xi, w_optim) if xi else architect.backward(val, None)
+        alpha_optim.step()
+        w_optim.zero_grad()
+        net.loss(trn, None).backward()
+        w_optim.step()
+    end = 2. / (1. + 2. * xi)
+    assert abs(net.alpha.item() - end) < 1e-5 and abs(net.w.item() - end) < 1e-5

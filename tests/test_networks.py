@@ -1,0 +1,182 @@
+import pytest
+import torch
+import torch.nn as nn
+
+import genotypes as gt
+from models.augment_cnn import AugmentCNN
+from models.search_cnn import SearchCNNController
+
+CRITERION = nn.CrossEntropyLoss()
+
+
+def supernet(layers=3, **kwargs):
+    kwargs = {'n_nodes': 2, 'C_rnn': 6, **kwargs}
+    return SearchCNNController(1, 4, 3, layers, CRITERION, **kwargs)
+
+
+def settle(net, *shape):
+    """A few training passes, so that batch norm's running statistics are not those of a fresh network."""
+    for _ in range(3):
+        net(torch.randn(6, *shape, dtype=next(net.parameters()).dtype))
+    return net.eval()
+
+
+@pytest.mark.parametrize('layers', [1, 2, 3, 4, 6])
+@pytest.mark.parametrize('rnn_layers', [0, 1, 2])
+@pytest.mark.parametrize('F, T', [(16, 20), (13, 9), (5, 31), (1, 16)])
+def test_any_size_runs_and_its_genotype_trains(layers, rnn_layers, F, T):
+    net = supernet(layers, n_layers_rnn=rnn_layers, n_nodes_rnn=1, rnn_primitives='lstm_1,skip_connect,none',
+                   primitives='max_pool_3x3,sep_conv_3x3,skip_connect,none')
+    x = torch.randn(2, 1, F, T)
+    assert net(x).shape == (2, 3)
+    net.loss(x, torch.tensor([0, 2])).backward()
+    genotype = gt.from_str(gt.to_str(net.genotype()))
+    assert genotype == net.genotype()
+    discrete = AugmentCNN((F, T), 1, 5, 3, layers, True, genotype, n_layers_rnn=rnn_layers, C_rnn=7)
+    logits, aux = discrete(x)
+    assert logits.shape == aux.shape == (2, 3)
+    assert discrete.eval()(x[:1])[0].shape == (1, 3) and discrete(x)[1] is None
+
+
+def test_batch_of_one_trains():
+    net = supernet()
+    net.loss(torch.randn(1, 1, 16, 20), torch.tensor([1])).backward()
+    discrete = AugmentCNN(None, 1, 4, 3, 3, True, net.genotype())
+    logits, aux = discrete(torch.randn(1, 1, 16, 20))
+    (CRITERION(logits, torch.tensor([1])) + CRITERION(aux, torch.tensor([1]))).backward()
+
+
+@pytest.mark.parametrize('wrong', [dict(layers=0), dict(n_nodes=0), dict(n_layers_rnn=-1), dict(C_rnn=0), dict(dropout=1.),
+                                   dict(primitives='sep_conv_7x7'), dict(rnn_primitives='none')])
+def test_impossible_sizes_are_refused_with_a_reason(wrong):
+    with pytest.raises(ValueError, match=r'\w+'):
+        supernet(**wrong)
+
+
+def test_wrong_rank_is_refused():
+    with pytest.raises(ValueError, match='expected'):
+        supernet()(torch.randn(2, 16, 20))
+
+
+@pytest.mark.parametrize('rnn_ops', ['all', 'paper', 'mixed', 'gru_att'])
+def test_an_utterance_is_scored_alone_as_in_a_batch(rnn_ops):
+    net = settle(supernet(rnn_primitives=rnn_ops, n_layers_rnn=2).double(), 1, 12, 17)
+    check_batch_invariance(net)
+
+
+@pytest.mark.parametrize('name', gt.RNN_OP_SETS['all'][:-1])
+def test_the_discrete_network_scores_alone_as_in_a_batch(name):
+    genotype = gt.Genotype(*[[[('sep_conv_3x3', 0), ('max_pool_3x3', 1)]], [2]] * 2, [[(name, 0), (name, 1)]], [2])
+    net = settle(AugmentCNN(None, 1, 4, 3, 3, False, genotype, n_layers_rnn=2, C_rnn=5).double(), 1, 12, 17)
+    check_batch_invariance(lambda x: net(x)[0])
+
+
+def check_batch_invariance(forward):
+    x = torch.randn(5, 1, 12, 17, dtype=torch.double)
+    whole = forward(x)
+    torch.testing.assert_close(torch.cat([forward(x[i:i + 1]) for i in range(5)]), whole, rtol=0, atol=1e-10)
+    order = torch.tensor([2, 0, 4, 1, 3])
+    torch.testing.assert_close(forward(x[order]), whole[order], rtol=0, atol=1e-10)
+    assert (whole[0] - whole[1]).abs().max() > 1e-6  # it does look at its input
+
+
+def one_hot(net, genotype):
+    """Sets alphas so that softmax gives exactly one operation to the edges of `genotype` and none to the others."""
+    with torch.no_grad():
+        for kind in net.kinds():
+            names = net.primitives_of(kind)
+            for node, alpha in zip(getattr(genotype, kind), getattr(net, f'alpha_{kind}')):
+                alpha.fill_(-1e9)
+                alpha[:, names.index('none')] = 0.
+                for name, j in node:
+                    alpha[j, names.index('none')] = -1e9
+                    alpha[j, names.index(name)] = 0.
+
+
+def copy_weights(net, discrete, genotype):
+    """The discrete network's weights from the supernet's; its affine norms stay at scale 1, shift 0."""
+    source, target = net.net.state_dict(), discrete.state_dict()
+    for key in target:
+        parts = key.split('.')
+        if 'dag' in parts:
+            cell = net.net.get_submodule('.'.join(parts[:2]))
+            i, e, rest = int(parts[3]), int(parts[4]), parts[5:]
+            name, j = getattr(genotype, cell.kind)[i][e]
+            k = net.primitives_of(cell.kind).index(name)
+            parts = [*parts[:3], str(i), str(j), '_ops', str(k), *rest[1:]]  # rest[0]: the place before drop-path
+        if '.'.join(parts) in source:
+            target[key] = source['.'.join(parts)]
+        else:
+            assert key.endswith(('weight', 'bias')) and target[key].ndim == 1, key  # only an affine norm has no source
+    discrete.load_state_dict(target)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_supernet_with_one_hot_alphas_is_the_discrete_network(seed):
+    torch.manual_seed(seed)
+    net = supernet(4, n_nodes=3, n_layers_rnn=2, n_nodes_rnn=2, rnn_primitives='all').double()
+    for alpha in net.alphas():
+        nn.init.normal_(alpha)
+    genotype = net.genotype()
+    one_hot(net, genotype)
+    assert [sorted(node) for node in net.genotype().normal] == [sorted(node) for node in genotype.normal]
+    discrete = AugmentCNN(None, 1, 4, 3, 4, False, genotype, n_layers_rnn=2, C_rnn=6).double()
+    copy_weights(net, discrete, genotype)
+    x = torch.randn(3, 1, 12, 17, dtype=torch.double)
+    torch.testing.assert_close(net(x), discrete(x)[0], rtol=0, atol=1e-10)  # train mode: batch statistics
+    y = torch.tensor([0, 1, 2])
+    torch.testing.assert_close(torch.autograd.grad(net.loss(x, y), net.net.linear.weight)[0],
+                               torch.autograd.grad(CRITERION(discrete(x)[0], y), discrete.linear.weight)[0])
+    with torch.no_grad():  # the comparison notices one operation in another's place
+        kind, first = net.alpha_rnn[0], torch.zeros_like(net.alpha_rnn[0])
+        kind.copy_(first)
+    assert (net(x) - discrete(x)[0]).abs().max() > 1e-6
+
+
+def test_reversing_time_changes_the_answer():
+    net = settle(supernet(primitives='skip_connect,none', rnn_primitives='gru_1,none').double(), 1, 12, 16)
+    x = torch.randn(2, 1, 12, 16, dtype=torch.double)
+    assert (net(x.flip(3)) - net(x)).abs().max() > 1e-4
+
+
+def test_weights_and_alphas_share_nothing_and_leave_nothing_out():
+    net = supernet()
+    weights, alphas = {id(p) for p in net.weights()}, {id(p) for p in net.alphas()}
+    assert not weights & alphas and weights | alphas == {id(p) for p in net.parameters()}
+    assert len(list(net.named_weights())) == len(weights) and len(list(net.named_alphas())) == len(alphas)
+
+
+def test_a_kind_of_cell_that_never_stood_in_the_supernet_is_not_invented():
+    assert supernet(2).genotype().normal == [] and supernet(3, n_layers_rnn=0).genotype().rnn == []
+    with pytest.raises(ValueError, match='no normal cell'):
+        AugmentCNN(None, 1, 4, 3, 4, False, supernet(2).genotype())
+    with pytest.raises(ValueError, match='no SeqNN cell'):
+        AugmentCNN(None, 1, 4, 3, 3, False, supernet(3, n_layers_rnn=0).genotype(), n_layers_rnn=1)
+
+
+def test_drop_path_reaches_every_operation_but_skips():
+    genotype = supernet().genotype()
+    net = AugmentCNN(None, 1, 4, 3, 3, False, genotype)
+    net.drop_path_prob(.5)
+    x = torch.randn(4, 1, 12, 16)
+    a, b = net(x)[0], net(x)[0]
+    assert (a - b).abs().max() > 1e-6
+    net.drop_path_prob(0.)
+    assert torch.equal(net(x)[0], net(x)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('order', [1, 2])
+def test_gpu_agrees_with_cpu(order):
+    from models.architect import Architect
+    net = supernet(rnn_primitives='all')
+    x, y = torch.randn(4, 1, 16, 20), torch.tensor([0, 1, 2, 0])
+    found = []
+    for device in ('cpu', 'cuda'):
+        net.to(device)
+        optim = torch.optim.SGD(net.weights(), .025, momentum=.9)
+        batch = (x.to(device), y.to(device))
+        step = Architect(net, .9, 3e-4)
+        step.backward(*batch) if order == 1 else step.unrolled_backward(*batch, *batch, .025, optim)
+        found.append(torch.cat([a.grad.flatten().cpu() for a in net.alphas()]))
+    assert (found[0] - found[1]).norm() < (1e-3 if order == 1 else 1e-2) * found[0].norm()

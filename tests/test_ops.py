@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+import genotypes as gt
+from models.ops import OPS, MixedOp, Zero, drop_path
+from models.rnn_ops import RNN_OPS
+
+SEQ_OPS = [name for name in gt.RNN_OP_SETS['all'] if name != 'none']
+RECURRENT = [name for name in SEQ_OPS if name != 'skip_connect']
+
+
+@pytest.mark.parametrize('name', gt.PRIMITIVES)
+@pytest.mark.parametrize('C', [1, 3, 8])
+@pytest.mark.parametrize('F, T', [(8, 12), (7, 5), (2, 3), (1, 4)])
+def test_cnn_operations_keep_their_contract(name, C, F, T):
+    x = torch.randn(2, C, F, T)
+    assert OPS[name](C, 1, False)(x).shape == (2, C, F, T)
+    assert OPS[name](C, 2, True)(x).shape == (2, C, -(-F // 2), -(-T // 2))
+
+
+@pytest.mark.parametrize('name', [*SEQ_OPS, 'none'])
+@pytest.mark.parametrize('N, T, H', [(1, 7, 5), (3, 1, 8), (2, 4, 1)])
+def test_sequential_operations_keep_their_contract(name, N, T, H):
+    assert RNN_OPS[name](H, False)(torch.randn(N, T, H)).shape == (N, T, H)
+
+
+@pytest.mark.parametrize('name', SEQ_OPS)
+def test_sequential_operations_do_not_mix_utterances(name):
+    op, x = RNN_OPS[name](6, False).double(), torch.randn(5, 9, 6, dtype=torch.double)
+    whole = op(x)
+    for i in range(5):
+        torch.testing.assert_close(op(x[i:i + 1])[0], whole[i], rtol=0, atol=1e-12)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    torch.testing.assert_close(op(x[order]), whole[order], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', RECURRENT)
+def test_recurrent_operations_run_along_time(name):
+    op, x = RNN_OPS[name](6, False).double(), torch.randn(2, 9, 6, dtype=torch.double)
+    assert (op(x.flip(1)).flip(1) - op(x)).abs().max() > 1e-3
+    changed = x.clone()
+    changed[:, 4] += 1.
+    seen = (op(changed) - op(x)).abs().amax(dim=(0, 2)) > 1e-9  # (T,) which steps notice
+    assert seen.tolist() == ([True] * 9 if 'att' in name else [False] * 4 + [True] * 5)
+
+
+def test_number_of_layers_is_in_the_name():
+    for name in RECURRENT:
+        rnn = RNN_OPS[name](4, False).rnn
+        assert rnn.num_layers == int(name[-1]) and rnn.bidirectional == ('att' in name)
+        assert type(rnn).__name__.lower() == name.split('_')[0]
+
+
+def test_mixed_op_is_the_weighted_sum():
+    ops = [RNN_OPS[name](4, False) for name in ('gru_1', 'skip_connect', 'none')]
+    x, w = torch.randn(2, 5, 4), torch.tensor([.2, .3, .5])
+    torch.testing.assert_close(MixedOp(ops)(x, w), .2 * ops[0](x) + .3 * x)
+
+
+def test_search_operations_cannot_rescale_themselves():
+    for name in gt.PRIMITIVES:
+        assert not any(p.ndim == 1 for p in OPS[name](4, 1, False).parameters())
+
+
+def test_zero():
+    assert Zero(2)(torch.randn(1, 2, 5, 5)).abs().sum() == 0
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    x = torch.ones(4000, 3, 2)
+    y = drop_path(x, .25, True)
+    assert set(y.unique().tolist()) == {0., x.new_tensor(1 / .75).item()}
+    assert (y.amin(dim=(1, 2)) == y.amax(dim=(1, 2))).all()
+    assert abs(y.mean().item() - 1.) < .05
+    assert drop_path(x, .25, False) is x
