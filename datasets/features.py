@@ -1,11 +1,13 @@
 """Audio file -> 16 kHz mono -> log-mel or MFCC -> cache."""
 import hashlib
 import os
+import warnings
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import librosa
 import numpy as np
+import soundfile
 import torch
 import torchaudio
 from tqdm import tqdm
@@ -15,6 +17,7 @@ from utils import UserError
 SAMPLE_RATE = 16_000  # Hz
 WIN_LENGTH = 512  # samples, 32 ms
 N_FFT = 2_048  # samples; the window is padded with zeros, so that even 128 mel filters each hold a frequency bin
+MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame is centred on the first sample and mirrors as much
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
 FLOOR = 1e-6  # mel power under which all is silence; added before the logarithm
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
@@ -48,9 +51,11 @@ class FeatureConfig:
 @lru_cache(maxsize=4)
 def mel_spectrogram(config):
     """The torchaudio transform. Raises UserError where a mel filter would be empty."""
-    transform = torchaudio.transforms.MelSpectrogram(
-        SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=config.hop_length, f_min=F_MIN, f_max=F_MAX,
-        n_mels=config.n_mels)
+    with warnings.catch_warnings():  # torchaudio warns of what is an error here
+        warnings.simplefilter('ignore', UserWarning)
+        transform = torchaudio.transforms.MelSpectrogram(
+            SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=config.hop_length, f_min=F_MIN, f_max=F_MAX,
+            n_mels=config.n_mels)
     if (transform.mel_scale.fb.amax(dim=0) == 0).any():
         raise UserError(f'--n_mels {config.n_mels}: some mel filters would be empty; take fewer')
     return transform
@@ -69,15 +74,21 @@ def extract(wave, config):
 
 def load_audio(utterance):
     """float32 (n_samples,), mono, SAMPLE_RATE. Raises UserError naming the file where it gives no audio."""
-    start = utterance.start or 0.
-    seconds = None if utterance.end is None else utterance.end - start
+    start, end = utterance.start or 0., utterance.end
     try:
-        wave, _ = librosa.load(utterance.path, sr=SAMPLE_RATE, mono=True, offset=start, duration=seconds)
-    except Exception as error:  # decoders raise many kinds; each means the same to the user
-        raise UserError(f'{utterance.path}: cannot be read as audio ({type(error).__name__}: {error})') from None
-    if len(wave) < WIN_LENGTH:
-        raise UserError(f'{utterance.path}: {len(wave)} samples of audio{f" from {start} s" if start else ""}, '
-                        f'fewer than the {WIN_LENGTH} of one frame; remove it')
+        with soundfile.SoundFile(utterance.path) as f:
+            rate = f.samplerate
+            first = min(round(start * rate), f.frames)
+            last = f.frames if end is None else min(round(end * rate), f.frames)
+            f.seek(first)
+            wave = f.read(last - first, dtype='float32', always_2d=True).mean(axis=1)  # (n, channels) -> (n,)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f'{utterance.path}: cannot be read as audio ({error})') from None
+    if rate != SAMPLE_RATE:
+        wave = librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE) if len(wave) else wave
+    if len(wave) < MIN_SAMPLES:
+        raise UserError(f'{utterance.path}: {len(wave)} samples of audio{f" from {start} s" if start else ""} at '
+                        f'{SAMPLE_RATE} Hz, fewer than the {MIN_SAMPLES} that features need; remove it')
     if not np.isfinite(wave).all():
         raise UserError(f'{utterance.path}: holds samples that are not finite numbers; remove it')
     return wave

@@ -1,0 +1,139 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import config as cf
+import datasets
+from conftest import write_corpus
+from datasets.dataset import SpeechDataset, statistics
+from datasets.transforms import spec_augment
+
+LENGTHS = [5, 12, 30, 7, 25]
+WINDOW = 12
+
+
+def dataset(lengths=LENGTHS, window=WINDOW):
+    """Frame t of utterance i holds 100 i + t + 1 in every band, not normalised."""
+    features = [np.tile(100. * i + np.arange(n) + 1, (3, 1)).astype(np.float32) for i, n in enumerate(lengths)]
+    us = [SimpleNamespace(path=str(i)) for i in range(len(lengths))]
+    return SpeechDataset(us, features, [i % 2 for i in range(len(lengths))], torch.zeros(3, 1), torch.ones(3, 1), window)
+
+
+def frames_of(x):
+    return [v for v in x.flatten().unique().tolist() if v]
+
+
+def test_scoring_reads_every_frame_of_every_utterance():
+    data, seen = dataset(), {}
+    for i, start in zip(data.window_owner, data.window_start):
+        window = data.cut(i[None], start[None])
+        assert window.shape == (1, 1, 3, WINDOW)
+        seen.setdefault(int(i), set()).update(frames_of(window))
+    assert seen == {i: {100. * i + t + 1 for t in range(n)} for i, n in enumerate(LENGTHS)}
+    assert data.window_owner.tolist() == [0, 1, 2, 2, 2, 3, 4, 4, 4]
+
+
+def test_scores_are_averaged_over_windows_and_do_not_depend_on_the_batch():
+    data = dataset()
+
+    def forward(x):
+        return torch.stack([x.amax(dim=(1, 2, 3)) / 100., x.mean(dim=(1, 2, 3)) / 100.], dim=1)
+    whole = data.score(forward, 100)
+    assert whole.shape == (5, 2)
+    torch.testing.assert_close(whole.sum(dim=1), torch.ones(5))
+    for batch_size in (1, 2, 4):
+        torch.testing.assert_close(data.score(forward, batch_size), whole)
+    by_hand = torch.stack([torch.softmax(forward(data.cut(torch.tensor([2]), torch.tensor([s])))[0], dim=0)
+                           for s in (0, 9, 18)]).mean(dim=0)
+    torch.testing.assert_close(whole[2], by_hand)
+
+
+def test_an_epoch_has_every_utterance_once_at_random_places():
+    data, starts = dataset(), {i: set() for i in range(5)}
+    for _ in range(60):
+        seen = []
+        for X, y in data.batches(2):
+            for x, label in zip(X, y):
+                inside = frames_of(x)
+                i = int(inside[0] - 1) // 100
+                assert label == i % 2 and inside == list(np.arange(inside[0], inside[-1] + 1))  # one piece, in order
+                assert len(inside) == min(LENGTHS[i], WINDOW)
+                seen.append(i)
+                starts[i].add((inside[0], int((x[0, 0] != 0).float().argmax())))
+        assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert len(starts[2]) > 10 and len(starts[0]) > 5 and len(starts[1]) == 1
+    assert sorted(len(y) for _, y in data.batches(2)) == [1, 2, 2]
+    assert sum(len(y) for _, y in data.batches(2, [1, 3, 4])) == 3
+
+
+def test_spec_augment_masks_bands_within_bounds():
+    x = torch.ones(200, 1, 20, 40)
+    y = spec_augment(x, 1, .2, .1)
+    bands, steps = (y == 0).all(dim=3)[:, 0].sum(dim=1), (y == 0).all(dim=2)[:, 0].sum(dim=1)
+    assert bands.max() == 4 and steps.max() == 4 and bands.min() == 0 and len(bands.unique()) == 5
+    assert torch.equal(spec_augment(x, 0, .2, .1), x) and (x == 1).all()
+    assert ((y == 0) == ((y == 0).all(dim=3, keepdim=True) | (y == 0).all(dim=2, keepdim=True))).all()
+
+
+def test_statistics_are_numpys():
+    parts = [np.random.randn(4, n).astype(np.float32) * 3 + 1 for n in (5, 9)]
+    mean, std = statistics(parts)
+    np.testing.assert_allclose(mean[:, 0], np.concatenate(parts, axis=1).mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(std[:, 0], np.concatenate(parts, axis=1).std(axis=1), rtol=1e-5)
+
+
+def load(csv, tmp_path, splits=('train', 'dev', 'test'), **settings):
+    return datasets.load(cf.SearchConfig(name='x', dataset='manifest', data_path=str(csv), cache=str(tmp_path / 'cache'),
+                                         duration=1., **settings), splits)
+
+
+def test_normalisation_is_of_the_training_speakers_alone(tmp_path):
+    csv = write_corpus(tmp_path / 'c')
+    before = load(csv, tmp_path)
+    frames = before.sets['train'].frames
+    torch.testing.assert_close(frames.mean(dim=1), torch.zeros(32), atol=1e-3, rtol=0)
+    torch.testing.assert_close(frames.std(dim=1), torch.ones(32), atol=1e-3, rtol=0)
+    other = write_corpus(tmp_path / 'other', shift=7)
+    for u in before.fold.split(datasets.scan('manifest', str(csv)), 'test'):
+        (tmp_path / 'c' / u.path).write_bytes((other.parent / u.path.rsplit('/')[-1]).read_bytes())
+    after = load(csv, tmp_path)
+    assert torch.equal(before.mean, after.mean) and torch.equal(before.std, after.std)
+    assert torch.equal(before.sets['train'].frames, after.sets['train'].frames)
+    assert torch.equal(before.sets['dev'].frames, after.sets['dev'].frames)
+    assert not torch.equal(before.sets['test'].frames[:, :20], after.sets['test'].frames[:, :20])
+
+
+def test_sets_that_were_not_asked_for_are_not_read(tmp_path):
+    csv = write_corpus(tmp_path / 'c')
+    fold = load(csv, tmp_path).fold
+    for u in fold.split(datasets.scan('manifest', str(csv)), 'test'):
+        open(u.path, 'w').close()
+    assert set(load(csv, tmp_path, ('train', 'dev')).sets) == {'train', 'dev'}
+    with pytest.raises(datasets.UserError, match='wav'):
+        load(csv, tmp_path)
+
+
+def test_class_weights_are_scikit_learns(tmp_path):
+    from sklearn.utils.class_weight import compute_class_weight
+    csv = write_corpus(tmp_path / 'c')
+    lines = csv.read_text().splitlines()
+    csv.write_text('\n'.join([*lines[:1], *[line for line in lines[1:] if 'sad_3' not in line and 'sad_2' not in line]]))
+    data = load(csv, tmp_path)
+    y = data.sets['train'].labels.numpy()
+    np.testing.assert_allclose(data.class_weights, compute_class_weight('balanced', classes=np.array([0, 1]), y=y), rtol=1e-6)
+
+
+@pytest.mark.parametrize('settings, named', [(dict(fold=9), '--fold 9'), (dict(folds='2'), '--folds 2')])
+def test_impossible_folds_are_named(settings, named, small_corpus, tmp_path):
+    with pytest.raises(datasets.UserError, match=named):
+        load(small_corpus, tmp_path, **settings)
+
+
+def test_a_class_without_training_speakers_is_named(small_corpus, tmp_path):
+    rows = small_corpus.read_text().splitlines()
+    rows = [rows[0]] + [f'{small_corpus.parent}/{row}' for row in rows[1:]]
+    (tmp_path / 'm.csv').write_text('\n'.join(rows).replace('angry,spk1', 'rare,spk1'))
+    with pytest.raises(datasets.UserError, match="'rare'"):
+        load(tmp_path / 'm.csv', tmp_path)

@@ -1,0 +1,134 @@
+import librosa
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from datasets import features as ft
+from datasets import synthetic
+from datasets.utterance import Utterance
+from utils import UserError
+
+CONFIG = ft.FeatureConfig(n_mels=40)
+WAVE = synthetic.synthesise(0, 'happy', 0)
+
+
+def write(path, wave=WAVE, rate=16_000):
+    soundfile.write(path, wave, rate)
+    return Utterance(str(path), 'happy', 'a')
+
+
+@pytest.mark.parametrize('n_mels', [32, 64, 128])
+def test_log_mel_is_librosas(n_mels):
+    config = ft.FeatureConfig(n_mels=n_mels)
+    mel = librosa.feature.melspectrogram(y=WAVE, sr=16_000, n_fft=ft.N_FFT, win_length=ft.WIN_LENGTH, hop_length=256,
+                                         n_mels=n_mels, fmin=ft.F_MIN, fmax=ft.F_MAX, htk=True, norm=None, pad_mode='reflect')
+    np.testing.assert_allclose(ft.extract(WAVE, config), np.log(mel + ft.FLOOR), atol=2e-3)
+    assert (ft.mel_spectrogram(config).mel_scale.fb.amax(dim=0) > 0).all()
+
+
+def test_mfcc_is_scipys_cosine_transform():
+    from scipy.fft import dct
+    log_mel = ft.extract(WAVE, CONFIG)
+    mfcc = ft.extract(WAVE, ft.FeatureConfig(features='mfcc', n_mels=40))
+    np.testing.assert_allclose(mfcc, dct(log_mel, type=2, norm='ortho', axis=0), atol=1e-3)
+
+
+def test_time_pool_keeps_every_frame():
+    whole, pooled = ft.extract(WAVE, CONFIG), ft.extract(WAVE, ft.FeatureConfig(n_mels=40, time_pool=4))
+    assert pooled.shape[1] == -(-whole.shape[1] // 4)
+    np.testing.assert_array_equal(pooled[:, -1], whole[:, 4 * (pooled.shape[1] - 1):].max(axis=1))
+    assert ft.FeatureConfig(hop_ms=16, time_pool=4).frame_rate == 15.625
+
+
+@pytest.mark.parametrize('wrong', [dict(n_mels=2000), dict(n_mels=0), dict(hop_ms=40.), dict(hop_ms=0.), dict(features='plp')])
+def test_impossible_parameters_name_their_flag(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        ft.extract(WAVE, ft.FeatureConfig(**wrong))
+
+
+@pytest.mark.parametrize('rate, channels, suffix', [(16_000, 1, 'wav'), (48_000, 2, 'wav'), (44_100, 1, 'flac'), (8_000, 1, 'wav')])
+def test_any_rate_mono_or_stereo(rate, channels, suffix, tmp_path):
+    tone = .3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    u = write(tmp_path / f'x.{suffix}', np.stack([tone] * channels, axis=1), rate)
+    wave = ft.load_audio(u)
+    assert wave.dtype == np.float32 and wave.ndim == 1 and abs(len(wave) - 16_000) <= 1
+    assert np.abs(np.fft.rfft(wave)).argmax() == pytest.approx(440, abs=1)
+
+
+def test_a_segment_is_the_file_cut(tmp_path):
+    u = write(tmp_path / 'x.wav')
+    part = ft.load_audio(Utterance(u.path, 'x', 'a', start=.5, end=1.))
+    np.testing.assert_array_equal(part, ft.load_audio(u)[8000:16000])
+
+
+def test_what_is_no_audio_is_named(tmp_path):
+    (tmp_path / 'text.wav').write_text('no audio')
+    (tmp_path / 'empty.wav').touch()
+    write(tmp_path / 'short.wav', WAVE[:ft.MIN_SAMPLES - 1])
+    write(tmp_path / 'nan.wav')
+    soundfile.write(tmp_path / 'nan.wav', np.full(16_000, np.nan, np.float32), 16_000, subtype='FLOAT')
+    for name in ('text', 'empty', 'short', 'nan', 'absent'):
+        with pytest.raises(UserError, match=f'{name}.wav'):
+            ft.load_audio(Utterance(str(tmp_path / f'{name}.wav'), 'x', 'a'))
+    with pytest.raises(UserError, match='from 99.0 s'):
+        ft.load_audio(Utterance(write(tmp_path / 'x.wav').path, 'x', 'a', start=99.))
+
+
+def count_extractions(monkeypatch):
+    calls, extract = [], ft.extract
+    monkeypatch.setattr(ft, 'extract', lambda wave, config: calls.append(1) or extract(wave, config))
+    return calls
+
+
+def test_cache_is_keyed_by_content_and_parameters(tmp_path, monkeypatch):
+    u, cache = write(tmp_path / 'x.wav'), str(tmp_path / 'cache')
+    calls = count_extractions(monkeypatch)
+    first = ft.cached_features([u], CONFIG, cache)[0]
+    assert np.array_equal(ft.cached_features([u], CONFIG, cache)[0], first) and len(calls) == 1
+    moved = Utterance(str(tmp_path / 'y.wav'), 'sad', 'b')
+    (tmp_path / 'y.wav').write_bytes((tmp_path / 'x.wav').read_bytes())
+    assert np.array_equal(ft.cached_features([moved], CONFIG, cache)[0], first) and len(calls) == 1
+    write(tmp_path / 'x.wav', WAVE * .5)
+    assert not np.array_equal(ft.cached_features([u], CONFIG, cache)[0], first) and len(calls) == 2
+    for config in (ft.FeatureConfig(n_mels=41), ft.FeatureConfig(n_mels=40, hop_ms=10.), ft.FeatureConfig('mfcc', 40),
+                   ft.FeatureConfig(n_mels=40, time_pool=2)):
+        ft.cached_features([u], config, cache)
+    ft.cached_features([Utterance(u.path, 'x', 'a', start=.5)], CONFIG, cache)
+    assert len(calls) == 7
+
+
+def test_an_interrupted_or_damaged_cache_is_made_whole(tmp_path, monkeypatch):
+    us = [write(tmp_path / f'{i}.wav', WAVE * (i + 1) / 4) for i in range(3)]
+    cache = str(tmp_path / 'cache')
+    calls, extract = [], ft.extract
+
+    def interrupted(wave, config):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return extract(wave, config)
+    monkeypatch.setattr(ft, 'extract', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ft.cached_features(us, CONFIG, cache)
+    assert len(list(tmp_path.glob('cache/*/*'))) == 2
+    monkeypatch.setattr(ft, 'extract', lambda wave, config: calls.append(1) or extract(wave, config))
+    whole = ft.cached_features(us, CONFIG, cache)
+    assert len(calls) == 3  # goes on where it stopped
+    path = next(tmp_path.glob('cache/*/*.npy'))
+    path.write_bytes(path.read_bytes()[:200])
+    again = ft.cached_features(us, CONFIG, cache)
+    assert len(calls) == 4 and all(map(np.array_equal, whole, again))
+
+
+def test_features_are_finite_on_silence():
+    assert np.isfinite(ft.extract(np.zeros(16_000, np.float32), CONFIG)).all()
+    assert torch.isfinite(torch.from_numpy(ft.extract(np.ones(ft.MIN_SAMPLES, np.float32), CONFIG))).all()
+
+
+@pytest.mark.speech
+def test_real_files_as_released(ser_data):
+    from datasets import scan
+    for u in scan('ravdess', str(ser_data / 'quirks')):
+        wave = ft.load_audio(u)
+        assert 2.9 < len(wave) / 16_000 < 5.3 and np.isfinite(ft.extract(wave, CONFIG)).all()

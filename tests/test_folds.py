@@ -1,0 +1,136 @@
+import random
+
+import numpy as np
+import pytest
+
+from datasets import emodb, folds_of, ravdess, scan
+from datasets.folds import halves, make_folds
+from datasets.utterance import Utterance
+from utils import UserError
+
+
+def made_up(rng):
+    """A random corpus: 3 to 30 speakers, genders known, partly known or not, 1 to 20 utterances each, in random order."""
+    utterances = []
+    genders = rng.choice([['m', 'f'], ['m', 'f', None], [None], ['m', 'm', 'm', 'f']])
+    for s in range(rng.randint(3, 30)):
+        gender = rng.choice(genders)
+        utterances += [Utterance(f'{s}-{i}', rng.choice('abc'), f'spk{s}', gender=gender) for i in range(rng.randint(1, 20))]
+    rng.shuffle(utterances)
+    return utterances
+
+
+def check(folds, utterances, each_tested_once=True):
+    speakers = {u.speaker for u in utterances}
+    for fold in folds:
+        parts = [set(fold.train), set(fold.dev), set(fold.test)]
+        assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) and set.union(*parts) == speakers
+        found = [u for name in ('train', 'dev', 'test') for u in fold.split(utterances, name)]
+        assert sorted(u.path for u in found) == sorted(u.path for u in utterances)  # every utterance in exactly one
+    if each_tested_once:
+        assert sorted(s for fold in folds for s in fold.test) == sorted(speakers)
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_no_speaker_in_two_sets_and_every_utterance_in_one(seed):
+    rng = random.Random(seed)
+    utterances = made_up(rng)
+    n = len({u.speaker for u in utterances})
+    for how in ('default', 'loso', str(rng.randint(3, n))):
+        folds = make_folds(utterances, how)
+        check(folds, utterances)
+        shuffled = rng.sample(utterances, len(utterances))
+        assert make_folds(shuffled, how) == folds  # the order of a directory does not matter
+    assert len(make_folds(utterances, 'loso')) == n
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_genders_are_balanced(seed):
+    rng = random.Random(seed)
+    utterances = [Utterance(f'{s}', 'a', f'{s:02d}', gender=rng.choice('mf')) for s in range(rng.randint(10, 40))]
+    gender = {u.speaker: u.gender for u in utterances}
+    for k in ('mf'):
+        counts = [sum(gender[s] == k for s in fold.test) for fold in make_folds(utterances)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_published_folds():
+    utterances = [Utterance(f'{s}', 'a', s) for s in '03 08 09 10 11 12 13 14 15 16'.split()]
+    folds = make_folds(utterances, 'default', emodb.FOLDS)
+    check(folds, utterances)
+    assert [f.test for f in folds] == [('03', '08'), ('09', '10'), ('11', '13'), ('12', '14'), ('15', '16')]
+    assert [f.dev for f in folds] == [('09', '10'), ('11', '13'), ('12', '14'), ('15', '16'), ('03', '08')]
+    actors = [Utterance(f'{s}', 'a', f'{s:02d}') for s in range(1, 25)]
+    folds = make_folds(actors, 'default', ravdess.FOLDS)
+    check(folds, actors)
+    assert folds[0].test == ('02', '05', '14', '15', '16') and folds[4].dev == ('02', '05')
+    part = [u for u in actors if u.speaker != '07']  # an incomplete corpus gets folds of its own
+    check(make_folds(part, 'default', ravdess.FOLDS), part)
+
+
+def test_prescribed_splits_are_kept_and_checked():
+    rows = [('a', 'train'), ('b', 'dev'), ('c', 'test')]
+    utterances = [Utterance(s, 'x', s, split=split) for s, split in rows]
+    (fold,) = make_folds(utterances)
+    assert (fold.train, fold.dev, fold.test) == (('a',), ('b',), ('c',))
+    with pytest.raises(UserError, match='speaker a'):
+        make_folds([*utterances, Utterance('a2', 'x', 'a', split='test')])
+    with pytest.raises(UserError, match='split dev'):
+        make_folds([u for u in utterances if u.split != 'dev'])
+
+
+@pytest.mark.parametrize('how', ['2', '99', 'many', '3.5'])
+def test_impossible_folds_are_refused(how):
+    with pytest.raises(UserError, match='--folds'):
+        make_folds([Utterance(f'{s}', 'a', f'{s}') for s in range(6)], how)
+
+
+def test_two_speakers_are_too_few():
+    with pytest.raises(UserError, match='3 are needed'):
+        make_folds([Utterance(f'{s}', 'a', f'{s}') for s in range(2)])
+
+
+@pytest.mark.parametrize('seed', range(25))
+@pytest.mark.parametrize('by', ['utterance', 'speaker'])
+def test_halves_are_disjoint_complete_and_even(by, seed):
+    rng = np.random.default_rng(seed)
+    n_speakers = rng.integers(2, 20)
+    speakers = np.array([f's{i}' for i in range(n_speakers) for _ in range(12)])
+    labels = rng.integers(0, 4, len(speakers))
+    first, second = halves(labels, speakers, by, seed)
+    assert sorted([*first, *second]) == list(range(len(labels)))
+    if by == 'utterance':
+        counts = np.stack([np.bincount(labels[half], minlength=4) for half in (first, second)])
+        assert (np.abs(counts[0] - counts[1]) <= 1).all() and abs(len(first) - len(second)) <= 4
+    else:
+        assert not set(speakers[first]) & set(speakers[second])
+        assert abs(len(set(speakers[first])) - len(set(speakers[second]))) <= 1
+    again = halves(labels, speakers, by, seed)
+    assert all(map(np.array_equal, again, (first, second)))
+    if by == 'utterance':
+        assert not np.array_equal(halves(labels, speakers, by, seed + 1)[0], first)
+
+
+def test_what_cannot_be_halved_is_refused():
+    with pytest.raises(UserError, match='two training speakers'):
+        halves([0, 1, 0, 1], ['a'] * 4, 'speaker', 0)
+    with pytest.raises(UserError, match='halved'):
+        halves([0], ['a'], 'utterance', 0)
+
+
+@pytest.mark.speech
+@pytest.mark.parametrize('dataset', ['emodb', 'ravdess'])
+def test_real_corpora_have_disjoint_folds(dataset, ser_data):
+    utterances = scan(dataset, str(ser_data / dataset))
+    for how in ('default', 'loso', '4'):
+        check(folds_of(dataset, utterances, how), utterances)
+    gender = {u.speaker: u.gender for u in utterances}
+    if dataset == 'emodb':
+        for fold in folds_of(dataset, utterances, 'default'):
+            assert sorted(gender[s] for s in fold.test) == sorted(gender[s] for s in fold.dev) == ['f', 'm']
+
+
+def test_the_synthetic_corpus_has_disjoint_folds(tmp_path):
+    utterances = scan('synthetic', str(tmp_path / 's'))
+    for how in ('default', 'loso', '7'):
+        check(folds_of('synthetic', utterances, how), utterances)

@@ -1,0 +1,235 @@
+"""search.py and augment.py from the shell, on CPU."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
+
+import genotypes as gt
+from conftest import ROOT
+
+SMALL = ('--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 --rnn_channels 4 '
+         '--batch_size 10').split()
+SEARCH = '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --alpha_lr 0.05'.split()
+
+
+def run(cwd, program, *argv, ok=True, **kwargs):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)], cwd=cwd, env=env, capture_output=True,
+                          text=True, timeout=300, **kwargs)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done
+
+
+def search_args(corpus, name, *more):
+    return ['--name', name, '--dataset', 'manifest', '--data_path', corpus, '--epochs', 3, *SMALL, *SEARCH, *more]
+
+
+def augment_args(corpus, name, genotype, *more):
+    return ['--name', name, '--dataset', 'manifest', '--data_path', corpus, '--genotype', genotype, '--epochs', 4,
+            '--batch_size', 10, '--device', 'cpu', *more]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, small_corpus):
+    """A folder in which both programs have run to the end."""
+    cwd = tmp_path_factory.mktemp('finished')
+    run(cwd, 'search.py', *search_args(small_corpus, 'a'))
+    run(cwd, 'augment.py', *augment_args(small_corpus, 'a', 'runs/search/a/genotype.json'))
+    return cwd
+
+
+def rows(path, drop=('seconds',)):
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in path.read_text().splitlines()]
+
+
+def results(folder):
+    found = json.loads((folder / 'results.json').read_text())
+    return {k: v for k, v in found.items() if k not in ('seconds', 'command')}
+
+
+def test_a_search_leaves_what_is_promised(finished):
+    folder = finished / 'runs/search/a'
+    assert {p.name for p in folder.iterdir()} == {'config.yaml', 'genotype.json', 'genotype.png', 'metrics.jsonl', 'search.log',
+                                                  'checkpoint.pt', 'tb'}
+    genotype, record = gt.load(folder / 'genotype.json')
+    assert gt.to_str(genotype) == rows(folder / 'metrics.jsonl')[-1]['genotype']
+    assert record['network']['layers'] == 3 and record['features']['n_mels'] == 16
+    assert record['operations']['rnn'] == list(gt.RNN_OP_SETS['mixed'])
+    assert yaml.safe_load((folder / 'config.yaml').read_text())['alpha_lr'] == .05
+    first, last = rows(folder / 'metrics.jsonl')[0], rows(folder / 'metrics.jsonl')[-1]
+    assert first['alpha_loss'] is None and last['alpha_loss'] > 0  # warm-up
+    assert last['entropy']['rnn'] < np.log(8) and set(last['alpha']) == {'normal', 'reduce', 'rnn'}
+    assert 'Genotype(' in (folder / 'search.log').read_text()
+
+
+def test_results_agree_with_predictions(finished, small_corpus):
+    folder = finished / 'runs/augment/a'
+    assert {p.name for p in folder.iterdir()} == {'config.yaml', 'best.pt', 'checkpoint.pt', 'results.json', 'predictions.csv',
+                                                  'metrics.jsonl', 'augment.log', 'tb'}
+    found = json.loads((folder / 'results.json').read_text())
+    with open(folder / 'predictions.csv', newline='') as f:
+        table = list(csv.DictReader(f))
+    with open(small_corpus, newline='') as f:
+        expected = [r for r in csv.DictReader(f) if r['speaker'] in found['test_speakers']]
+    assert [(r['path'], r['speaker'], r['label']) for r in table] == [(r['path'], r['speaker'], r['label']) for r in expected]
+    assert found['n_test'] == len(table) > 0 and found['n_test'] % 10  # the last batch is unequal
+    y, p = [r['label'] for r in table], [r['predicted'] for r in table]
+    assert found['ua'] == pytest.approx(balanced_accuracy_score(y, p))
+    assert found['wa'] == pytest.approx(accuracy_score(y, p))
+    assert found['macro_f1'] == pytest.approx(f1_score(y, p, average='macro'))
+    assert found['confusion'] == confusion_matrix(y, p, labels=found['labels']).tolist()
+    for r in table:
+        probabilities = [float(r[f'p_{label}']) for label in found['labels']]
+        assert sum(probabilities) == pytest.approx(1., abs=1e-4)
+        assert found['labels'][int(np.argmax(probabilities))] == r['predicted']
+    sets = [set(found[f'{part}_speakers']) for part in ('train', 'dev', 'test')]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 6 and found['search_heard_test_speakers'] == []
+
+
+def test_the_best_epoch_is_devs(finished):
+    folder = finished / 'runs/augment/a'
+    dev = [(row['dev']['ua'], -row['dev']['loss']) for row in rows(folder / 'metrics.jsonl')]
+    found = json.loads((folder / 'results.json').read_text())
+    assert found['best_epoch'] == 1 + dev.index(max(dev)) and found['dev_ua'] == max(dev)[0]
+
+
+def test_the_saved_network_gives_the_saved_predictions(finished, small_corpus):
+    import config as cf
+    import datasets
+    from models.augment_cnn import AugmentCNN
+    best = torch.load(finished / 'runs/augment/a/best.pt', weights_only=True)
+    s = best['settings']
+    net = AugmentCNN(None, 1, s['init_channels'], len(best['labels']), s['layers'], best['auxiliary'],
+                     gt.from_str(best['genotype']), s['stem_multiplier'], s['rnn_layers'], s['rnn_channels'], s['dropout'])
+    net.load_state_dict(best['weights'])
+    features = {name: s[name] for name in ('features', 'n_mels', 'hop_ms', 'time_pool', 'duration')}
+    config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(small_corpus), cache=str(finished / '.cache'), **features)
+    data = datasets.load(config, ('train', 'test'))
+    assert torch.equal(data.mean, best['mean']) and torch.equal(data.std, best['std'])
+    probabilities = data.sets['test'].score(lambda x: net.eval()(x)[0], 7)
+    with open(finished / 'runs/augment/a/predictions.csv', newline='') as f:
+        saved = [[float(v) for k, v in r.items() if k.startswith('p_')] for r in csv.DictReader(f)]
+    np.testing.assert_allclose(probabilities, saved, atol=1e-5)
+
+
+def test_same_seed_same_numbers_and_another_seed_others(finished, small_corpus):
+    run(finished, 'search.py', *search_args(small_corpus, 'again'))
+    a, again = (finished / f'runs/search/{name}' for name in ('a', 'again'))
+    assert (a / 'genotype.json').read_bytes() == (again / 'genotype.json').read_bytes()
+    assert rows(a / 'metrics.jsonl') == rows(again / 'metrics.jsonl')
+    run(finished, 'augment.py', *augment_args(small_corpus, 'again', 'runs/search/a/genotype.json'))
+    run(finished, 'augment.py', *augment_args(small_corpus, 'other', 'runs/search/a/genotype.json', '--seed', 1))
+    a, again, other = (finished / f'runs/augment/{name}' for name in ('a', 'again', 'other'))
+    assert results(a) == results(again)
+    assert (a / 'predictions.csv').read_bytes() == (again / 'predictions.csv').read_bytes()
+    assert rows(a / 'metrics.jsonl') == rows(again / 'metrics.jsonl') != rows(other / 'metrics.jsonl')
+
+
+def kill_after_an_epoch(cwd, program, argv, folder):
+    """Starts a program and kills it, not to be caught, as soon as its first epoch is in metrics.jsonl."""
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    process = subprocess.Popen([sys.executable, str(ROOT / program), *map(str, argv)], cwd=cwd, env=env,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (folder / 'checkpoint.pt').exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return len(rows(folder / 'metrics.jsonl'))
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_corpus):
+    for order in (1, 2):
+        whole, killed = (finished / f'runs/search/{name}{order}' for name in ('whole', 'killed'))
+        run(finished, 'search.py', *search_args(small_corpus, whole.name, '--order', order))
+        argv = search_args(small_corpus, killed.name, '--order', order)
+        assert kill_after_an_epoch(finished, 'search.py', argv, killed) < 3
+        assert not (killed / 'genotype.json').exists()
+        assert '--resume' in run(finished, 'search.py', *argv, ok=False).stderr
+        run(finished, 'search.py', *argv, '--resume')
+        assert (whole / 'genotype.json').read_bytes() == (killed / 'genotype.json').read_bytes()
+        assert rows(whole / 'metrics.jsonl') == rows(killed / 'metrics.jsonl')
+    a, killed = finished / 'runs/augment/a', finished / 'runs/augment/killed'
+    argv = augment_args(small_corpus, 'killed', 'runs/search/a/genotype.json')
+    assert kill_after_an_epoch(finished, 'augment.py', argv, killed) < 4
+    run(finished, 'augment.py', *argv, '--resume')
+    assert results(a) == results(killed) and rows(a / 'metrics.jsonl') == rows(killed / 'metrics.jsonl')
+    assert (a / 'predictions.csv').read_bytes() == (killed / 'predictions.csv').read_bytes()
+
+
+def test_other_ways_to_search(small_corpus, tmp_path):
+    run(tmp_path, 'search.py', *search_args(small_corpus, 'cnn', '--epochs', 2, '--rnn_layers', 0, '--alpha_split', 'speaker',
+                                            '--features', 'mfcc', '--folds', 'loso', '--fold', 2))
+    run(tmp_path, 'augment.py', *augment_args(small_corpus, 'cnn', 'runs/search/cnn/genotype.json', '--epochs', 2,
+                                              '--aux_weight', 0, '--patience', 1))
+    found = results(tmp_path / 'runs/augment/cnn')
+    assert (found['folds'], found['fold']) == ('loso', 2)  # the genotype brought its fold along
+    assert yaml.safe_load((tmp_path / 'runs/augment/cnn/config.yaml').read_text())['features'] == 'mfcc'
+
+
+def test_a_genotype_of_pt_darts_form_by_hand(small_corpus, tmp_path):
+    cell = "[[('sep_conv_3x3', 0), ('skip_connect', 1)]]"
+    (tmp_path / 'g.txt').write_text(f"Genotype(normal={cell}, normal_concat=range(2, 3), reduce={cell}, "
+                                    f"reduce_concat=range(2, 3), rnn=[[('gru_2', 0), ('lstm_att_1', 1)]], rnn_concat=range(2, 3))")
+    run(tmp_path, 'augment.py', *augment_args(small_corpus, 'hand', 'g.txt', '--epochs', 1, *SMALL))
+
+
+def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
+    done = run(finished, 'augment.py', *augment_args(small_corpus, 'leak', 'runs/search/a/genotype.json', '--epochs', 1, '--fold', 2))
+    found = results(finished / 'runs/augment/leak')
+    assert found['search_heard_test_speakers'] == found['test_speakers'] and 'WARNING' in done.stdout
+
+
+@pytest.mark.parametrize('program, argv, named', [
+    ('search.py', ['--epoch', '3'], '--epochs'), ('search.py', ['--fold', '77'], '--fold 77'),
+    ('search.py', ['--data_path', 'nowhere.csv'], 'nowhere.csv'), ('search.py', ['--cnn_ops', 'conv9'], 'conv9'),
+    ('search.py', ['--rnn_ops', 'lstm_5'], 'lstm_5'), ('search.py', ['--n_mels', '3000'], '--n_mels'),
+    ('augment.py', [], '--genotype'), ('augment.py', ['--genotype', 'absent.json'], 'absent.json'),
+    ('augment.py', ['--genotype', 'evil.json'], 'evil.json'),
+    ('augment.py', ['--genotype', 'runs/search/a/genotype.json', '--layers', '1', '--rnn_layers', '1', '--fold', '99'], '--fold 99'),
+])
+def test_a_mistake_is_one_line_and_leaves_nothing(program, argv, named, finished, small_corpus):
+    (finished / 'evil.json').write_text('Genotype(normal=open("evil", "w"))')
+    before = sorted(finished.glob('runs/*/*'))
+    done = run(finished, program, '--name', 'wrong', '--dataset', 'manifest', '--data_path', small_corpus, *argv, ok=False)
+    assert done.returncode == 2 and named in done.stderr
+    assert done.stderr.count('\n') == 1 and done.stdout == ''
+    assert sorted(finished.glob('runs/*/*')) == before and not (finished / 'evil').exists()
+
+
+def test_importing_does_nothing(tmp_path):
+    code = 'import search, augment, config, utils, genotypes, datasets, models.visualize, models.architect'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '') and not list(tmp_path.iterdir())
+
+
+def test_tensorboard_holds_what_is_promised(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def tags(folder):
+        events = EventAccumulator(str(finished / folder / 'tb'), size_guidance={'images': 0, 'scalars': 0})
+        events.Reload()
+        return events
+    search, augment = tags('runs/search/a'), tags('runs/augment/a')
+    for part in ('train', 'dev'):
+        for events in (search, augment):
+            assert {f'{part}/{name}' for name in ('loss', 'ua', 'wa')} <= set(events.Tags()['scalars'])
+    assert {'entropy/normal', 'entropy/rnn', 'skips/normal', 'skips/rnn', 'ops_rnn/lstm_1', 'ops_normal/sep_conv_3x3',
+            'alpha_loss'} <= set(search.Tags()['scalars'])
+    assert not [tag for tag in search.Tags()['scalars'] if tag.startswith('ops_') and 'skip' in tag]
+    assert {'alpha/normal', 'alpha/reduce', 'alpha/rnn', 'genotype'} <= set(search.Tags()['images'])
+    assert [e.step for e in search.Images('genotype')] == [1, 2, 3]
+    assert {'confusion/dev', 'confusion/test', 'genotype'} <= set(augment.Tags()['images'])
+    for events in (search, augment):
+        assert any(tag.startswith('parameters') for tag in events.Tags()['tensors'])

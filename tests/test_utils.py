@@ -1,0 +1,112 @@
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+import config as cf
+import utils
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_scores_are_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    labels, predicted = rng.integers(0, 4, 37), rng.integers(0, 4, 37)
+    found = utils.scores(labels, predicted)
+    assert found['ua'] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert found['wa'] == pytest.approx(accuracy_score(labels, predicted))
+    assert found['macro_f1'] == pytest.approx(f1_score(labels, predicted, average='macro'))
+
+
+def test_ua_and_wa_by_hand():
+    found = utils.scores([0, 0, 0, 0, 1], [0, 0, 0, 0, 0])
+    assert found['wa'] == .8 and found['ua'] == .5
+    assert utils.scores([0, 0, 1], [0, 2, 1])['ua'] == .75  # class 2 is predicted but never occurs: it has no recall
+
+
+def test_tally_counts_an_unequal_last_batch_by_its_size():
+    rng, tally = np.random.default_rng(0), utils.Tally()
+    logits, y = torch.from_numpy(rng.normal(size=(23, 3))), torch.from_numpy(rng.integers(0, 3, 23))
+    for a, b in zip(logits.split(5), y.split(5)):
+        tally.add(torch.nn.functional.cross_entropy(a, b), a, b)
+    found = tally.scores()
+    assert found['loss'] == pytest.approx(torch.nn.functional.cross_entropy(logits, y).item())
+    assert found['ua'] == pytest.approx(balanced_accuracy_score(y, logits.argmax(1)))
+    tally.add(torch.tensor(float('nan')), logits[:1], y[:1])
+    with pytest.raises(utils.UserError, match='diverged'):
+        tally.scores()
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / 'a.json'
+    utils.write_json(path, {'a': 1})
+
+    def fails(f):
+        f.write(b'half')
+        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        utils.write_aside(path, fails)
+    assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_csv_quotes(tmp_path):
+    utils.write_csv(tmp_path / 'a.csv', ['path', 'x'], [['a,"b".wav', 1]])
+    with open(tmp_path / 'a.csv', newline='') as f:
+        assert list(csv.reader(f)) == [['path', 'x'], ['a,"b".wav', '1']]
+
+
+def run(section='search', **settings):
+    return utils.Run(section, cf.SECTIONS[section](name='x', **settings))
+
+
+def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run()
+    assert first.open() is None
+    first.end_epoch({'epoch': 1, 'train': {'ua': .5}})
+    first.save_checkpoint({'w': torch.ones(2)})
+    first.end_epoch({'epoch': 2, 'train': {'ua': .6}})  # killed here: the second epoch has no checkpoint
+    first.close()
+    with pytest.raises(utils.UserError, match='--resume'):
+        run()
+    with pytest.raises(utils.UserError, match='n_mels is 40'):
+        run(resume=True, n_mels=40)
+    again = run(resume=True, device='cpu')
+    assert torch.equal(again.open()['w'], torch.ones(2))
+    assert [json.loads(line)['epoch'] for line in open(again.file('metrics.jsonl'))] == [1]
+    again.close()
+    with open(again.file('checkpoint.pt'), 'wb') as f:
+        f.write(b'damaged')
+    with pytest.raises(utils.UserError, match='checkpoint.pt'):
+        run(resume=True).open()
+    anew = run(overwrite=True)
+    assert anew.open() is None and anew.history == []
+    anew.close()
+
+
+def test_resuming_what_never_began_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun = run(resume=True)
+    assert begun.open() is None and os.path.exists(begun.file('config.yaml'))
+    begun.close()
+
+
+def test_devices():
+    assert utils.choose_device('cpu').type == 'cpu'
+    assert utils.choose_device('auto').type in ('cpu', 'cuda')
+    for wrong in ('gpu', 'cuda:77'):
+        with pytest.raises(utils.UserError, match=wrong):
+            utils.choose_device(wrong)
+
+
+def test_a_users_mistake_is_one_line_and_not_0(capsys):
+    def main():
+        raise utils.UserError('--fold 9:\n there are\n folds 1 to 5')
+    with pytest.raises(SystemExit) as end:
+        utils.cli(main)
+    shown = capsys.readouterr()
+    assert end.value.code == 2 and shown.out == '' and shown.err.endswith('--fold 9: there are folds 1 to 5\n')
+    assert shown.err.count('\n') == 1
