@@ -27,8 +27,8 @@ def scan(root):
             missing = [c for c in REQUIRED if c not in columns]
             unknown = [c for c in columns if c not in REQUIRED + OPTIONAL]
             if missing or unknown:
-                raise UserError(f'{root}: ' + (f'column {missing[0]} is missing' if missing else f'unknown column {unknown[0]!r}')
-                                + f'; columns are {",".join(REQUIRED)} and, if wanted, {",".join(OPTIONAL)}')
+                mistake = f'column {missing[0]} is missing' if missing else f'unknown column {unknown[0]!r}'
+                raise UserError(f'{root}: {mistake}; columns are {",".join(REQUIRED)} and, if wanted, {",".join(OPTIONAL)}')
             for row in reader:
                 utterance = _utterance(row, f'{root}, line {reader.line_num}', root.parent)
                 key = (utterance.path, utterance.start, utterance.end)

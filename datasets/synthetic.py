@@ -22,7 +22,8 @@ SEED = 0
 N_SPEAKERS = 10  # even ones men, odd ones women
 N_TAKES = 12  # utterances a speaker and emotion
 SECONDS = (1.5, 2.5)  # shortest and longest utterance
-VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])  # Hz: a i u e o
+# a i u e o: the three formants, Hz
+VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])
 BANDWIDTHS = np.array([80., 100., 140.])  # Hz, of the three formants
 FADE = 320  # samples over which a syllable swells and fades, 20 ms
 

@@ -11,7 +11,7 @@ _COLORS = {'skip': '#999999', 'max': '#d98c21', 'avg': '#d98c21', 'sep': '#2f6db
 def plot(genotype):
     """Graph of every kind of cell that the genotype has: one row a kind, inputs on the left, output on the right."""
     kinds = [kind for kind in _TITLES if getattr(genotype, kind)]
-    figure = Figure(figsize=(11, 3.6 * len(kinds)), layout='constrained')
+    figure = Figure(figsize=(11, 3. * len(kinds)), layout='constrained')
     for row, kind in enumerate(kinds):
         _plot_cell(figure.add_subplot(len(kinds), 1, row + 1), getattr(genotype, kind), getattr(genotype, f'{kind}_concat'))
         figure.axes[row].set_title(_TITLES[kind])
@@ -20,7 +20,8 @@ def plot(genotype):
 
 def _plot_cell(axes, gene, concat):
     n = len(gene)
-    place = {0: (0., .8), 1: (0., -.8), **{2 + i: (1.6 * (i + 1), .8 * (-1) ** i) for i in range(n)}, 'out': (1.6 * (n + 1), 0.)}
+    place = {0: (0., .4), 1: (0., -.4), 'out': (1.6 * (n + 1), 0.),
+             **{2 + i: (1.6 * (i + 1), .9 * (-1) ** i) for i in range(n)}}
     names = {0: 'c_{k-2}', 1: 'c_{k-1}', **{2 + i: str(i) for i in range(n)}, 'out': 'c_{k}'}
     for state, (x, y) in place.items():
         axes.text(x, y, names[state], ha='center', va='center', fontsize=10, zorder=3,
@@ -31,7 +32,7 @@ def _plot_cell(axes, gene, concat):
             _arrow(axes, place[source], place[2 + i], bend, _COLORS[name.split('_')[0]], name)
     for state in concat:
         _arrow(axes, place[state], place['out'], 0., '#bbbbbb', None)
-    axes.set(xlim=(-.6, 1.6 * (n + 1) + .6), ylim=(-1.9, 1.9))
+    axes.set(xlim=(-.6, 1.6 * (n + 1) + .6), ylim=(-1.5, 1.5))
     axes.axis('off')
 
 

@@ -34,7 +34,8 @@ def test_types_and_switches():
 
 
 @pytest.mark.parametrize('argv, named', [
-    (['--epoch', '3'], '--epoch;.*--epochs'), (['--alfa_lr=3'], '--alfa_lr=3;.*--alpha_lr'), (['--epochs', 'ten'], "epochs: 'ten'"),
+    (['--epoch', '3'], '--epoch;.*--epochs'), (['--alfa_lr=3'], '--alfa_lr=3;.*--alpha_lr'),
+    (['--epochs', 'ten'], "epochs: 'ten'"),
     (['--epochs', '0'], '--epochs 0'), (['--dataset', 'emobd'], 'emodb'), (['--order', '3'], '--order 3'),
     (['--w_lr', 'nan'], '--w_lr'), (['--w_lr', '-1'], '--w_lr -1'), (['--fold'], '--fold'), (['stray'], 'stray'),
     (['--config', 'absent.yaml'], 'absent.yaml'), (['--name', 'a/b'], '--name'), (['--name', '..'], '--name'),
@@ -45,8 +46,10 @@ def test_a_wrong_flag_is_named(argv, named):
 
 
 @pytest.mark.parametrize('text, named', [
-    ('epoch: 3', "'epoch'"), ('search:\n  epohcs: 3', "'epohcs' under search:.*epochs"), ('serach:\n  epochs: 3', 'nearest.*search'),
-    ('augment:\n  w_lr: 3', "'w_lr' under augment"), ('n_mels: many', 'n_mels'), ('n_mels: 3.5', 'n_mels'), ('n_mels: [1]', 'n_mels'),
+    ('epoch: 3', "'epoch'"), ('search:\n  epohcs: 3', "'epohcs' under search:.*epochs"),
+    ('serach:\n  epochs: 3', 'nearest.*search'),
+    ('augment:\n  w_lr: 3', "'w_lr' under augment"), ('n_mels: many', 'n_mels'), ('n_mels: 3.5', 'n_mels'),
+    ('n_mels: [1]', 'n_mels'),
     ('amp: 1', 'amp'), ('n_mels: true', 'n_mels'), ('- 1', 'name: value'), ('a: [', 'not YAML'), ('search: 3', 'name: value'),
     ('n_mels:', 'n_mels'),
 ])

@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
-
 from conftest import write_corpus
+
 from datasets import CORPORA, emodb, manifest, ravdess, scan, synthetic
 from utils import UserError
 
@@ -19,7 +19,8 @@ def touch(folder, *names):
 
 def test_emodb_names(tmp_path):
     found = emodb.scan(touch(tmp_path, 'wav/03a01Fa.wav', 'wav/08b10Wc.wav', 'wav/16a02Lb.wav'))
-    assert [(u.speaker, u.label, u.gender) for u in found] == [('03', 'happiness', 'm'), ('08', 'anger', 'f'), ('16', 'boredom', 'f')]
+    assert [(u.speaker, u.label, u.gender) for u in found] == [('03', 'happiness', 'm'), ('08', 'anger', 'f'),
+                                                               ('16', 'boredom', 'f')]
 
 
 def test_ravdess_names_and_both_endings(tmp_path):
@@ -58,7 +59,8 @@ def test_manifest_reads_every_column(tmp_path):
     ('path,label\na.wav,x\n', 'column speaker'), ('path,label,speaker,age\na.wav,x,y,3\n', "'age'"),
     ('path,label,speaker\na.wav,x\n', 'line 2'), ('path,label,speaker\na.wav,x,y,z\n', 'line 2'),
     ('path,label,speaker\na.wav,x,y\nb.wav,x,y\n', 'line 3.*b.wav'), ('path,label,speaker\na.wav,,y\n', 'line 2: label'),
-    ('path,label,speaker,start\na.wav,x,y,soon\n', "start 'soon'"), ('path,label,speaker,start,end\na.wav,x,y,2,1\n', 'end 1.0'),
+    ('path,label,speaker,start\na.wav,x,y,soon\n', "start 'soon'"),
+    ('path,label,speaker,start,end\na.wav,x,y,2,1\n', 'end 1.0'),
     ('path,label,speaker,split\na.wav,x,y,valid\n', "'valid'"), ('path,label,speaker,gender\na.wav,x,y,q\n', "'q'"),
     ('path,label,speaker\na.wav,x,y\na.wav,x,z\n', 'line 3.*line 2'), ('', 'column path'),
     ('path,label,speaker,start\na.wav,x,y,nan\n', 'nan'),
@@ -118,7 +120,8 @@ def test_small_corpus_reads(tmp_path):
 def test_real_corpora(ser_data):
     found = scan('emodb', str(ser_data / 'emodb'))
     assert len(found) == 535 and Counter(u.speaker for u in found)['13'] == 61
-    assert Counter(u.label for u in found) == dict(anger=127, boredom=81, disgust=46, fear=69, happiness=71, neutral=79, sadness=62)
+    counts = Counter(u.label for u in found)
+    assert counts == dict(anger=127, boredom=81, disgust=46, fear=69, happiness=71, neutral=79, sadness=62)
     assert {u.speaker for u in found if u.gender == 'f'} == {'08', '09', '13', '14', '16'}
     found = scan('ravdess', str(ser_data / 'ravdess'))
     assert len(found) == 1440 and set(Counter(u.speaker for u in found).values()) == {60}

@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import write_corpus
 
 import config as cf
 import datasets
-from conftest import write_corpus
 from datasets.dataset import SpeechDataset, statistics
 from datasets.transforms import spec_augment
 

@@ -47,7 +47,8 @@ def test_impossible_parameters_name_their_flag(wrong):
         ft.extract(WAVE, ft.FeatureConfig(**wrong))
 
 
-@pytest.mark.parametrize('rate, channels, suffix', [(16_000, 1, 'wav'), (48_000, 2, 'wav'), (44_100, 1, 'flac'), (8_000, 1, 'wav')])
+@pytest.mark.parametrize('rate, channels, suffix', [(16_000, 1, 'wav'), (48_000, 2, 'wav'), (44_100, 1, 'flac'),
+                                                    (8_000, 1, 'wav')])
 def test_any_rate_mono_or_stereo(rate, channels, suffix, tmp_path):
     tone = .3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     u = write(tmp_path / f'x.{suffix}', np.stack([tone] * channels, axis=1), rate)

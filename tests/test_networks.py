@@ -16,12 +16,12 @@ def supernet(layers=3, **kwargs):
 
 def settle(net, *shape):
     """A few training passes, so that batch norm's running statistics are not those of a fresh network."""
-    for _ in range(3):
+    for _ in range(2):
         net(torch.randn(6, *shape, dtype=next(net.parameters()).dtype))
     return net.eval()
 
 
-@pytest.mark.parametrize('layers', [1, 2, 3, 4, 6])
+@pytest.mark.parametrize('layers', [1, 2, 3, 5])
 @pytest.mark.parametrize('rnn_layers', [0, 1, 2])
 @pytest.mark.parametrize('F, T', [(16, 20), (13, 9), (5, 31), (1, 16)])
 def test_any_size_runs_and_its_genotype_trains(layers, rnn_layers, F, T):
@@ -58,9 +58,9 @@ def test_wrong_rank_is_refused():
         supernet()(torch.randn(2, 16, 20))
 
 
-@pytest.mark.parametrize('rnn_ops', ['all', 'paper', 'mixed', 'gru_att'])
+@pytest.mark.parametrize('rnn_ops', ['all', 'mixed'])
 def test_an_utterance_is_scored_alone_as_in_a_batch(rnn_ops):
-    net = settle(supernet(rnn_primitives=rnn_ops, n_layers_rnn=2).double(), 1, 12, 17)
+    net = settle(supernet(rnn_primitives=rnn_ops, primitives='pool' if rnn_ops == 'all' else 'paper').double(), 1, 12, 17)
     check_batch_invariance(net)
 
 
@@ -111,10 +111,10 @@ def copy_weights(net, discrete, genotype):
     discrete.load_state_dict(target)
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_supernet_with_one_hot_alphas_is_the_discrete_network(seed):
     torch.manual_seed(seed)
-    net = supernet(4, n_nodes=3, n_layers_rnn=2, n_nodes_rnn=2, rnn_primitives='all').double()
+    net = supernet(4, n_nodes=2, n_layers_rnn=2, n_nodes_rnn=2, rnn_primitives='all').double()
     for alpha in net.alphas():
         nn.init.normal_(alpha)
     genotype = net.genotype()
