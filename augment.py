@@ -187,7 +187,8 @@ def test(run, net, criterion, autocast, config, data, facts):
     run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],
                     found['wa'], chance['wa'], found['macro_f1'])
     run.logger.info('results:     %s', run.file('results.json'))
-    run.logger.info('TensorBoard: tensorboard --logdir runs')
+    tensorboard = os.path.join(os.path.dirname(sys.executable), 'tensorboard')  # of the environment that runs this
+    run.logger.info('TensorBoard: %s --logdir runs', os.path.relpath(tensorboard) if os.path.exists(tensorboard) else 'tensorboard')
 
 
 def command():

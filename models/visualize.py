@@ -29,19 +29,20 @@ def _plot_cell(axes, gene, concat):
     for i, node in enumerate(gene):
         for rank, (name, source) in enumerate(node):
             bend = (.12 + .08 * rank) * (1 if (i + rank) % 2 else -1)
-            _arrow(axes, place[source], place[2 + i], bend, _COLORS[name.split('_')[0]], name)
+            _arrow(axes, place[source], place[2 + i], bend, _COLORS[name.split('_')[0]], name, .42 + .16 * rank)
     for state in concat:
-        _arrow(axes, place[state], place['out'], 0., '#bbbbbb', None)
+        _arrow(axes, place[state], place['out'], 0., '#bbbbbb')
     axes.set(xlim=(-.6, 1.6 * (n + 1) + .6), ylim=(-1.5, 1.5))
     axes.axis('off')
 
 
-def _arrow(axes, begin, end, bend, color, name):
+def _arrow(axes, begin, end, bend, color, name=None, along=.5):
     axes.add_patch(FancyArrowPatch(begin, end, connectionstyle=f'arc3,rad={bend}', arrowstyle='-|>', mutation_scale=12,
                                    shrinkA=16, shrinkB=16, color=color, lw=1.5))
     if name:
         (x0, y0), (x1, y1) = begin, end
-        x, y = .42 * x0 + .58 * x1 + bend * (y1 - y0) / 2, .42 * y0 + .58 * y1 - bend * (x1 - x0) / 2
+        aside = 2 * along * (1 - along) * bend  # of the quadratic curve that arc3 draws
+        x, y = x0 + along * (x1 - x0) + aside * (y1 - y0), y0 + along * (y1 - y0) - aside * (x1 - x0)
         axes.text(x, y, name, fontsize=8, color=color, ha='center', va='center', zorder=4,
                   bbox=dict(boxstyle='round,pad=0.1', fc='white', ec='none', alpha=.85))
 

@@ -9,6 +9,7 @@ import torch
 from datasets import synthetic
 
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # the networks here are tiny: threads would only wait for each other
 
 
 def pytest_collection_modifyitems(items):
