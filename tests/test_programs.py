@@ -102,24 +102,43 @@ def test_the_best_epoch_is_devs(finished):
     assert found['best_epoch'] == 1 + dev.index(max(dev)) and found['dev_ua'] == max(dev)[0]
 
 
-def test_the_saved_network_gives_the_saved_predictions(finished, small_corpus):
-    import config as cf
-    import datasets
-    from models.augment_cnn import AugmentCNN
-    best = torch.load(finished / 'runs/augment/a/best.pt', weights_only=True)
+def check_saved_network(folder, corpus):
+    """best.pt alone, rebuilt as a stranger would, gives the probabilities of predictions.csv."""
+    best = torch.load(folder / 'best.pt', weights_only=True)
     s = best['settings']
     net = AugmentCNN(None, 1, s['init_channels'], len(best['labels']), s['layers'], best['auxiliary'],
                      gt.from_str(best['genotype']), s['stem_multiplier'], s['rnn_layers'], s['rnn_channels'], s['dropout'])
     net.load_state_dict(best['weights'])
     features = {name: s[name] for name in ('features', 'n_mels', 'hop_ms', 'time_pool', 'duration')}
-    config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(small_corpus),
-                              cache=str(finished / '.cache'), **features)
+    config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(corpus),
+                              cache=str(folder / '../../../.cache'), **features)
     data = datasets.load(config, ('train', 'test'))
     assert torch.equal(data.mean, best['mean']) and torch.equal(data.std, best['std'])
     probabilities = data.sets['test'].score(lambda x: net.eval()(x)[0], 7)
-    with open(finished / 'runs/augment/a/predictions.csv', newline='') as f:
+    with open(folder / 'predictions.csv', newline='') as f:
         saved = [[float(v) for k, v in r.items() if k.startswith('p_')] for r in csv.DictReader(f)]
     np.testing.assert_allclose(probabilities, saved, atol=1e-5)
+
+
+def test_the_saved_network_gives_the_saved_predictions(finished, small_corpus):
+    check_saved_network(finished / 'runs/augment/a', small_corpus)
+
+
+def test_the_best_network_reads_the_test_speakers_once_at_the_end(finished, small_corpus, monkeypatch, capsys):
+    """With a dev UA made to fall from epoch to epoch the first network is the best, though the last is at hand."""
+    read, evaluate = [], utils.evaluate
+
+    def falling(forward, dataset, *rest):
+        found, probabilities = evaluate(forward, dataset, *rest)
+        read.append({u.speaker for u in dataset.utterances})
+        return {**found, 'ua': 1. / len(read)}, probabilities
+    monkeypatch.setattr(utils, 'evaluate', falling)
+    monkeypatch.chdir(finished)
+    augment.main(list(map(str, augment_args(small_corpus, 'falling', 'runs/search/a/genotype.json'))))
+    found = results(finished / 'runs/augment/falling')
+    assert found['best_epoch'] == 1
+    assert read == [set(found['dev_speakers'])] * 4 + [set(found['test_speakers'])]
+    check_saved_network(finished / 'runs/augment/falling', small_corpus)
 
 
 def test_same_seed_same_numbers_and_another_seed_others(finished, small_corpus):
