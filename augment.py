@@ -16,6 +16,7 @@ import config as cf
 import datasets
 import genotypes as gt
 import utils
+from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
 from models.augment_cnn import AugmentCNN
 from models.visualize import plot
@@ -45,23 +46,28 @@ def main(argv=None):
     parts = dict(net=net, optim=optim, scheduler=scheduler)
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
-    checkpoint = run.open()
+    checkpoint = run.open(data)
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
     if checkpoint:
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         best = checkpoint['best']
+        # A run killed between the two files may have left the network of an epoch that is now run again.
+        utils.write_torch(run.file('best.pt'), best['file'])
         utils.set_rng_state(checkpoint['rng'])
     log = run.logger.info
     log('augment on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.dataset,
         config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', utils.describe_device(device))
     heard = speakers_heard(found_by, config, data)
-    if heard:
+    if heard is None:
+        log('NOTE: the genotype does not say that it was searched on %s: whether the search heard test speakers is not known',
+            config.dataset)
+    elif heard:
         log('WARNING: the search heard test speakers of this fold: %s. The scores below are not speaker-independent.',
             ' '.join(heard))
     run.writer.add_figure('genotype', plot(genotype), 0)
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == 'cuda')
+    autocast = utils.autocast(device, config.amp)
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         if config.patience and epoch - 1 - best['epoch'] >= config.patience:
             log('no better dev UA for %d epochs: stopped early', config.patience)
@@ -73,8 +79,9 @@ def main(argv=None):
         dev_scores, probabilities = score(net, dev, criterion, autocast, config)
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if (dev_scores['ua'], -dev_scores['loss']) > (best['ua'], -best['loss']):
-            best = {'epoch': epoch, 'ua': dev_scores['ua'], 'loss': dev_scores['loss']}
-            save_best(run, net, genotype, data, config, epoch)
+            best = {'epoch': epoch, 'ua': dev_scores['ua'], 'loss': dev_scores['loss'],
+                    'file': portable(net, genotype, data, config, epoch)}
+            utils.write_torch(run.file('best.pt'), best['file'])
             figure = utils.draw_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
             run.writer.add_figure('confusion/dev', figure, epoch)
         run.end_epoch({'epoch': epoch, 'train': trained, 'dev': dev_scores, 'lr': lr, 'seconds': time.time() - began})
@@ -82,7 +89,7 @@ def main(argv=None):
             *(s[name] for s in (trained, dev_scores) for name in ('loss', 'ua', 'wa')), best['ua'], best['epoch'])
         run.save_checkpoint({'best': best, **{name: part.state_dict() for name, part in parts.items()}})
 
-    net.load_state_dict(torch.load(run.file('best.pt'), map_location=device, weights_only=True)['weights'])
+    net.load_state_dict(best['file']['weights'])
     test(run, net, criterion, autocast, config, data, dict(
         n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'], genotype=gt.to_str(genotype),
         search=found_by.get('search'), search_heard_test_speakers=heard, device=utils.describe_device(device)))
@@ -91,8 +98,11 @@ def main(argv=None):
 
 def recorded_settings(found_by, given):
     """Settings that the genotype's own record brings: sizes and features, and the fold where the corpus is the same."""
-    searched = {**(found_by.get('network') or {}), **(found_by.get('features') or {})}
-    origin = found_by.get('search') or {}
+    for part in ('network', 'features', 'search'):
+        if not isinstance(found_by.get(part, {}), dict):
+            raise utils.UserError(f'--genotype {given["genotype"]}: "{part}" is not a table of settings')
+    searched = {**found_by.get('network', {}), **found_by.get('features', {})}
+    origin = found_by.get('search', {})
     if 'dataset' in origin and given.get('dataset', origin['dataset']) == origin['dataset']:
         searched.update({name: origin[name] for name in ('dataset', 'folds', 'fold') if name in origin})
         if 'folds' in given:  # another division: its fold number means another thing
@@ -102,10 +112,10 @@ def recorded_settings(found_by, given):
 
 
 def speakers_heard(found_by, config, data):
-    """Test speakers that took part in the search, sorted: there should be none."""
-    origin = found_by.get('search') or {}
+    """Test speakers that took part in the search, sorted: there should be none. None where it cannot be known."""
+    origin = found_by.get('search', {})
     if origin.get('dataset') != config.dataset:
-        return []
+        return None
     return sorted(set(data.fold.test) & {*origin.get('train_speakers', []), *origin.get('dev_speakers', [])})
 
 
@@ -120,7 +130,7 @@ def make_net(config, data, genotype):
 def train_epoch(net, criterion, optim, train, autocast, config, epoch):
     """One pass over the training speakers."""
     tally = utils.Tally()
-    n_steps = -(-len(train) // config.batch_size)
+    n_steps = len(batch_sizes(len(train), config.batch_size))
     bar = tqdm(train.batches(config.batch_size), f'epoch {epoch}/{config.epochs}', n_steps, disable=None, leave=False)
     for X, y in bar:
         X = spec_augment(X, config.n_masks, config.max_freq, config.max_time)
@@ -144,15 +154,15 @@ def score(net, dataset, criterion, autocast, config):
     return found
 
 
-def save_best(run, net, genotype, data, config, epoch):
-    """Everything that scoring a new recording needs; plain values and tensors only."""
+def portable(net, genotype, data, config, epoch):
+    """Contents of best.pt: everything that scoring a new recording needs; plain values and tensors only."""
     settings = asdict(config)
     names = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels', 'dropout', 'features', 'n_mels',
              'hop_ms', 'time_pool', 'duration')
-    best = {'weights': net.state_dict(), 'genotype': gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean,
-            'std': data.std, 'settings': {name: settings[name] for name in names}, 'auxiliary': config.aux_weight > 0,
+    return {'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
+            'genotype': gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
+            'settings': {name: settings[name] for name in names}, 'auxiliary': config.aux_weight > 0,
             'epoch': epoch}
-    utils.write_aside(run.file('best.pt'), lambda f: torch.save(best, f))
 
 
 def test(run, net, criterion, autocast, config, data, facts):
@@ -182,13 +192,14 @@ def test(run, net, criterion, autocast, config, data, facts):
     for name in ('ua', 'wa', 'macro_f1'):
         run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
     run.logger.info('genotype:    %s', config.genotype)
-    run.logger.info('test (%d utterances of speakers never heard: %s), epoch %d, picked on dev:', len(held_out),
+    run.logger.info('test (%d utterances of held-out speakers %s), epoch %d, picked on dev:', len(held_out),
                     ' '.join(data.fold.test), facts['best_epoch'])
     run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],
                     found['wa'], chance['wa'], found['macro_f1'])
     run.logger.info('results:     %s', run.file('results.json'))
     tensorboard = os.path.join(os.path.dirname(sys.executable), 'tensorboard')  # of the environment that runs this
-    run.logger.info('TensorBoard: %s --logdir runs', os.path.relpath(tensorboard) if os.path.exists(tensorboard) else 'tensorboard')
+    tensorboard = os.path.relpath(tensorboard) if os.path.exists(tensorboard) else 'tensorboard'
+    run.logger.info('TensorBoard: %s --logdir runs', tensorboard)
 
 
 def command():

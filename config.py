@@ -19,7 +19,7 @@ def setting(default, help, choices=None, low=None, high=None):
 class Common:
     name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME'))
     config: str | None = setting(None, 'YAML file with settings; a flag beats it')
-    seed: int = setting(0, 'of weights, batches and masks', low=0)
+    seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
     device: str = setting('auto', 'auto, cpu, cuda, cuda:1')
     amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
     channels_last: bool = setting(True, 'memory layout of the maps')
@@ -73,6 +73,8 @@ class SearchConfig(Common):
     cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
     rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
     order: int = setting(1, 'of the alpha gradient: 1, or 2 with one virtual step', choices=(1, 2))
+    hessian: str = setting('exact', 'second derivative of order 2: exact, or difference (DARTS; cheaper, only near)',
+                           choices=('exact', 'difference'))
     alpha_split: str = setting('utterance', 'what the halves for w and alpha do not share', choices=('utterance', 'speaker'))
     alpha_warmup: int = setting(2, 'first epochs that train w alone', low=0)
     w_lr: float = setting(.025, 'SGD of w: learning rate, falls by a cosine ...', low=0.)
@@ -130,7 +132,7 @@ def read_yaml(path, section):
         for key in keys:
             if key not in valid or key == 'config':
                 at = f' under {where}:' if where else ''
-                raise UserError(f'--config {path}: unknown key {key!r}{at}{_nearest(key, [*valid, *SECTIONS], "")}')
+                raise UserError(f'--config {path}: unknown key {key!r}{at}{_nearest(key, [*valid, *SECTIONS])}')
     top = {key: value for key, value in tree.items() if key not in SECTIONS}
     return {**top, **(tree.get(section) or {})}
 
@@ -151,7 +153,7 @@ def _parse(section, argv):
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
         valid = [f'--{f.name}' for f in fields(SECTIONS[section])]
-        raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0].split("=")[0], valid, "")}')
+        raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0].split("=")[0], valid)}')
     return vars(flags)
 
 
@@ -160,9 +162,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _nearest(word, valid, otherwise):
-    near = difflib.get_close_matches(str(word), valid, 1, cutoff=.5)
-    return f'; the nearest valid one is {near[0]}' if near else otherwise
+def _nearest(word, valid):
+    return f'; the nearest valid one is {difflib.get_close_matches(str(word), valid, 1, cutoff=0.)[0]}'
 
 
 def _convert(cls, name, value):

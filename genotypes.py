@@ -160,7 +160,7 @@ def load(path):
 def _loads(text):
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'not JSON: {error}') from None
 
 

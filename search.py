@@ -14,6 +14,7 @@ import config as cf
 import datasets
 import genotypes as gt
 import utils
+from datasets.dataset import batch_sizes
 from datasets.folds import halves
 from datasets.transforms import spec_augment
 from models.architect import Architect
@@ -38,10 +39,10 @@ def main(argv=None):
     w_optim = torch.optim.SGD(net.weights(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_weight_decay)
     alpha_optim = torch.optim.Adam(net.alphas(), config.alpha_lr, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optim, config.epochs, eta_min=config.w_lr_min)
-    architect = Architect(net, config.w_momentum, config.w_weight_decay)
+    architect = Architect(net, config.w_momentum, config.w_weight_decay, config.hessian)
     parts = dict(net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
 
-    checkpoint = run.open()
+    checkpoint = run.open(data)
     if checkpoint:
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
@@ -51,10 +52,14 @@ def main(argv=None):
         len(w_half), len(alpha_half), len(data.sets['dev']), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device))
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == 'cuda')
+    warmup = min(config.alpha_warmup, config.epochs - 1)
+    if warmup < config.alpha_warmup:
+        log('WARNING: alpha_warmup %d leaves no epoch for alpha, shortened to %d', config.alpha_warmup, warmup)
+    autocast = utils.autocast(device, config.amp)
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
-        scored = train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch)
+        scored = train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch,
+                             with_alpha=epoch > warmup)
         scheduler.step()
         net.eval()
         with autocast:
@@ -87,17 +92,17 @@ def make_net(config, data):
         raise utils.UserError(str(error)) from None
 
 
-def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch):
+def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch, with_alpha):
     """One pass over the half for w; before each step of w, one step of alpha on a batch of the other half."""
     tally, val_loss = utils.Tally(), []
     val_batches = itertools.chain.from_iterable(train.batches(config.batch_size, alpha_half) for _ in itertools.count())
-    n_steps = -(-len(w_half) // config.batch_size)
+    n_steps = len(batch_sizes(len(w_half), config.batch_size))
     bar = tqdm(train.batches(config.batch_size, w_half), f'epoch {epoch}/{config.epochs}', n_steps, disable=None, leave=False)
     for trn_X, trn_y in bar:
         trn_X = spec_augment(trn_X, config.n_masks, config.max_freq, config.max_time)
-        if epoch > config.alpha_warmup:
+        if with_alpha:
             val_X, val_y = next(val_batches)
-            if config.order == 2:  # float32: a finite difference does not survive bfloat16
+            if config.order == 2:  # in float32: second derivatives do not survive bfloat16
                 xi = w_optim.param_groups[0]['lr']
                 val_loss.append(architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim))
             else:

@@ -28,12 +28,15 @@ def cli(main):
     except UserError as error:
         print(f'{os.path.basename(sys.argv[0])}: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print(f'{os.path.basename(sys.argv[0])}: {error.filename or ""}: {error.strerror or error}', file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f'{os.path.basename(sys.argv[0])}: interrupted; the same command with --resume goes on', file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def choose_device(name):
@@ -46,6 +49,12 @@ def choose_device(name):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f'--device {name}: {str(error).splitlines()[0]}') from None
     return device
+
+
+def autocast(device, wanted):
+    """bfloat16 autocast on a GPU that computes in it itself; elsewhere a context that does nothing."""
+    able = device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and able)
 
 
 def describe_device(device):
@@ -120,6 +129,10 @@ def write_json(path, tree):
     write_aside(path, lambda f: f.write((json.dumps(tree, indent=1) + '\n').encode()))
 
 
+def write_torch(path, tree):
+    write_aside(path, lambda f: torch.save(tree, f))
+
+
 def write_csv(path, header, rows):
     lines = []
     csv.writer(_Lines(lines), lineterminator='\n').writerows([header, *rows])
@@ -163,15 +176,19 @@ class Run:
     def file(self, name):
         return os.path.join(self.path, name)
 
-    def open(self):
-        """Makes the folder, or opens it again. Returns the last checkpoint of a resumed run, or None."""
+    def open(self, data):
+        """Makes the folder, or opens it again. Returns the last checkpoint of a resumed run, or None.
+
+        data: datasets.Data; its statistics stand in every checkpoint, and a run does not go on with others.
+        """
+        self.statistics = {'mean': data.mean, 'std': data.std}
         if self.config.overwrite:
             shutil.rmtree(self.path, ignore_errors=True)
         os.makedirs(self.path, exist_ok=True)
         settings = {k: v for k, v in asdict(self.config).items() if k not in CURRENT}
         write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
-        self.logger = self._make_logger()
         checkpoint = self._read_checkpoint()
+        self.logger = self._make_logger()
         self.history = checkpoint['history'] if checkpoint else []
         # Rows after the checkpoint belong to an epoch that will be run again.
         write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
@@ -186,9 +203,12 @@ class Run:
         if not os.path.exists(path):
             return None
         try:
-            return torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f'{path} cannot be read ({type(error).__name__}): begin anew with --overwrite') from None
+        if any(not torch.equal(checkpoint[name], x) for name, x in self.statistics.items()):
+            raise UserError(f'--resume: the training audio is not what {self.path} began with: begin anew with --overwrite')
+        return checkpoint
 
     def _make_logger(self):
         logger = logging.getLogger(f'emodarts.{self.program}')
@@ -213,8 +233,8 @@ class Run:
                     self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
 
     def save_checkpoint(self, state):
-        state = {**state, 'history': self.history, 'rng': rng_state()}
-        write_aside(self.file('checkpoint.pt'), lambda f: torch.save(state, f))
+        state = {**state, **self.statistics, 'history': self.history, 'rng': rng_state()}
+        write_torch(self.file('checkpoint.pt'), state)
 
     def close(self):
         self.writer.close()

@@ -33,8 +33,10 @@ def scan(dataset, data_path, cache_dir='.cache'):
         if dataset != 'synthetic':
             raise UserError(f'--data_path is needed: the folder of {dataset}, or the CSV of a manifest')
         data_path = os.path.join(cache_dir, f'synthetic-{synthetic.SEED}')
-    if dataset != 'synthetic' and not os.path.exists(data_path):
+    elif not os.path.exists(data_path):
         raise UserError(f'--data_path {data_path}: no such file or folder')
+    elif dataset == 'synthetic' and not (os.path.isdir(data_path) and os.listdir(data_path)):
+        raise UserError(f'--data_path {data_path}: not a synthetic corpus; name yours with --dataset, or leave --data_path out')
     utterances = CORPORA[dataset].scan(data_path)
     if not utterances:
         raise UserError(f'--data_path {data_path}: no utterance of {dataset} was found there')

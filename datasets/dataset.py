@@ -10,6 +10,12 @@ def statistics(features):
     return torch.from_numpy(frames.mean(axis=1, keepdims=True)).float(), torch.from_numpy(std).float()
 
 
+def batch_sizes(n, batch_size):
+    """Sizes of an epoch's batches."""
+    sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
+    return [*sizes[:-2], sizes[-2] + 1] if len(sizes) > 1 and sizes[-1] == 1 < batch_size else sizes
+
+
 class SpeechDataset:
     """Utterances as (N, 1, F, n_frames) batches.
 
@@ -45,10 +51,14 @@ class SpeechDataset:
         return (x * inside).transpose(0, 1).unsqueeze(1)
 
     def batches(self, batch_size, indices=None):
-        """One epoch in random order, each utterance at a random time shift: yields X (N, 1, F, n_frames), y (N,)."""
+        """One epoch in random order, each utterance at a random time shift: yields X (N, 1, F, n_frames), y (N,).
+
+        A last batch of one utterance, of which batch norm has little to say, goes with the batch before it.
+        """
         indices = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
         order = indices[torch.randperm(len(indices))].to(self.labels.device)
-        for chosen in order.split(batch_size):
+        sizes = batch_sizes(len(order), batch_size)
+        for chosen in order.split(sizes):
             room = self.lengths[chosen] - self.n_frames  # > 0: a crop of a longer one; < 0: a place for a shorter one
             shift = (torch.rand(len(chosen), device=room.device) * (room.abs() + 1)).floor().long()
             yield self.cut(chosen, torch.where(room > 0, shift, -shift)), self.labels[chosen]

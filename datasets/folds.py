@@ -65,7 +65,7 @@ def _fold(speakers, test, dev):
 
 def _groups(utterances, n_folds):
     """Speakers in n_folds groups, genders balanced: each gender is dealt in turn, the next goes on where the last stopped."""
-    gender = {u.speaker: u.gender or '' for u in utterances}
+    gender = _genders(utterances)
     ordered = sorted(gender, key=lambda s: (gender[s], s))
     groups = [tuple(sorted(ordered[i::n_folds])) for i in range(n_folds)]
     if n_folds == len(ordered):  # one speaker each: alternate genders, so that neighbours, who are dev, differ
@@ -73,6 +73,16 @@ def _groups(utterances, n_folds):
         ranked = sorted((i / len(kind), k, s) for k, kind in enumerate(kinds) for i, s in enumerate(kind))
         groups = [(s,) for _, _, s in ranked]
     return groups
+
+
+def _genders(utterances):
+    """{speaker: gender}, '' where no utterance tells it. UserError where two utterances differ."""
+    gender = {u.speaker: '' for u in utterances}
+    for u in utterances:
+        if u.gender and gender[u.speaker] not in ('', u.gender):
+            raise UserError(f'speaker {u.speaker} stands there as {gender[u.speaker]} and as {u.gender}: gender must be one')
+        gender[u.speaker] = u.gender or gender[u.speaker]
+    return gender
 
 
 def _prescribed(utterances):

@@ -3,17 +3,25 @@ from contextlib import contextmanager
 
 import torch
 
-RADIUS = 1e-2  # length of the finite-difference step in weight space (DARTS, section 2.3, footnote 2)
+# Length of the finite-difference step in weight space, in float32. DARTS takes 0.01 (section 2.3, footnote 2): on the default
+# supernet, whose ReLUs have kinks, that misses the exact product by half, and 0.1 by a fifth (docs/results.md).
+RADIUS = .1
+HESSIANS = ('exact', 'difference')
 
 
 class Architect:
     """Writes the architecture gradient into alpha.grad; an optimizer of alpha takes the step.
 
     net: any module with loss(X, y), weights() and alphas(). w_momentum, w_weight_decay: those of the SGD that trains w.
+    hessian: how order 2 multiplies the mixed second derivative with a vector: 'exact', by differentiating twice, or
+    'difference', DARTS' finite difference, which is cheaper and only near.
     A step leaves w, w.grad, buffers (batch-norm statistics) and the state of the random generators as they were.
     """
 
-    def __init__(self, net, w_momentum, w_weight_decay):
+    def __init__(self, net, w_momentum, w_weight_decay, hessian='exact'):
+        if hessian not in HESSIANS:
+            raise ValueError(f'hessian {hessian!r} must be one of {", ".join(HESSIANS)}')
+        self.hessian_product = self.exact_hessian if hessian == 'exact' else self.compute_hessian
         self.net = net
         self.w_momentum = w_momentum
         self.w_weight_decay = w_weight_decay
@@ -44,7 +52,7 @@ class Architect:
                 dalpha, dw = grads[:len(alphas)], grads[len(alphas):]
                 _copy(weights, w)
                 self._set_rng(rng)
-                hessian = self.compute_hessian(dw, trn_X, trn_y)
+                hessian = self.hessian_product(dw, trn_X, trn_y)
             finally:
                 _copy(weights, w)
             # d/dalpha L_val(w', alpha) - xi * d2 L_trn / (dalpha dw) . d/dw' L_val
@@ -54,21 +62,34 @@ class Architect:
     def virtual_step(self, trn_X, trn_y, xi, w_optim):
         """w <- w' = w - xi * (momentum * v + d/dw L_trn(w, alpha) + weight_decay * w): what SGD would do next."""
         weights = list(self.net.weights())
-        step = _grad(self.net.loss(trn_X, trn_y), weights)
+        grads = _grad(self.net.loss(trn_X, trn_y), weights)
         with torch.no_grad():
-            for p, g in zip(weights, step):
+            step = torch._foreach_add(grads, weights, alpha=self.w_weight_decay)
+            for s, p in zip(step, weights):
                 v = w_optim.state.get(p, {}).get('momentum_buffer')
                 if v is not None:
-                    g.add_(v, alpha=self.w_momentum)
-                g.add_(p, alpha=self.w_weight_decay)
+                    s.add_(v, alpha=self.w_momentum)
             torch._foreach_add_(weights, step, alpha=-xi)
+
+    def exact_hessian(self, dw, trn_X, trn_y):
+        """d2 L_trn / (dalpha dw) . dw at the current w: the gradient of (d/dw L_trn . dw) with respect to alpha.
+
+        cuDNN's recurrences cannot be differentiated twice, so on a GPU this pass runs without cuDNN.
+        """
+        alphas = list(self.net.alphas())
+        with torch.backends.cudnn.flags(enabled=False):
+            grads = torch.autograd.grad(self.net.loss(trn_X, trn_y), list(self.net.weights()), create_graph=True,
+                                        allow_unused=True)
+            used = [(g, v) for g, v in zip(grads, dw) if g is not None and g.requires_grad]
+            product = torch.autograd.grad([g for g, _ in used], alphas, [v for _, v in used], allow_unused=True)
+        return [torch.zeros_like(a) if h is None else h for a, h in zip(alphas, product)]
 
     def compute_hessian(self, dw, trn_X, trn_y):
         """d2 L_trn / (dalpha dw) . dw by central difference (DARTS, equation 8), at the current w.
 
-        [d/dalpha L_trn(w + eps dw) - d/dalpha L_trn(w - eps dw)] / (2 eps), eps = radius / ||dw||. The radius is DARTS' 0.01;
-        in float64, where rounding allows it, the cube root of the machine epsilon, the step at which the rounding error and
-        the truncation error of a central difference meet.
+        [d/dalpha L_trn(w + eps dw) - d/dalpha L_trn(w - eps dw)] / (2 eps), eps = radius / ||dw||. The radius is RADIUS; in
+        float64, where rounding allows it, the cube root of the machine epsilon, the step at which the rounding error and the
+        truncation error of a central difference meet.
         """
         alphas, weights = list(self.net.alphas()), list(self.net.weights())
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(dw)))
@@ -78,19 +99,19 @@ class Architect:
         w = [p.detach().clone() for p in weights]
         rng = self._rng()
         try:
-            with torch.no_grad():
-                torch._foreach_add_(weights, direction)
-            plus = _grad(self.net.loss(trn_X, trn_y), alphas)
-            _copy(weights, torch._foreach_sub(w, direction))
-            self._set_rng(rng)
-            minus = _grad(self.net.loss(trn_X, trn_y), alphas)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a difference does not survive ten bits
+                _copy(weights, torch._foreach_add(w, direction))
+                plus = _grad(self.net.loss(trn_X, trn_y), alphas)
+                _copy(weights, torch._foreach_sub(w, direction))
+                self._set_rng(rng)
+                minus = _grad(self.net.loss(trn_X, trn_y), alphas)
         finally:
             _copy(weights, w)
         return torch._foreach_div(torch._foreach_sub(plus, minus), 2. * eps)
 
     @contextmanager
     def _undisturbed(self):
-        buffers = list(self.net.buffers())
+        buffers = list(self.net.buffers()) if hasattr(self.net, 'buffers') else []
         kept, rng = [b.clone() for b in buffers], self._rng()
         try:
             yield

@@ -55,6 +55,8 @@ class JointNetwork(nn.Module):
         if n_layers_rnn < 0 or n_classes < 2 or not 0. <= dropout < 1.:
             raise ValueError(f'n_layers_rnn {n_layers_rnn} must be 0 or more, n_classes {n_classes} 2 or more, '
                              f'dropout {dropout} in [0, 1)')
+        if n_layers_rnn and C_rnn < 2:
+            raise ValueError('C_rnn 1: the layer norm of one channel is always 0; a SeqNN cell needs 2 or more')
         self.C_in = C_in
         C_cur = stem_multiplier * C
         self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), nn.BatchNorm2d(C_cur))

@@ -34,14 +34,16 @@ class SearchCNNController(nn.Module):
 
     C: width of the first cell's nodes. n_layers, n_layers_rnn: CNN and SeqNN cells (0 SeqNN cells: a pure CNN). n_nodes,
     n_nodes_rnn: nodes in each. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
-    Raises ValueError on sizes or operations that make no network.
+    device_ids: taken for pt.darts' sake; one device at most. Raises ValueError on sizes or operations that make no network.
     """
 
     def __init__(self, C_in, C, n_classes, n_layers, criterion, n_nodes=4, stem_multiplier=3, n_layers_rnn=1, n_nodes_rnn=2,
-                 C_rnn=32, primitives='paper', rnn_primitives='mixed', dropout=0.):
+                 C_rnn=32, primitives='paper', rnn_primitives='mixed', dropout=0., device_ids=None):
         super().__init__()
         if n_nodes < 1 or n_nodes_rnn < 1:
             raise ValueError(f'a cell needs 1 node or more, not n_nodes {n_nodes}, n_nodes_rnn {n_nodes_rnn}')
+        if device_ids is not None and len(device_ids) > 1:
+            raise ValueError(f'device_ids {device_ids}: the controller works on one device')
         self.criterion = criterion
         self.n_nodes, self.n_nodes_rnn = n_nodes, n_nodes_rnn
         self.primitives, self.rnn_primitives = gt.op_set(primitives), gt.op_set(rnn_primitives, 'rnn')

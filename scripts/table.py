@@ -4,17 +4,19 @@
 """
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import utils  # noqa: E402
 
 HEADER = ['corpus', 'fold', 'n test', 'seeds', 'test UA', 'test WA', 'chance UA / WA', 'parameters',
           'minutes search + retraining', 'hardware']
+
+OWN = ('name', 'seed', 'genotype', 'data_path', 'cache')  # settings in which runs of one row may differ
 
 
 def main(argv=None):
@@ -23,12 +25,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     groups = {}
     for folder in map(Path, args.runs):
-        found = read(folder / 'results.json')
-        groups.setdefault((found['dataset'], found['folds'], found['fold'], found['n_test'], found['device']), []).append(
-            {**found, 'search_seconds': search_seconds(folder)})
+        found, settings = read(folder / 'results.json', json.loads), read(folder / 'config.yaml', yaml.safe_load)
+        found['search_seconds'] = search_seconds(folder, settings['genotype'])
+        alike = json.dumps({k: v for k, v in settings.items() if k not in OWN}, sort_keys=True)
+        group = groups.setdefault((found['dataset'], found['fold'], found['n_test'], found['device'], alike), [])
+        if found['seed'] in [other['seed'] for other in group]:
+            raise utils.UserError(f'{folder}: a second run of seed {found["seed"]} with the same settings; leave one out')
+        group.append(found)
     print('| ' + ' | '.join(HEADER) + ' |')
     print('|' + '---|' * len(HEADER))
-    for (dataset, _, fold, n_test, device), runs in sorted(groups.items()):
+    for (dataset, fold, n_test, device, _), runs in sorted(groups.items()):
         searched = [r['search_seconds'] / 60 for r in runs if r['search_seconds'] is not None]
         minutes = spread(searched) if len(searched) == len(runs) else 'not measured'
         row = [dataset, fold, n_test, ' '.join(str(r['seed']) for r in runs),
@@ -39,19 +45,16 @@ def main(argv=None):
         print('| ' + ' | '.join(map(str, row)) + ' |')
 
 
-def read(path):
+def read(path, parse):
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return parse(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise utils.UserError(f'{path}: cannot be read ({error}); name folders of finished runs') from None
 
 
-def search_seconds(folder):
-    """Seconds of the search whose genotype the run retrained, from metrics.jsonl beside that genotype; None without one."""
-    config = (folder / 'config.yaml').read_text()
-    genotype = re.search(r'^genotype: (.*)$', config, re.M).group(1)
-    metrics = folder.parent.parent.parent / genotype
-    metrics = metrics.with_name('metrics.jsonl')
+def search_seconds(folder, genotype):
+    """Seconds of the search whose genotype the run retrained, from metrics.jsonl beside it; None where there is none."""
+    metrics = (folder.resolve().parents[2] / genotype).with_name('metrics.jsonl')  # genotype: relative to where runs/ lies
     if not metrics.exists():
         return None
     return sum(json.loads(line)['seconds'] for line in metrics.read_text().splitlines())

@@ -65,7 +65,8 @@ def test_an_epoch_has_every_utterance_once_at_random_places():
                 starts[i].add((inside[0], int((x[0, 0] != 0).float().argmax())))
         assert sorted(seen) == [0, 1, 2, 3, 4]
     assert len(starts[2]) > 10 and len(starts[0]) > 5 and len(starts[1]) == 1
-    assert sorted(len(y) for _, y in data.batches(2)) == [1, 2, 2]
+    assert [len(y) for _, y in data.batches(2)] == [2, 3]  # one utterance alone joins the batch before
+    assert [len(y) for _, y in data.batches(3)] == [3, 2] and [len(y) for _, y in data.batches(1)] == [1] * 5
     assert sum(len(y) for _, y in data.batches(2, [1, 3, 4])) == 3
 
 

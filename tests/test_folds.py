@@ -54,6 +54,15 @@ def test_genders_are_balanced(seed):
         assert max(counts) - min(counts) <= 1
 
 
+def test_a_gender_given_once_is_known():
+    rows = [Utterance(f'{s}-{i}', 'a', f'{s:02d}', gender='mf'[s % 2] if i == s % 3 else None)
+            for s in range(12) for i in range(3)]
+    folds = make_folds(rows)
+    assert all(make_folds(random.Random(seed).sample(rows, len(rows))) == folds for seed in range(20))
+    with pytest.raises(UserError, match='speaker 00'):
+        make_folds([*rows, Utterance('x', 'a', '00', gender='f')])
+
+
 def test_published_folds():
     utterances = [Utterance(f'{s}', 'a', s) for s in '03 08 09 10 11 12 13 14 15 16'.split()]
     folds = make_folds(utterances, 'default', emodb.FOLDS)
@@ -131,6 +140,6 @@ def test_real_corpora_have_disjoint_folds(dataset, ser_data):
 
 
 def test_the_synthetic_corpus_has_disjoint_folds(tmp_path):
-    utterances = scan('synthetic', str(tmp_path / 's'))
+    utterances = scan('synthetic', None, str(tmp_path))
     for how in ('default', 'loso', '7'):
         check(folds_of('synthetic', utterances, how), utterances)

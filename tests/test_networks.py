@@ -4,6 +4,7 @@ import torch.nn as nn
 
 import genotypes as gt
 from models.augment_cnn import AugmentCNN
+from models.ops import DropPath
 from models.search_cnn import SearchCNNController
 
 CRITERION = nn.CrossEntropyLoss()
@@ -46,7 +47,8 @@ def test_batch_of_one_trains():
     (CRITERION(logits, torch.tensor([1])) + CRITERION(aux, torch.tensor([1]))).backward()
 
 
-@pytest.mark.parametrize('wrong', [dict(layers=0), dict(n_nodes=0), dict(n_layers_rnn=-1), dict(C_rnn=0), dict(dropout=1.),
+@pytest.mark.parametrize('wrong', [dict(C_rnn=1), dict(device_ids=[0, 1]),
+                                   dict(layers=0), dict(n_nodes=0), dict(n_layers_rnn=-1), dict(C_rnn=0), dict(dropout=1.),
                                    dict(primitives='sep_conv_7x7'), dict(rnn_primitives='none')])
 def test_impossible_sizes_are_refused_with_a_reason(wrong):
     with pytest.raises(ValueError, match=r'\w+'):
@@ -161,12 +163,16 @@ def test_a_kind_of_cell_that_never_stood_in_the_supernet_is_not_invented():
 
 
 def test_drop_path_reaches_every_operation_but_skips():
-    genotype = supernet().genotype()
+    cell = [[('sep_conv_3x3', 0), ('skip_connect', 1)], [('max_pool_3x3', 2), ('skip_connect', 0)]]
+    genotype = gt.Genotype(cell, [2, 3], cell, [2, 3], [[('gru_1', 0), ('skip_connect', 1)]], [2])
     net = AugmentCNN(None, 1, 4, 3, 3, False, genotype)
+    edges = [edge for cell in (*net.cells, *net.seq_cells) for node in cell.dag for edge in node]
+    paths = [[m for m in edge.modules() if isinstance(m, DropPath)] for edge in edges]
+    assert all(len(found) == (not isinstance(edge, nn.Identity)) for edge, found in zip(edges, paths))
     net.drop_path_prob(.5)
+    assert {m.p for found in paths for m in found} == {.5}
     x = torch.randn(4, 1, 12, 16)
-    a, b = net(x)[0], net(x)[0]
-    assert (a - b).abs().max() > 1e-6
+    assert (net(x)[0] - net(x)[0]).abs().max() > 1e-6
     net.drop_path_prob(0.)
     assert torch.equal(net(x)[0], net(x)[0])
 

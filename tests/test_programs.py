@@ -14,7 +14,12 @@ import yaml
 from conftest import ROOT
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
+import augment
+import config as cf
+import datasets
 import genotypes as gt
+import utils
+from models.augment_cnn import AugmentCNN
 
 SMALL = ('--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 --rnn_channels 4 '
          '--batch_size 10').split()
@@ -67,7 +72,8 @@ def test_a_search_leaves_what_is_promised(finished):
     assert yaml.safe_load((folder / 'config.yaml').read_text())['alpha_lr'] == .05
     first, last = rows(folder / 'metrics.jsonl')[0], rows(folder / 'metrics.jsonl')[-1]
     assert first['alpha_loss'] is None and last['alpha_loss'] > 0  # warm-up
-    assert last['entropy']['rnn'] < np.log(8) and set(last['alpha']) == {'normal', 'reduce', 'rnn'}
+    assert set(last['alpha']) == {'normal', 'reduce', 'rnn'}
+    assert np.abs(np.subtract(first['alpha']['rnn'][0], .125)).max() < .01 < np.ptp(last['alpha']['rnn'][0])  # alpha has moved
     assert 'Genotype(' in (folder / 'search.log').read_text()
 
 
@@ -170,8 +176,9 @@ def kill_after_an_epoch(cwd, program, argv, folder):
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_corpus):
     whole, killed = (finished / f'runs/search/{name}' for name in ('whole', 'killed'))
-    run(finished, 'search.py', *search_args(small_corpus, 'whole', '--order', 2))
-    argv = search_args(small_corpus, 'killed', '--order', 2)
+    more = ('--order', 2, '--alpha_warmup', 0)
+    run(finished, 'search.py', *search_args(small_corpus, 'whole', *more))
+    argv = search_args(small_corpus, 'killed', *more)
     assert kill_after_an_epoch(finished, 'search.py', argv, killed) < 3
     assert not (killed / 'genotype.json').exists()
     assert '--resume' in run(finished, 'search.py', *argv, ok=False).stderr
@@ -210,20 +217,63 @@ def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
     assert found['search_heard_test_speakers'] == found['test_speakers'] and 'WARNING' in done.stdout
 
 
+def test_a_run_does_not_go_on_with_other_audio(small_corpus, tmp_path):
+    rows = small_corpus.read_text().splitlines()
+    whole = [rows[0]] + [f'{small_corpus.parent}/{row}' for row in rows[1:]]
+    (tmp_path / 'm.csv').write_text('\n'.join(whole))
+    run(tmp_path, 'search.py', *search_args('m.csv', 'x', '--epochs', 1))
+    (tmp_path / 'm.csv').write_text('\n'.join(row for row in whole if 'sad_3' not in row))
+    done = run(tmp_path, 'search.py', *search_args('m.csv', 'x', '--epochs', 1, '--resume'), ok=False)
+    assert 'the training audio' in done.stderr
+
+
+def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
+    done = run(tmp_path, 'search.py', *search_args(small_corpus, 'x', '--epochs', 2, '--alpha_warmup', 9))
+    assert 'WARNING: alpha_warmup 9' in done.stdout
+    assert [row['alpha_loss'] is None for row in rows(tmp_path / 'runs/search/x/metrics.jsonl')] == [True, False]
+
+
+def test_table_pools_runs_that_are_alike_and_no_others(finished, small_corpus):
+    genotype = 'runs/search/a/genotype.json'
+    for seed, more in ((0, ()), (1, ()), (2, ('--epochs', 1))):
+        run(finished, 'augment.py', *augment_args(small_corpus, f't{seed}', genotype, '--seed', seed, *more, '--overwrite'))
+    found = [json.loads((finished / f'runs/augment/t{seed}/results.json').read_text()) for seed in range(3)]
+    folders = [f'runs/augment/t{seed}' for seed in range(3)]
+    lines = run(finished, 'scripts/table.py', *folders).stdout.splitlines()
+    assert len(lines) == 4
+    ua = [100 * r['ua'] for r in found[:2]]
+    assert [f'{np.mean(ua):.1f} +- {np.std(ua, ddof=1):.1f}' in line for line in lines[2:]].count(True) == 1
+    assert 'seed 0' in run(finished, 'scripts/table.py', 'runs/augment/a', *folders, ok=False).stderr
+    assert 'absent' in run(finished, 'scripts/table.py', 'absent', ok=False).stderr
+
+
+def test_scripts(finished, small_corpus):
+    shown = run(finished, 'scripts/corpus.py', '--dataset', 'manifest', '--data_path', small_corpus).stdout
+    assert 'manifest: 48 utterances' in shown and 'angry 24, sad 24' in shown and 'WAV 16000 Hz 1 channel (48)' in shown
+    assert '1: spk1 spk4 | spk3   utterances to train 24, dev 8, test 16' in shown
+    run(finished, 'scripts/draw_genotype.py', 'runs/search/a/genotype.json', 'g.png')
+    assert (finished / 'g.png').stat().st_size > 10_000
+    assert 'absent.json' in run(finished, 'scripts/draw_genotype.py', 'absent.json', 'g.png', ok=False).stderr
+
+
 @pytest.mark.parametrize('program, argv, named', [
     ('search.py', ['--epoch', '3'], '--epochs'), ('search.py', ['--fold', '77'], '--fold 77'),
     ('search.py', ['--data_path', 'nowhere.csv'], 'nowhere.csv'), ('search.py', ['--cnn_ops', 'conv9'], 'conv9'),
     ('search.py', ['--rnn_ops', 'lstm_5'], 'lstm_5'), ('search.py', ['--n_mels', '3000'], '--n_mels'),
     ('augment.py', [], '--genotype'), ('augment.py', ['--genotype', 'absent.json'], 'absent.json'),
-    ('augment.py', ['--genotype', 'evil.json'], 'evil.json'),
+    ('augment.py', ['--genotype', 'evil.json'], 'evil.json'), ('augment.py', ['--genotype', 'odd.json'], 'odd.json'),
+    ('search.py', ['--dataset', 'synthetic'], 'not a synthetic corpus'), ('search.py', ['--cache', 'evil.json'], 'evil.json'),
+    ('search.py', ['--rnn_channels', '1'], 'C_rnn 1'),
     ('augment.py', ['--genotype', 'runs/search/a/genotype.json', '--fold', '99'], '--fold 99'),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(program, argv, named, finished, small_corpus):
     (finished / 'evil.json').write_text('Genotype(normal=open("evil", "w"))')
+    odd = json.loads((finished / 'runs/search/a/genotype.json').read_text())
+    (finished / 'odd.json').write_text(json.dumps({**odd, 'network': [1]}))
     before = sorted(finished.glob('runs/*/*'))
     done = run(finished, program, '--name', 'wrong', '--dataset', 'manifest', '--data_path', small_corpus, *argv, ok=False)
     assert done.returncode == 2 and named in done.stderr
-    assert done.stderr.count('\n') == 1 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and done.stdout == '' and 'Traceback' not in done.stderr
     assert sorted(finished.glob('runs/*/*')) == before and not (finished / 'evil').exists()
 
 

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,9 @@ def test_csv_quotes(tmp_path):
         assert list(csv.reader(f)) == [['path', 'x'], ['a,"b".wav', '1']]
 
 
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1))
+
+
 def run(section='search', **settings):
     return utils.Run(section, cf.SECTIONS[section](name='x', **settings))
 
@@ -65,7 +69,7 @@ def run(section='search', **settings):
 def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = run()
-    assert first.open() is None
+    assert first.open(DATA) is None
     first.end_epoch({'epoch': 1, 'train': {'ua': .5}})
     first.save_checkpoint({'w': torch.ones(2)})
     first.end_epoch({'epoch': 2, 'train': {'ua': .6}})  # killed here: the second epoch has no checkpoint
@@ -75,22 +79,24 @@ def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     with pytest.raises(utils.UserError, match='n_mels is 40'):
         run(resume=True, n_mels=40)
     again = run(resume=True, device='cpu')
-    assert torch.equal(again.open()['w'], torch.ones(2))
+    assert torch.equal(again.open(DATA)['w'], torch.ones(2))
     assert [json.loads(line)['epoch'] for line in open(again.file('metrics.jsonl'))] == [1]
     again.close()
+    with pytest.raises(utils.UserError, match='training audio'):
+        run(resume=True).open(SimpleNamespace(mean=torch.ones(2, 1), std=torch.ones(2, 1)))
     with open(again.file('checkpoint.pt'), 'wb') as f:
         f.write(b'damaged')
     with pytest.raises(utils.UserError, match='checkpoint.pt'):
-        run(resume=True).open()
+        run(resume=True).open(DATA)
     anew = run(overwrite=True)
-    assert anew.open() is None and anew.history == []
+    assert anew.open(DATA) is None and anew.history == []
     anew.close()
 
 
 def test_resuming_what_never_began_begins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     begun = run(resume=True)
-    assert begun.open() is None and os.path.exists(begun.file('config.yaml'))
+    assert begun.open(DATA) is None and os.path.exists(begun.file('config.yaml'))
     begun.close()
 
 
