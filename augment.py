@@ -19,7 +19,7 @@ import utils
 from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
 from models.augment_cnn import AugmentCNN
-from models.visualize import plot
+from models.visualize import plot, plot_confusion
 
 
 def main(argv=None):
@@ -82,7 +82,7 @@ def main(argv=None):
             best = {'epoch': epoch, 'ua': dev_scores['ua'], 'loss': dev_scores['loss'],
                     'file': portable(net, genotype, data, config, epoch)}
             utils.write_torch(run.file('best.pt'), best['file'])
-            figure = utils.draw_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
+            figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
             run.writer.add_figure('confusion/dev', figure, epoch)
         run.end_epoch({'epoch': epoch, 'train': trained, 'dev': dev_scores, 'lr': lr, 'seconds': time.time() - began})
         log('epoch %d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f (best UA %.3f, epoch %d)', epoch,
@@ -188,7 +188,7 @@ def test(run, net, criterion, autocast, config, data, facts):
         'dataset': config.dataset, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev),
         'test_speakers': list(data.fold.test), 'seed': config.seed, 'seconds': minutes * 60, 'command': command()})
-    run.writer.add_figure('confusion/test', utils.draw_confusion(labels, predicted, data.labels), facts['best_epoch'])
+    run.writer.add_figure('confusion/test', plot_confusion(labels, predicted, data.labels), facts['best_epoch'])
     for name in ('ua', 'wa', 'macro_f1'):
         run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
     run.logger.info('genotype:    %s', config.genotype)

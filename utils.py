@@ -11,7 +11,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 import yaml
-from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from tensorboardX import SummaryWriter
 
 CURRENT = {'device', 'resume', 'overwrite', 'config'}  # settings that a resumed run may have otherwise than it began
@@ -32,7 +32,8 @@ def cli(main):
         if isinstance(error, BrokenPipeError):  # the reader of our output went away
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
-            print(f'{os.path.basename(sys.argv[0])}: {error.filename or ""}: {error.strerror or error}', file=sys.stderr)
+            where = f'{error.filename}: ' if error.filename else ''
+            print(f'{os.path.basename(sys.argv[0])}: {where}{error.strerror or error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f'{os.path.basename(sys.argv[0])}: interrupted; the same command with --resume goes on', file=sys.stderr)
@@ -242,13 +243,3 @@ class Run:
 
 def _json_line(row):
     return json.dumps(row) + '\n'
-
-
-def draw_confusion(labels, predicted, names):
-    """matplotlib Figure of the confusion matrix, rows normalised to recall."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(2 + .6 * len(names), 2 + .6 * len(names)), layout='constrained')
-    matrix = confusion_matrix(labels, predicted, labels=range(len(names)), normalize='true')
-    ConfusionMatrixDisplay(matrix, display_labels=names).plot(
-        ax=figure.add_subplot(), xticks_rotation='vertical', values_format='.2f', colorbar=False)
-    return figure

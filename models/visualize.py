@@ -1,7 +1,8 @@
-"""Pictures of an architecture, as matplotlib Figures: the genotype as a graph, the alphas over the epochs."""
+"""Pictures, as matplotlib Figures: the genotype as a graph, the alphas over the epochs, the confusion matrix."""
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 _TITLES = {'normal': 'normal CNN cell', 'reduce': 'reduction CNN cell', 'rnn': 'SeqNN cell'}
 _COLORS = {'skip': '#999999', 'max': '#d98c21', 'avg': '#d98c21', 'sep': '#2f6db5', 'dil': '#6a4fb0', 'lstm': '#217a4b',
@@ -63,4 +64,14 @@ def plot_alphas(history, primitives):
         axes.axhline(line - .5, color='white', lw=1)
     axes.set_xlabel('epoch')
     figure.colorbar(shown, ax=axes, label='softmax(alpha)')
+    return figure
+
+
+def plot_confusion(labels, predicted, names):
+    """Confusion matrix, rows normalised to recall. labels, predicted: class indices (n,). names: of the classes."""
+    side = 2 + .6 * len(names)  # inches
+    figure = Figure(figsize=(side, side), layout='constrained')
+    matrix = confusion_matrix(labels, predicted, labels=range(len(names)), normalize='true')
+    ConfusionMatrixDisplay(matrix, display_labels=names).plot(
+        ax=figure.add_subplot(), xticks_rotation='vertical', values_format='.2f', colorbar=False)
     return figure
