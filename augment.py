@@ -32,6 +32,7 @@ def main(argv=None):
         raise utils.UserError(f'--genotype {error}') from None
     config = cf.build('augment', given, recorded_settings(found_by, given))
     run = utils.Run('augment', config)
+    utils.set_threads(config.threads)
     device = utils.choose_device(config.device)
     data = datasets.load(config, ('train', 'dev', 'test'), device)
     train, dev = data.sets['train'], data.sets['dev']

@@ -21,6 +21,7 @@ class Common:
     config: str | None = setting(None, 'YAML file with settings; a flag beats it')
     seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
     device: str = setting('auto', 'auto, cpu, cuda, cuda:1')
+    threads: int = setting(0, 'CPU threads; 0: all cores but one, or OMP_NUM_THREADS', low=0)
     amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
     channels_last: bool = setting(True, 'memory layout of the maps')
     resume: bool = setting(False, 'go on from the last checkpoint of this run')

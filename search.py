@@ -27,6 +27,7 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 def main(argv=None):
     config = cf.build('search', cf.given('search', argv))
     run = utils.Run('search', config)
+    utils.set_threads(config.threads)
     device = utils.choose_device(config.device)
     data = datasets.load(config, ('train', 'dev'), device)  # test speakers' audio is not even read
     train = data.sets['train']

@@ -100,6 +100,18 @@ def test_resuming_what_never_began_begins(tmp_path, monkeypatch):
     begun.close()
 
 
+def test_threads(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch, 'set_num_threads', set_to.append)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 4)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    utils.set_threads(0)
+    utils.set_threads(2)
+    monkeypatch.setenv('OMP_NUM_THREADS', '4')
+    utils.set_threads(0)
+    assert set_to == [3, 2]
+
+
 def test_devices():
     assert utils.choose_device('cpu').type == 'cpu'
     assert utils.choose_device('auto').type in ('cpu', 'cuda')
