@@ -43,8 +43,8 @@ def cli(main):
 def set_threads(n):
     """CPU threads of torch. 0: OMP_NUM_THREADS, or all cores but one.
 
-    A cell is many small operations, at each of which threads wait for the last: the second of two cores gains a fifth, and costs
-    many times the whole as soon as something else wants that core.
+    A cell is many small operations, at each of which threads wait for the last: the second of two cores gains a fifth, and
+    costs many times the whole as soon as something else wants that core.
     """
     if n == 0 and 'OMP_NUM_THREADS' not in os.environ:
         n = max(1, torch.get_num_threads() - 1)
