@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -171,11 +172,11 @@ def test(run, net, criterion, autocast, config, data, facts):
     held_out = data.sets['test']
     found, probabilities = score(net, held_out, criterion, autocast, config)
     labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
-    root = os.path.dirname(config.data_path) if config.dataset == 'manifest' else config.data_path
+    root = Path(config.data_path or '').parent if config.dataset == 'manifest' else Path(config.data_path or '')
     timed = any(u.start is not None or u.end is not None for u in held_out.utterances)
     rows = []
     for u, p, k in zip(held_out.utterances, probabilities, predicted):
-        path = os.path.relpath(u.path, root) if root else u.path
+        path = u.path.removeprefix(os.path.join(root, ''))  # as a manifest names it; else from the corpus' folder on
         rows.append([path, u.speaker, u.label, data.labels[k], *(f'{value:.6f}' for value in p)]
                     + ([u.start, u.end] if timed else []))
     header = ['path', 'speaker', 'label', 'predicted', *(f'p_{label}' for label in data.labels)]

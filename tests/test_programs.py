@@ -207,7 +207,12 @@ def test_a_genotype_of_pt_darts_form_by_hand(small_corpus, tmp_path):
     cell = "[[('sep_conv_3x3', 0), ('skip_connect', 1)]]"
     (tmp_path / 'g.txt').write_text(f"Genotype(normal={cell}, normal_concat=range(2, 3), reduce={cell}, "
                                     "reduce_concat=range(2, 3), rnn=[[('gru_2', 0), ('lstm_att_1', 1)]], rnn_concat=[2])")
-    run(tmp_path, 'augment.py', *augment_args(small_corpus, 'hand', 'g.txt', '--epochs', 1, *SMALL))
+    (tmp_path / 'lists').mkdir()
+    rows = small_corpus.read_text().splitlines()
+    (tmp_path / 'm.csv').write_text('\n'.join([rows[0]] + [f'{small_corpus.parent}/{row}' for row in rows[1:]]))
+    run(tmp_path, 'augment.py', *augment_args('lists/../m.csv', 'hand', 'g.txt', '--epochs', 1, *SMALL))
+    with open(tmp_path / 'runs/augment/hand/predictions.csv', newline='') as f:
+        assert {r['path'] for r in csv.DictReader(f)} <= {f'{small_corpus.parent}/{row}'.split(',')[0] for row in rows[1:]}
 
 
 def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
