@@ -122,11 +122,15 @@ def speakers_heard(found_by, config, data):
 
 
 def make_net(config, data, genotype):
+    """The network of this genotype and these settings. UserError where there is none."""
+    train = data.sets['train']
     try:
-        return AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
+        net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
                           config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+        net.check_batches(config.n_mels, train.n_frames, batch_sizes(len(train), config.batch_size))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
+    return net
 
 
 def train_epoch(net, criterion, optim, train, autocast, config, epoch):

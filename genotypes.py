@@ -97,6 +97,11 @@ def op_counts(genotype):
     return counts
 
 
+def collapsed(genotype):
+    """Kinds of cell in which more than half of the edges are skip_connect: the way in which DARTS is known to fail."""
+    return [kind for kind, counts in op_counts(genotype).items() if 2 * counts.get(SKIP, 0) > sum(counts.values())]
+
+
 def check(genotype):
     """Returns the genotype with lists, tuples and ranges where they belong; ValueError names what is wrong with it."""
     fields = {}

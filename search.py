@@ -34,7 +34,8 @@ def main(argv=None):
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
-    net = make_net(config, data).to(device)
+    sizes = batch_sizes(len(w_half), config.batch_size) + batch_sizes(len(alpha_half), config.batch_size)
+    net = make_net(config, data, sizes).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     w_optim = torch.optim.SGD(net.weights(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_weight_decay)
@@ -79,18 +80,23 @@ def main(argv=None):
     gt.save(run.file('genotype.json'), genotype, record(config, net, data))
     seconds = sum(row['seconds'] for row in run.history)
     log('%s', gt.to_str(genotype))
+    for kind in gt.collapsed(genotype):
+        log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), seconds / 60)
     run.close()
 
 
-def make_net(config, data):
+def make_net(config, data, sizes):
+    """The supernet of these settings, for batches of these sizes. UserError where there is none."""
     criterion = nn.CrossEntropyLoss(data.class_weights)
     try:
-        return SearchCNNController(
+        net = SearchCNNController(
             1, config.init_channels, len(data.labels), config.layers, criterion, config.n_nodes, config.stem_multiplier,
             config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops, config.dropout)
+        net.net.check_batches(config.n_mels, data.sets['train'].n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
+    return net
 
 
 def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch, with_alpha):

@@ -95,6 +95,13 @@ class JointNetwork(nn.Module):
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
         return self.linear(statistics_pool(s1)), tapped
 
+    def check_batches(self, n_mels, n_frames, sizes):
+        """ValueError where a training batch among `sizes` leaves batch norm one value a channel, which has no variance."""
+        shrink = 2 ** sum(cell.kind == 'reduce' for cell in self.cells)
+        if min(sizes) == 1 and n_mels <= shrink and n_frames <= shrink:
+            raise ValueError(f'a batch of one utterance, whose {n_mels} x {n_frames} map shrinks to one value, cannot be '
+                             'normalised: take a larger --batch_size, more --n_mels or a longer --duration')
+
     @staticmethod
     def _run(cell, s0, s1, weights):
         return cell(s0, s1) if weights is None else cell(s0, s1, weights[cell.kind])

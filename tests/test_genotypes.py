@@ -80,6 +80,12 @@ def test_none_takes_its_share_but_is_never_chosen():
     assert gt.parse(alpha, 2, primitives) == [[('skip_connect', 1), ('skip_connect', 2)]]
 
 
+def test_collapse_is_more_than_half_skips():
+    skip, conv = ('skip_connect', 0), ('sep_conv_3x3', 1)
+    assert gt.collapsed(gt.Genotype([[skip, skip], [skip, conv]], [2], [[skip, conv]], [2])) == ['normal']
+    assert gt.collapsed(GENOTYPE) == []
+
+
 def test_sets():
     assert len(gt.op_set('paper')) == 8 and len(gt.op_set('paper', 'rnn')) == 14 and len(gt.op_set('all', 'rnn')) == 20
     assert gt.op_set('mixed', 'rnn') == ('lstm_1', 'lstm_2', 'gru_1', 'gru_2', 'rnn_1', 'rnn_2', 'skip_connect', 'none')

@@ -47,6 +47,19 @@ def test_batch_of_one_trains():
     (CRITERION(logits, torch.tensor([1])) + CRITERION(aux, torch.tensor([1]))).backward()
 
 
+@pytest.mark.parametrize('F, T', [(4, 4), (4, 5), (1, 3), (8, 1)])
+def test_a_batch_of_one_is_refused_exactly_where_batch_norm_fails(F, T):
+    net = supernet()
+    try:
+        net(torch.randn(1, 1, F, T))
+    except ValueError:
+        with pytest.raises(ValueError, match='--batch_size'):
+            net.net.check_batches(F, T, [3, 1])
+    else:
+        net.net.check_batches(F, T, [3, 1])
+    net.net.check_batches(F, T, [3, 2])
+
+
 @pytest.mark.parametrize('wrong', [dict(C_rnn=1), dict(device_ids=[0, 1]),
                                    dict(layers=0), dict(n_nodes=0), dict(n_layers_rnn=-1), dict(C_rnn=0), dict(dropout=1.),
                                    dict(primitives='sep_conv_7x7'), dict(rnn_primitives='none')])

@@ -269,6 +269,7 @@ def test_scripts(finished, small_corpus):
     ('augment.py', ['--genotype', 'evil.json'], 'evil.json'), ('augment.py', ['--genotype', 'odd.json'], 'odd.json'),
     ('search.py', ['--dataset', 'synthetic'], 'not a synthetic corpus'), ('search.py', ['--cache', 'evil.json'], 'evil.json'),
     ('search.py', ['--rnn_channels', '1'], 'C_rnn 1'),
+    ('search.py', ['--batch_size', '1', '--n_mels', '4', '--duration', '.1'], '--batch_size'),
     ('augment.py', ['--genotype', 'runs/search/a/genotype.json', '--fold', '99'], '--fold 99'),
 ])
 def test_a_mistake_is_one_line_and_leaves_nothing(program, argv, named, finished, small_corpus):
