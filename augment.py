@@ -51,9 +51,11 @@ def main(argv=None):
     checkpoint = run.open(data)
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
     if checkpoint:
+        best = checkpoint['best']
+        if best['file']['genotype'] != gt.to_str(genotype):
+            raise utils.UserError(f'--resume: {config.genotype} is another genotype than {run.path} began with')
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        best = checkpoint['best']
         # A run killed between the two files may have left the network of an epoch that is now run again.
         utils.write_torch(run.file('best.pt'), best['file'])
         utils.set_rng_state(checkpoint['rng'])

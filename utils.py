@@ -1,5 +1,6 @@
 """What both programs need around their loops: errors, seeds, scores, and the folder of a run."""
 import csv
+import io
 import json
 import logging
 import os
@@ -147,14 +148,9 @@ def write_torch(path, tree):
 
 
 def write_csv(path, header, rows):
-    lines = []
-    csv.writer(_Lines(lines), lineterminator='\n').writerows([header, *rows])
-    write_aside(path, lambda f: f.write(''.join(lines).encode()))
-
-
-class _Lines:
-    def __init__(self, lines):
-        self.write = lines.append
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows([header, *rows])
+    write_aside(path, lambda f: f.write(text.getvalue().encode()))
 
 
 class Run:
@@ -167,8 +163,8 @@ class Run:
     def __init__(self, program, config):
         self.program, self.config = program, config
         self.path = os.path.join('runs', program, config.name)
+        self.settings = {k: v for k, v in asdict(config).items() if k not in CURRENT}
         self.history, self.logger, self.writer = [], None, None
-        settings = {k: v for k, v in asdict(config).items() if k not in CURRENT}
         if config.overwrite and config.resume:
             raise UserError('--overwrite and --resume exclude each other')
         if not os.path.exists(self.path) or config.overwrite:
@@ -182,7 +178,7 @@ class Run:
             return
         except yaml.YAMLError:
             raise UserError(f'{self.file("config.yaml")} is damaged: begin anew with --overwrite') from None
-        for key, value in settings.items():
+        for key, value in self.settings.items():
             if (before or {}).get(key) != value:
                 raise UserError(f'--resume: {key} is {value}, but {self.path} began with {(before or {}).get(key)}')
 
@@ -198,8 +194,7 @@ class Run:
         if self.config.overwrite:
             shutil.rmtree(self.path, ignore_errors=True)
         os.makedirs(self.path, exist_ok=True)
-        settings = {k: v for k, v in asdict(self.config).items() if k not in CURRENT}
-        write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
+        write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(self.settings, sort_keys=False).encode()))
         checkpoint = self._read_checkpoint()
         self.logger = self._make_logger()
         self.history = checkpoint['history'] if checkpoint else []
@@ -207,7 +202,7 @@ class Run:
         write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
         self.writer = SummaryWriter(self.file('tb'), purge_step=len(self.history) + 1 if checkpoint else None)
         if not checkpoint:
-            table = '\n'.join(['|setting|value|', '|---|---|'] + [f'|{k}|{v}|' for k, v in settings.items()])
+            table = '\n'.join(['|setting|value|', '|---|---|'] + [f'|{k}|{v}|' for k, v in self.settings.items()])
             self.writer.add_text('parameters', table, 0)
         return checkpoint
 

@@ -213,6 +213,9 @@ def test_a_genotype_of_pt_darts_form_by_hand(small_corpus, tmp_path):
     run(tmp_path, 'augment.py', *augment_args('lists/../m.csv', 'hand', 'g.txt', '--epochs', 1, *SMALL))
     with open(tmp_path / 'runs/augment/hand/predictions.csv', newline='') as f:
         assert {r['path'] for r in csv.DictReader(f)} <= {f'{small_corpus.parent}/{row}'.split(',')[0] for row in rows[1:]}
+    (tmp_path / 'g.txt').write_text((tmp_path / 'g.txt').read_text().replace('gru_2', 'gru_1'))
+    argv = augment_args('lists/../m.csv', 'hand', 'g.txt', '--epochs', 1, *SMALL, '--resume')
+    assert 'another genotype' in run(tmp_path, 'augment.py', *argv, ok=False).stderr
 
 
 def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
