@@ -7,6 +7,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from models.depthwise import DepthwiseConv2d
+
 OPS = {
     'none': lambda C, stride, affine: Zero(stride),
     'max_pool_3x3': lambda C, stride, affine: PoolBN(nn.MaxPool2d(3, stride, padding=1), C, affine),
@@ -49,10 +51,9 @@ class DilConv(nn.Sequential):
     """ReLU - depthwise convolution (dilated) - pointwise convolution - batch norm."""
 
     def __init__(self, C, kernel_size, stride, dilation, affine):
-        padding = dilation * (kernel_size // 2)
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
+            DepthwiseConv2d(C, kernel_size, stride, dilation),
             nn.Conv2d(C, C, 1, bias=False),
             nn.BatchNorm2d(C, affine=affine))
 
@@ -83,19 +84,32 @@ class FactorizedReduce(nn.Module):
         aside = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
         return self.bn(torch.cat([self.even(x), self.odd(aside)], dim=1))  # (N, C_out, ceil(F/2), ceil(T/2))
 
+    def matrix(self):
+        """(C_out, 2 C_in): the two convolutions as one map of `factors`."""
+        even = self.even.weight.flatten(1)
+        if self.odd is None:
+            return F.pad(even, (0, even.shape[1]))
+        return torch.block_diag(even, self.odd.weight.flatten(1))
+
+
+def factors(x):
+    """(N, C, F, T) -> (N, 2C, ceil(F / 2), ceil(T / 2)): what FactorizedReduce reads of each 2 x 2 square, two of its corners."""
+    height, width = x.shape[2] % 2, x.shape[3] % 2
+    aside = F.pad(x[:, :, 1::2, 1::2], (0, width, 0, height))
+    return torch.cat([x[:, :, ::2, ::2], aside], dim=1)
+
 
 class MixedOp(nn.Module):
-    """sum_o weight_o * op_o(x): the continuous relaxation (DARTS, equation 2), for states of any rank.
-
-    ops: modules in the order of the primitives. `none` adds nothing but takes its share of the softmax.
-    """
+    """The operations of one edge of the supernet, in the order of the primitives; the cell computes their mixture."""
 
     def __init__(self, ops):
         super().__init__()
         self._ops = nn.ModuleList(ops)
 
-    def forward(self, x, weights):
-        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True) if not isinstance(op, Zero))
+
+def channel_shuffle(x, groups):
+    """(N, C, F, T): channel g * C / groups + c goes to c * groups + g (Zhang et al. 2018, ShuffleNet)."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def drop_path(x, drop_prob, training):
