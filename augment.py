@@ -19,7 +19,9 @@ import genotypes as gt
 import utils
 from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
+from models import distributed
 from models.augment_cnn import AugmentCNN
+from models.sync import CrossEntropyLoss
 from models.visualize import plot, plot_confusion
 
 
@@ -32,36 +34,42 @@ def main(argv=None):
     except ValueError as error:
         raise utils.UserError(f'--genotype {error}') from None
     config = cf.build('augment', given, recorded_settings(found_by, given))
-    run = utils.Run('augment', config)
     utils.set_threads(config.threads)
-    device = utils.choose_device(config.device)
-    data = datasets.load(config, ('train', 'dev', 'test'), device)
+    device = utils.choose_device(config.device, distributed.local_rank())
+    distributed.start(device)
+    run = distributed.together(lambda: utils.Run('augment', config, distributed.is_main()))
+    data = distributed.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device))
     train, dev = data.sets['train'], data.sets['dev']
 
     utils.set_seed(config.seed)
+    shared = torch.Generator().manual_seed(config.seed)  # of batches and masks, which are drawn alike on every rank
     net = make_net(config, data, genotype).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
-    criterion = nn.CrossEntropyLoss(data.class_weights.to(device))
+    criterion = CrossEntropyLoss(data.class_weights.to(device))
     optim = torch.optim.SGD(net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, config.epochs)
     parts = dict(net=net, optim=optim, scheduler=scheduler)
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
-    checkpoint = run.open(data)
+    distributed.seed_own(config.seed)
+    checkpoint = distributed.from_main(lambda: run.open(data))
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
     if checkpoint:
-        best = checkpoint['best']
+        run.history, best = checkpoint['history'], checkpoint['best']
         if best['file']['genotype'] != gt.to_str(genotype):
             raise utils.UserError(f'--resume: {config.genotype} is another genotype than {run.path} began with')
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         # A run killed between the two files may have left the network of an epoch that is now run again.
-        utils.write_torch(run.file('best.pt'), best['file'])
-        utils.set_rng_state(checkpoint['rng'])
-    log = run.logger.info
+        if run.writes:
+            utils.write_torch(run.file('best.pt'), best['file'])
+        distributed.set_rng_state(checkpoint['rng'], shared, device)
+    distributed.broadcast_(net.state_dict().values())
+    log, hardware = run.logger.info, utils.describe_device(device, distributed.world_size())
     log('augment on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.dataset,
-        config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', utils.describe_device(device))
+        config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', hardware)
+    distributed.announce(log, checkpoint)
     heard = speakers_heard(found_by, config, data)
     if heard is None:
         log('NOTE: the genotype does not say that it was searched on %s: whether the search heard test speakers is not known',
@@ -69,7 +77,8 @@ def main(argv=None):
     elif heard:
         log('WARNING: the search heard test speakers of this fold: %s. The scores below are not speaker-independent.',
             ' '.join(heard))
-    run.writer.add_figure('genotype', plot(genotype), 0)
+    if run.writes:
+        run.writer.add_figure('genotype', plot(genotype), 0)
 
     autocast = utils.autocast(device, config.amp)
     for epoch in range(len(run.history) + 1, config.epochs + 1):
@@ -78,26 +87,34 @@ def main(argv=None):
             break
         began, lr = time.time(), scheduler.get_last_lr()[0]
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
-        trained = train_epoch(net, criterion, optim, train, autocast, config, epoch)
+        trained = train_epoch(net, criterion, optim, train, shared, autocast, config, epoch)
         scheduler.step()
+        if distributed.differs(net.state_dict().values()):
+            raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
+                                  'on from the epoch before')
         dev_scores, probabilities = score(net, dev, criterion, autocast, config)
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if (dev_scores['ua'], -dev_scores['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, 'ua': dev_scores['ua'], 'loss': dev_scores['loss'],
                     'file': portable(net, genotype, data, config, epoch)}
-            utils.write_torch(run.file('best.pt'), best['file'])
-            figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
-            run.writer.add_figure('confusion/dev', figure, epoch)
-        run.end_epoch({'epoch': epoch, 'train': trained, 'dev': dev_scores, 'lr': lr, 'seconds': time.time() - began})
+            if run.writes:
+                utils.write_torch(run.file('best.pt'), best['file'])
+                figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
+                run.writer.add_figure('confusion/dev', figure, epoch)
+        rng = distributed.rng_state(shared, device)
+        if run.writes:
+            run.end_epoch({'epoch': epoch, 'train': trained, 'dev': dev_scores, 'lr': lr, 'seconds': time.time() - began})
+            run.save_checkpoint({'rng': rng, 'best': best, **{name: part.state_dict() for name, part in parts.items()}})
         log('epoch %d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f (best UA %.3f, epoch %d)', epoch,
             *(s[name] for s in (trained, dev_scores) for name in ('loss', 'ua', 'wa')), best['ua'], best['epoch'])
-        run.save_checkpoint({'best': best, **{name: part.state_dict() for name, part in parts.items()}})
 
     net.load_state_dict(best['file']['weights'])
     test(run, net, criterion, autocast, config, data, dict(
         n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'], genotype=gt.to_str(genotype),
-        search=found_by.get('search'), search_heard_test_speakers=heard, device=utils.describe_device(device)))
-    run.close()
+        search=found_by.get('search'), search_heard_test_speakers=heard, device=hardware))
+    if run.writes:
+        run.close()
+    distributed.stop()
 
 
 def recorded_settings(found_by, given):
@@ -129,37 +146,40 @@ def make_net(config, data, genotype):
     try:
         net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
                           config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
-        net.check_batches(config.n_mels, train.n_frames, batch_sizes(len(train), config.batch_size))
+        net.check_batches(config.n_mels, train.n_frames, batch_sizes(len(train), config.batch_size, distributed.world_size()))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
     return net
 
 
-def train_epoch(net, criterion, optim, train, autocast, config, epoch):
-    """One pass over the training speakers."""
-    tally = utils.Tally()
-    n_steps = len(batch_sizes(len(train), config.batch_size))
-    bar = tqdm(train.batches(config.batch_size), f'epoch {epoch}/{config.epochs}', n_steps, disable=None, leave=False)
-    for X, y in bar:
-        X = spec_augment(X, config.n_masks, config.max_freq, config.max_time)
+def train_epoch(net, criterion, optim, train, shared, autocast, config, epoch):
+    """One pass over the training speakers. shared: draws batches and masks; every rank works on its share of them."""
+    tally, place = utils.Tally(), distributed.place()
+    sizes = batch_sizes(len(train), config.batch_size, distributed.world_size())
+    bar = tqdm(train.batches(config.batch_size, None, shared, **place), f'epoch {epoch}/{config.epochs}', len(sizes),
+               disable=None if distributed.is_main() else True, leave=False)
+    for (X, y), n in zip(bar, sizes):
+        X = spec_augment(X, config.n_masks, config.max_freq, config.max_time, shared, n, **place)
         optim.zero_grad()
         with autocast:
             logits, aux_logits = net(X)
             loss = criterion(logits, y)
             total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
         total.backward()
+        distributed.sum_gradients(net.parameters())
         nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
         optim.step()
-        tally.add(loss, logits, y)
-    return tally.scores()
+        tally.add(loss, logits, y, n)
+    return tally.scores(distributed.gather)
 
 
 def score(net, dataset, criterion, autocast, config):
     net.eval()
     with autocast:
-        found = utils.evaluate(lambda X: net(X)[0], dataset, config.batch_size, criterion)
+        forward = distributed.sharing(lambda X: net(X)[0])
+        found = utils.evaluate(forward, dataset, config.batch_size, criterion.weight)
     net.train()
-    return found
+    return distributed.gather(found)[0]  # of rank 0: that all choose the same epoch must not hang on the last bit
 
 
 def portable(net, genotype, data, config, epoch):
@@ -177,6 +197,8 @@ def test(run, net, criterion, autocast, config, data, facts):
     """Reads the test speakers, once: predictions.csv, results.json, and a line a reader of the log looks for."""
     held_out = data.sets['test']
     found, probabilities = score(net, held_out, criterion, autocast, config)
+    if not run.writes:
+        return
     labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
     root = Path(config.data_path or '').parent if config.dataset == 'manifest' else Path(config.data_path or '')
     timed = any(u.start is not None or u.end is not None for u in held_out.utterances)
@@ -215,4 +237,4 @@ def command():
 
 
 if __name__ == '__main__':
-    utils.cli(main)
+    utils.cli(main, distributed.first_to_speak)

@@ -20,7 +20,7 @@ class Common:
     name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME'))
     config: str | None = setting(None, 'YAML file with settings; a flag beats it')
     seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
-    device: str = setting('auto', 'auto, cpu, cuda, cuda:1')
+    device: str = setting('auto', 'auto, cpu, cuda, cuda:1; under torchrun each process takes the GPU of its number')
     threads: int = setting(0, 'CPU threads; 0: all cores but one, or OMP_NUM_THREADS', low=0)
     amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
     channels_last: bool = setting(True, 'memory layout of the maps')
@@ -68,7 +68,7 @@ class Common:
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Common):
     epochs: int = setting(15, 'epochs', low=1)
-    batch_size: int = setting(16, 'utterances a step, for w and for alpha', low=1)
+    batch_size: int = setting(16, 'utterances a step, for w and for alpha, of all processes together', low=1)
     n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
     cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
@@ -91,7 +91,7 @@ class SearchConfig(Common):
 class AugmentConfig(Common):
     genotype: str | None = setting(None, 'genotype.json of a search, or a file with pt.darts\' Genotype(...)')
     epochs: int = setting(60, 'epochs', low=1)
-    batch_size: int = setting(32, 'utterances a step', low=1)
+    batch_size: int = setting(32, 'utterances a step, of all processes together', low=1)
     patience: int = setting(0, 'stop after so many epochs without a better dev UA; 0: never', low=0)
     lr: float = setting(.025, 'SGD: learning rate, falls by a cosine to 0', low=0.)
     momentum: float = setting(.9, 'SGD', low=0., high=1.)

@@ -17,8 +17,10 @@ import utils
 from datasets.dataset import batch_sizes
 from datasets.folds import halves
 from datasets.transforms import spec_augment
+from models import distributed
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
+from models.sync import CrossEntropyLoss
 from models.visualize import plot, plot_alphas
 
 ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
@@ -26,15 +28,19 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 
 def main(argv=None):
     config = cf.build('search', cf.given('search', argv))
-    run = utils.Run('search', config)
     utils.set_threads(config.threads)
-    device = utils.choose_device(config.device)
-    data = datasets.load(config, ('train', 'dev'), device)  # test speakers' audio is not even read
+    device = utils.choose_device(config.device, distributed.local_rank())
+    distributed.start(device)
+    run = distributed.together(lambda: utils.Run('search', config, distributed.is_main()))
+    # Test speakers' audio is not even read.
+    data = distributed.together(lambda: datasets.load(config, ('train', 'dev'), device))
     train = data.sets['train']
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
-    sizes = batch_sizes(len(w_half), config.batch_size) + batch_sizes(len(alpha_half), config.batch_size)
+    shared = torch.Generator().manual_seed(config.seed)  # of batches and masks, which are drawn alike on every rank
+    n_ranks = distributed.world_size()
+    sizes = [n for half in (w_half, alpha_half) for n in batch_sizes(len(half), config.batch_size, n_ranks)]
     net = make_net(config, data, sizes).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -44,15 +50,19 @@ def main(argv=None):
     architect = Architect(net, config.w_momentum, config.w_weight_decay, config.hessian)
     parts = dict(net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
 
-    checkpoint = run.open(data)
+    distributed.seed_own(config.seed)
+    checkpoint = distributed.from_main(lambda: run.open(data))
     if checkpoint:
+        run.history = checkpoint['history']
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        utils.set_rng_state(checkpoint['rng'])
+        distributed.set_rng_state(checkpoint['rng'], shared, device)
+    distributed.broadcast_(net.state_dict().values())
     log = run.logger.info
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
         len(w_half), len(alpha_half), len(data.sets['dev']), f'{utils.count_parameters(net.weights()):,}',
-        utils.describe_device(device))
+        utils.describe_device(device, n_ranks))
+    distributed.announce(log, checkpoint)
 
     warmup = min(config.alpha_warmup, config.epochs - 1)
     if warmup < config.alpha_warmup:
@@ -60,21 +70,34 @@ def main(argv=None):
     autocast = utils.autocast(device, config.amp)
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
-        scored = train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch,
+        scored = train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, shared, autocast, config, epoch,
                              with_alpha=epoch > warmup)
         scheduler.step()
+        if distributed.differs(net.state_dict().values()):
+            raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
+                                  'on from the epoch before')
         net.eval()
         with autocast:
-            dev, _ = utils.evaluate(net, data.sets['dev'], config.batch_size, net.criterion)
+            dev, _ = utils.evaluate(distributed.sharing(net), data.sets['dev'], config.batch_size, net.criterion.weight)
         net.train()
         genotype = net.genotype()
         row = {'epoch': epoch, **scored, 'dev': dev, 'lr': lr, 'entropy': entropies(net), 'ops': gt.op_counts(genotype),
                'genotype': gt.to_str(genotype), 'alpha': op_weights(net), 'seconds': time.time() - began}
-        run.end_epoch(row)
-        show(run, net, genotype, row)
-        run.save_checkpoint({name: part.state_dict() for name, part in parts.items()})
+        rng = distributed.rng_state(shared, device)
+        if run.writes:
+            run.end_epoch(row)
+            show(run, net, genotype, row)
+            run.save_checkpoint({'rng': rng, **{name: part.state_dict() for name, part in parts.items()}})
 
-    genotype = net.genotype()
+    if run.writes:
+        finish(run, net, config, data)
+        run.close()
+    distributed.stop()
+
+
+def finish(run, net, config, data):
+    """The genotype as files and in the log."""
+    genotype, log = net.genotype(), run.logger.info
     net.print_alphas(run.logger)
     plot(genotype).savefig(run.file('genotype.png'), dpi=110)
     gt.save(run.file('genotype.json'), genotype, record(config, net, data))
@@ -83,12 +106,11 @@ def main(argv=None):
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), seconds / 60)
-    run.close()
 
 
 def make_net(config, data, sizes):
     """The supernet of these settings, for batches of these sizes. UserError where there is none."""
-    criterion = nn.CrossEntropyLoss(data.class_weights)
+    criterion = CrossEntropyLoss(data.class_weights)
     try:
         net = SearchCNNController(
             1, config.init_channels, len(data.labels), config.layers, criterion, config.n_nodes, config.stem_multiplier,
@@ -99,14 +121,19 @@ def make_net(config, data, sizes):
     return net
 
 
-def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, autocast, config, epoch, with_alpha):
-    """One pass over the half for w; before each step of w, one step of alpha on a batch of the other half."""
-    tally, val_loss = utils.Tally(), []
-    val_batches = itertools.chain.from_iterable(train.batches(config.batch_size, alpha_half) for _ in itertools.count())
-    n_steps = len(batch_sizes(len(w_half), config.batch_size))
-    bar = tqdm(train.batches(config.batch_size, w_half), f'epoch {epoch}/{config.epochs}', n_steps, disable=None, leave=False)
-    for trn_X, trn_y in bar:
-        trn_X = spec_augment(trn_X, config.n_masks, config.max_freq, config.max_time)
+def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, shared, autocast, config, epoch, with_alpha):
+    """One pass over the half for w; before each step of w, one step of alpha on a batch of the other half.
+
+    shared: the generator that draws batches and masks; every rank works on its share of them.
+    """
+    tally, val_loss, place = utils.Tally(), [], distributed.place()
+    val_batches = itertools.chain.from_iterable(
+        train.batches(config.batch_size, alpha_half, shared, **place) for _ in itertools.count())
+    sizes = batch_sizes(len(w_half), config.batch_size, distributed.world_size())
+    bar = tqdm(train.batches(config.batch_size, w_half, shared, **place), f'epoch {epoch}/{config.epochs}', len(sizes),
+               disable=None if distributed.is_main() else True, leave=False)
+    for (trn_X, trn_y), n in zip(bar, sizes):
+        trn_X = spec_augment(trn_X, config.n_masks, config.max_freq, config.max_time, shared, n, **place)
         if with_alpha:
             val_X, val_y = next(val_batches)
             if config.order == 2:  # in float32: second derivatives do not survive bfloat16
@@ -121,10 +148,11 @@ def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half,
             logits = net(trn_X)
             loss = net.criterion(logits, trn_y)
         loss.backward()
+        distributed.sum_gradients(net.weights())
         nn.utils.clip_grad_norm_(net.weights(), config.w_grad_clip)
         w_optim.step()
-        tally.add(loss, logits, trn_y)
-    return {'train': tally.scores(), 'alpha_loss': float(torch.stack(val_loss).mean()) if val_loss else None}
+        tally.add(loss, logits, trn_y, n)
+    return {'train': tally.scores(distributed.gather), 'alpha_loss': float(torch.stack(val_loss).mean()) if val_loss else None}
 
 
 def op_weights(net):
@@ -173,4 +201,4 @@ def record(config, net, data):
 
 
 if __name__ == '__main__':
-    utils.cli(main)
+    utils.cli(main, distributed.first_to_speak)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from tensorboardX import SummaryWriter
@@ -22,22 +23,26 @@ class UserError(Exception):
     """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
 
 
-def cli(main):
-    """Runs main() as a program: a user's mistake is one line on stderr and exit code 2, an interruption exit code 130."""
+def cli(main, speaks=lambda: True):
+    """Runs main() as a program: a user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
+    speaks() tells whether this process says so, where several end for one reason.
+    """
+    def say(message):
+        if speaks():
+            print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
     try:
         main()
     except UserError as error:
-        print(f'{os.path.basename(sys.argv[0])}: {" ".join(str(error).split())}', file=sys.stderr)
+        say(str(error))
         sys.exit(2)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output went away
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
-            where = f'{error.filename}: ' if error.filename else ''
-            print(f'{os.path.basename(sys.argv[0])}: {where}{error.strerror or error}', file=sys.stderr)
+            say(f'{error.filename}: {error.strerror or error}' if error.filename else str(error.strerror or error))
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f'{os.path.basename(sys.argv[0])}: interrupted; the same command with --resume goes on', file=sys.stderr)
+        say('interrupted; the same command with --resume goes on')
         sys.exit(130)
 
 
@@ -53,10 +58,16 @@ def set_threads(n):
         torch.set_num_threads(n)
 
 
-def choose_device(name):
-    """'auto' -> CUDA where there is one; otherwise the named device. Raises UserError where it cannot be used."""
+def choose_device(name, number=None):
+    """'auto' -> CUDA where there is one; otherwise the named device. Raises UserError where it cannot be used.
+    number: of this process on its machine, where there are several; each takes the GPU of its number.
+    """
     if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if number is not None and name.startswith('cuda'):
+        if name != 'cuda':
+            raise UserError(f'--device {name}: under torchrun each process takes the GPU of its number; say --device cuda')
+        name = f'cuda:{number}'
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -71,24 +82,15 @@ def autocast(device, wanted):
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and able)
 
 
-def describe_device(device):
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
+def describe_device(device, n=1):
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
+    return name if n == 1 else f'{n} processes, each on {name}'
 
 
 def set_seed(seed):
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def rng_state():
-    return {'cpu': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_rng_state(state):
-    torch.set_rng_state(state['cpu'])
-    for i, cuda_state in enumerate(state['cuda'][:torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda_state, i)
 
 
 def count_parameters(parameters):
@@ -103,10 +105,10 @@ def scores(labels, predicted):
             'macro_f1': float(f1_score(labels, predicted, average='macro', zero_division=0))}
 
 
-def evaluate(forward, dataset, batch_size, criterion):
+def evaluate(forward, dataset, batch_size, class_weights):
     """Scores of a dataset with 'loss' (of the window-averaged probabilities), and its probabilities (n, n_classes) as numpy."""
     probabilities = dataset.score(forward, batch_size)
-    loss = criterion(probabilities.clamp_min(1e-12).log(), dataset.labels)
+    loss = F.cross_entropy(probabilities.clamp_min(1e-12).log(), dataset.labels, class_weights)
     probabilities, labels = probabilities.cpu().numpy(), dataset.labels.cpu().numpy()
     return {'loss': float(loss), **scores(labels, probabilities.argmax(axis=1))}, probabilities
 
@@ -117,14 +119,19 @@ class Tally:
     def __init__(self):
         self.rows = []
 
-    def add(self, loss, logits, y):
-        self.rows.append((loss.detach() * len(y), logits.detach().argmax(dim=1), y))
+    def add(self, loss, logits, y, n=None):
+        """n: utterances of the whole batch, where loss, logits and y are of a share."""
+        self.rows.append((loss.detach() * (n or len(y)), logits.detach().argmax(dim=1), y))
 
-    def scores(self):
-        """{'loss', 'ua', 'wa', 'macro_f1'}. Raises UserError where the loss is no longer finite."""
+    def scores(self, gather=lambda own: [own]):
+        """{'loss', 'ua', 'wa', 'macro_f1'}. Raises UserError where the loss is no longer finite.
+        gather: own object -> those of all processes.
+        """
         losses, predicted, labels = zip(*self.rows)
-        predicted, labels = torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
-        loss = float(torch.stack(losses).sum()) / len(labels)
+        own = float(torch.stack(losses).sum()), torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
+        losses, predicted, labels = zip(*gather(own))
+        predicted, labels = np.concatenate(predicted), np.concatenate(labels)
+        loss = sum(losses) / len(labels)
         if not np.isfinite(loss):
             raise UserError('training diverged, the loss is not finite: lower the learning rate')
         return {'loss': loss, **scores(labels, predicted)}
@@ -157,17 +164,17 @@ class Run:
     """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
 
     Made in two steps, so that a mistake found while data are read leaves an earlier run as it was: the constructor looks
-    whether this run may be made and raises UserError if not, `open` makes it.
+    whether this run may be made and raises UserError if not, `open` makes it. Of several processes one `writes`.
     """
 
-    def __init__(self, program, config):
-        self.program, self.config = program, config
+    def __init__(self, program, config, writes=True):
+        self.program, self.config, self.writes = program, config, writes
         self.path = os.path.join('runs', program, config.name)
         self.settings = {k: v for k, v in asdict(config).items() if k not in CURRENT}
-        self.history, self.logger, self.writer = [], None, None
+        self.history, self.logger, self.writer = [], logging.getLogger('emodarts'), None  # silent until `open`
         if config.overwrite and config.resume:
             raise UserError('--overwrite and --resume exclude each other')
-        if not os.path.exists(self.path) or config.overwrite:
+        if not writes or not os.path.exists(self.path) or config.overwrite:
             return
         if not config.resume:
             raise UserError(f'{self.path} exists: --resume goes on with it, --overwrite begins anew, or take another --name')
@@ -241,8 +248,7 @@ class Run:
                     self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
 
     def save_checkpoint(self, state):
-        state = {**state, **self.statistics, 'history': self.history, 'rng': rng_state()}
-        write_torch(self.file('checkpoint.pt'), state)
+        write_torch(self.file('checkpoint.pt'), {**state, **self.statistics, 'history': self.history})
 
     def close(self):
         self.writer.close()

@@ -2,6 +2,8 @@
 import numpy as np
 import torch
 
+from utils import UserError
+
 
 def statistics(features):
     """Mean and standard deviation of each mel band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
@@ -10,10 +12,18 @@ def statistics(features):
     return torch.from_numpy(frames.mean(axis=1, keepdims=True)).float(), torch.from_numpy(std).float()
 
 
-def batch_sizes(n, batch_size):
-    """Sizes of an epoch's batches."""
+def batch_sizes(n, batch_size, world_size=1):
+    """Sizes of an epoch's batches, each with an utterance or more for every one of world_size processes.
+
+    A last batch that is smaller, or of one utterance, of which batch norm has little to say, goes with the batch before it.
+    """
     sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
-    return [*sizes[:-2], sizes[-2] + 1] if len(sizes) > 1 and sizes[-1] == 1 < batch_size else sizes
+    if len(sizes) > 1 and sizes[-1] < min(batch_size, max(2, world_size)):
+        sizes[-2:] = [sum(sizes[-2:])]
+    if min(sizes) < world_size:
+        raise UserError(f'{min(sizes)} utterance(s) a step cannot be shared by {world_size} processes: take a larger '
+                        '--batch_size or fewer processes')
+    return sizes
 
 
 class SpeechDataset:
@@ -50,17 +60,19 @@ class SpeechDataset:
         x = self.frames[:, torch.where(inside, self.offsets[indices][:, None] + t, 0)]  # (F, N, n_frames)
         return (x * inside).transpose(0, 1).unsqueeze(1)
 
-    def batches(self, batch_size, indices=None):
+    def batches(self, batch_size, indices=None, generator=None, rank=0, world_size=1):
         """One epoch in random order, each utterance at a random time shift: yields X (N, 1, F, n_frames), y (N,).
 
-        A last batch of one utterance, of which batch norm has little to say, goes with the batch before it.
+        Of each batch only the share of process number `rank`; a generator in the same state draws the same epoch for all.
         """
         indices = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
-        order = indices[torch.randperm(len(indices))].to(self.labels.device)
-        sizes = batch_sizes(len(order), batch_size)
-        for chosen in order.split(sizes):
+        order = indices[torch.randperm(len(indices), generator=generator)].to(self.labels.device, non_blocking=True)
+        draws = torch.rand(len(order), generator=generator).to(self.labels.device, non_blocking=True)
+        sizes = batch_sizes(len(order), batch_size, world_size)
+        for chosen, u in zip(order.split(sizes), draws.split(sizes)):
+            chosen, u = chosen[rank::world_size], u[rank::world_size]
             room = self.lengths[chosen] - self.n_frames  # > 0: a crop of a longer one; < 0: a place for a shorter one
-            shift = (torch.rand(len(chosen), device=room.device) * (room.abs() + 1)).floor().long()
+            shift = (u * (room.abs() + 1)).floor().long()
             yield self.cut(chosen, torch.where(room > 0, shift, -shift)), self.labels[chosen]
 
     @torch.no_grad()

@@ -3,6 +3,8 @@ from contextlib import contextmanager
 
 import torch
 
+from models.distributed import all_reduce
+
 # Length of the finite-difference step in weight space, in float32. DARTS takes 0.01 (section 2.3, footnote 2): on the default
 # supernet, whose ReLUs have kinks, that misses the exact product by half, and 0.1 by a fifth (docs/results.md).
 RADIUS = .1
@@ -15,6 +17,7 @@ class Architect:
     net: any module with loss(X, y), weights() and alphas(). w_momentum, w_weight_decay: those of the SGD that trains w.
     hessian: how order 2 multiplies the mixed second derivative with a vector: 'exact', by differentiating twice, or
     'difference', DARTS' finite difference, which is cheaper and only near.
+    With several processes loss(X, y) is this rank's part of the loss; parts and gradients are summed over ranks.
     A step leaves w, w.grad, buffers (batch-norm statistics) and the state of the random generators as they were.
     """
 
@@ -32,7 +35,7 @@ class Architect:
         with self._undisturbed():
             loss = self.net.loss(val_X, val_y)
             _assign(alphas, _grad(loss, alphas))
-        return loss.detach()
+        return all_reduce([loss.detach()])[0]
 
     def unrolled_backward(self, trn_X, trn_y, val_X, val_y, xi, w_optim):
         """Second order: alpha.grad = d L_val(w'(alpha), alpha) / d alpha, one virtual step w' (DARTS, equations 6 to 8).
@@ -57,7 +60,7 @@ class Architect:
                 _copy(weights, w)
             # d/dalpha L_val(w', alpha) - xi * d2 L_trn / (dalpha dw) . d/dw' L_val
             _assign(alphas, torch._foreach_sub(dalpha, hessian, alpha=xi))
-        return loss.detach()
+        return all_reduce([loss.detach()])[0]
 
     def virtual_step(self, trn_X, trn_y, xi, w_optim):
         """w <- w' = w - xi * (momentum * v + d/dw L_trn(w, alpha) + weight_decay * w): what SGD would do next."""
@@ -82,7 +85,7 @@ class Architect:
                                         allow_unused=True)
             used = [(g, v) for g, v in zip(grads, dw) if g is not None and g.requires_grad]
             product = torch.autograd.grad([g for g, _ in used], alphas, [v for _, v in used], allow_unused=True)
-        return [torch.zeros_like(a) if h is None else h for a, h in zip(alphas, product)]
+        return all_reduce([torch.zeros_like(a) if h is None else h for a, h in zip(alphas, product)])
 
     def compute_hessian(self, dw, trn_X, trn_y):
         """d2 L_trn / (dalpha dw) . dw by central difference (DARTS, equation 8), at the current w.
@@ -130,9 +133,9 @@ class Architect:
 
 
 def _grad(loss, inputs):
-    """Gradients, zeros where an input plays no part in the loss."""
+    """Gradients, summed over ranks; zeros where an input plays no part in the loss."""
     grads = torch.autograd.grad(loss, inputs, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(inputs, grads)]
+    return all_reduce([torch.zeros_like(p) if g is None else g for p, g in zip(inputs, grads)])
 
 
 def _assign(parameters, grads):

@@ -4,6 +4,7 @@ import torch.nn as nn
 from models.augment_cells import AugmentCell, AugmentSeqCell
 from models.network import JointNetwork
 from models.ops import DropPath
+from models.sync import BatchNorm2d
 
 C_AUX = 128  # channels of the auxiliary head
 
@@ -15,7 +16,7 @@ class AuxiliaryHead(nn.Sequential):
         super().__init__(
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),  # (N, C, F, T) -> (N, C, 2, 2)
-            nn.Conv2d(C, C_AUX, 1, bias=False), nn.BatchNorm2d(C_AUX), nn.ReLU(),
+            nn.Conv2d(C, C_AUX, 1, bias=False), BatchNorm2d(C_AUX), nn.ReLU(),
             nn.Flatten(), nn.Linear(C_AUX * 4, n_classes))
 
 

@@ -4,6 +4,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from models.ops import FactorizedReduce, StdConv
+from models.sync import BatchNorm2d
 
 N_BANDS = 4  # frequency bands a map is pooled into before it is read as a sequence
 VARIANCE_FLOOR = 1e-5  # under the root of the statistics pooling: a constant sequence has a gradient
@@ -59,7 +60,7 @@ class JointNetwork(nn.Module):
             raise ValueError('C_rnn 1: the layer norm of one channel is always 0; a SeqNN cell needs 2 or more')
         self.C_in = C_in
         C_cur = stem_multiplier * C
-        self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), nn.BatchNorm2d(C_cur))
+        self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), BatchNorm2d(C_cur))
         C_pp, C_p, C_cur = C_cur, C_cur, C
         self.cells = nn.ModuleList()
         reduction_p = False

@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from models.depthwise import DepthwiseConv2d
+from models.sync import BatchNorm2d
 
 OPS = {
     'none': lambda C, stride, affine: Zero(stride),
@@ -37,14 +38,14 @@ class PoolBN(nn.Sequential):
     """Pooling, then batch norm."""
 
     def __init__(self, pool, C, affine):
-        super().__init__(pool, nn.BatchNorm2d(C, affine=affine))
+        super().__init__(pool, BatchNorm2d(C, affine=affine))
 
 
 class StdConv(nn.Sequential):
     """ReLU - 1x1 convolution - batch norm: brings a state to a cell's width."""
 
     def __init__(self, C_in, C_out, affine=True):
-        super().__init__(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=affine))
+        super().__init__(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), BatchNorm2d(C_out, affine=affine))
 
 
 class DilConv(nn.Sequential):
@@ -55,7 +56,7 @@ class DilConv(nn.Sequential):
             nn.ReLU(),
             DepthwiseConv2d(C, kernel_size, stride, dilation),
             nn.Conv2d(C, C, 1, bias=False),
-            nn.BatchNorm2d(C, affine=affine))
+            BatchNorm2d(C, affine=affine))
 
 
 class SepConv(nn.Sequential):
@@ -75,7 +76,7 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         self.even = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False) if C_out > 1 else None
-        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+        self.bn = BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x):
         x = F.relu(x)
