@@ -69,20 +69,22 @@ def op_set(ops, kind='cnn'):
     return tuple(n for n in names if n != NONE) + ((NONE,) if NONE in names else ())
 
 
-def parse(alpha, k=2, primitives=PRIMITIVES):
+def parse(alpha, k=2, primitives=PRIMITIVES, edge_weights=None):
     """Discrete gene of one kind of cell.
 
     alpha: one tensor a node, (n_inputs, n_ops), raw (before softmax). Edges are ranked by the largest softmax weight among
-    their operations other than `none`; each node keeps its k best edges (DARTS, section 2.4).
+    their operations other than `none`; each node keeps its k best edges (DARTS, section 2.4). edge_weights: one tensor a
+    node, (n_inputs,), that multiplies them for the ranking (PC-DARTS, section 3.2).
     Returns [[(operation, state), ...], ...], best edge first.
     """
     gene = []
     allowed = [i for i, name in enumerate(primitives) if name != NONE]
-    for edges in alpha:
+    for edges, shares in zip(alpha, edge_weights or [None] * len(alpha), strict=True):
         if edges.shape[-1] != len(primitives):
             raise ValueError(f'alpha has {edges.shape[-1]} operations, the primitives are {len(primitives)}')
         weights = F.softmax(edges.detach().double(), dim=-1)[:, allowed]  # (n_inputs, n_ops without none)
         best, op = weights.max(dim=-1)
+        best = best if shares is None else best * shares.detach().double()
         order = torch.sort(best, descending=True, stable=True).indices[:k].tolist()
         gene.append([(primitives[allowed[op[edge]]], edge) for edge in order])
     return gene

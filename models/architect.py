@@ -33,7 +33,8 @@ class Architect:
         """First order: alpha.grad = d L_val(w, alpha) / d alpha. Returns the validation loss, detached."""
         alphas = list(self.net.alphas())
         with self._undisturbed():
-            loss = self.net.loss(val_X, val_y)
+            with frozen(self.net.weights()):
+                loss = self.net.loss(val_X, val_y)
             _assign(alphas, _grad(loss, alphas))
         return all_reduce([loss.detach()])[0]
 
@@ -104,10 +105,14 @@ class Architect:
         try:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a difference does not survive ten bits
                 _copy(weights, torch._foreach_add(w, direction))
-                plus = _grad(self.net.loss(trn_X, trn_y), alphas)
+                with frozen(weights):
+                    loss = self.net.loss(trn_X, trn_y)
+                plus = _grad(loss, alphas)
                 _copy(weights, torch._foreach_sub(w, direction))
                 self._set_rng(rng)
-                minus = _grad(self.net.loss(trn_X, trn_y), alphas)
+                with frozen(weights):
+                    loss = self.net.loss(trn_X, trn_y)
+                minus = _grad(loss, alphas)
         finally:
             _copy(weights, w)
         return torch._foreach_div(torch._foreach_sub(plus, minus), 2. * eps)
@@ -130,6 +135,19 @@ class Architect:
     def _set_rng(states):
         for device, state in states:
             torch.set_rng_state(state) if device is None else torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def frozen(parameters):
+    """What is computed inside keeps nothing for the gradient of these parameters, and its backward pass skips it."""
+    learning = [p for p in parameters if p.requires_grad]
+    try:
+        for p in learning:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)
 
 
 def _grad(loss, inputs):

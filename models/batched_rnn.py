@@ -99,4 +99,5 @@ def attend(h, queries, keys):
     """h + softmax(q(h) k(h)^T / sqrt(H)) h, (J, N, T, H)"""
     q, k = (torch.baddbmm(torch.stack([f.bias for f in maps]).unsqueeze(1), h.flatten(1, 2),
                           torch.stack([f.weight for f in maps]).transpose(1, 2)).view_as(h) for maps in (queries, keys))
-    return h + F.scaled_dot_product_attention(q, k, h)
+    # Not F.scaled_dot_product_attention: its kernels cannot be differentiated twice.
+    return h + torch.softmax(q @ k.transpose(-2, -1) / h.shape[-1] ** .5, dim=-1) @ h

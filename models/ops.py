@@ -101,11 +101,18 @@ def factors(x):
 
 
 class MixedOp(nn.Module):
-    """The operations of one edge of the supernet, in the order of the primitives; the cell computes their mixture."""
+    """sum_o weight_o * op_o(x): the continuous relaxation (DARTS, equation 2), for states of any rank.
+
+    ops: modules in the order of the primitives. `none` adds nothing but takes its share of the softmax. A cell of the supernet
+    holds its edges' operations in these, and computes the same sums for all of its edges together.
+    """
 
     def __init__(self, ops):
         super().__init__()
         self._ops = nn.ModuleList(ops)
+
+    def forward(self, x, weights):
+        return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True) if not isinstance(op, Zero))
 
 
 def channel_shuffle(x, groups):
