@@ -18,13 +18,14 @@ class Architect:
     hessian: how order 2 multiplies the mixed second derivative with a vector: 'exact', by differentiating twice, or
     'difference', DARTS' finite difference, which is cheaper and only near.
     With several processes loss(X, y) is this rank's part of the loss; parts and gradients are summed over ranks.
-    A step leaves w, w.grad, buffers (batch-norm statistics) and the state of the random generators as they were.
+    A step copies no network and leaves w, w.grad, buffers (batch-norm statistics) and the state of the random generators as
+    they were.
     """
 
     def __init__(self, net, w_momentum, w_weight_decay, hessian='exact'):
         if hessian not in HESSIANS:
             raise ValueError(f'hessian {hessian!r} must be one of {", ".join(HESSIANS)}')
-        self.hessian_product = self.exact_hessian if hessian == 'exact' else self.compute_hessian
+        self.hessian = hessian
         self.net = net
         self.w_momentum = w_momentum
         self.w_weight_decay = w_weight_decay
@@ -46,46 +47,61 @@ class Architect:
         Returns the validation loss at w', detached.
         """
         alphas, weights = list(self.net.alphas()), list(self.net.weights())
+        exact = self.hessian == 'exact'
         with self._undisturbed():
             rng = self._rng()
-            w = [p.detach().clone() for p in weights]
-            try:
-                self.virtual_step(trn_X, trn_y, xi, w_optim)
+            dtrn = self.training_gradient(trn_X, trn_y, create_graph=exact)
+            with self.virtual_step(dtrn, xi, w_optim):
                 loss = self.net.loss(val_X, val_y)  # L_val(w', alpha)
                 grads = _grad(loss, alphas + weights)
-                dalpha, dw = grads[:len(alphas)], grads[len(alphas):]
-                _copy(weights, w)
+            dalpha, dw = grads[:len(alphas)], grads[len(alphas):]
+            if exact:
+                hessian = self.exact_hessian(dw, dtrn)
+            else:
                 self._set_rng(rng)
-                hessian = self.hessian_product(dw, trn_X, trn_y)
-            finally:
-                _copy(weights, w)
+                hessian = self.compute_hessian(dw, trn_X, trn_y)
             # d/dalpha L_val(w', alpha) - xi * d2 L_trn / (dalpha dw) . d/dw' L_val
             _assign(alphas, torch._foreach_sub(dalpha, hessian, alpha=xi))
         return all_reduce([loss.detach()])[0]
 
-    def virtual_step(self, trn_X, trn_y, xi, w_optim):
-        """w <- w' = w - xi * (momentum * v + d/dw L_trn(w, alpha) + weight_decay * w): what SGD would do next."""
+    def training_gradient(self, trn_X, trn_y, create_graph):
+        """d L_trn / dw, of this rank's share; with create_graph it can be differentiated once more.
+
+        cuDNN's recurrences cannot be differentiated twice, so on a GPU that pass runs without cuDNN.
+        """
         weights = list(self.net.weights())
-        grads = _grad(self.net.loss(trn_X, trn_y), weights)
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not create_graph):
+            return torch.autograd.grad(self.net.loss(trn_X, trn_y), weights, create_graph=create_graph, allow_unused=True)
+
+    @contextmanager
+    def virtual_step(self, dtrn, xi, w_optim):
+        """Inside, w is w' = w - xi * (momentum * v + d L_trn / dw + weight_decay * w): where SGD would go next."""
+        weights = list(self.net.weights())
+        step = all_reduce([torch.zeros_like(p) if g is None else g.detach().clone() for p, g in zip(weights, dtrn)])
         with torch.no_grad():
-            step = torch._foreach_add(grads, weights, alpha=self.w_weight_decay)
-            for s, p in zip(step, weights):
-                v = w_optim.state.get(p, {}).get('momentum_buffer')
-                if v is not None:
-                    s.add_(v, alpha=self.w_momentum)
-            torch._foreach_add_(weights, step, alpha=-xi)
+            torch._foreach_add_(step, weights, alpha=self.w_weight_decay)
+            moving = [(s, v) for p, s in zip(weights, step)
+                      if (v := w_optim.state.get(p, {}).get('momentum_buffer')) is not None]
+            if moving:
+                torch._foreach_add_(*map(list, zip(*moving)), alpha=self.w_momentum)
+            moved = torch._foreach_sub(weights, step, alpha=xi)
+        w = [p.data for p in weights]
+        try:  # other storage, not other values: what `dtrn` was computed from stays as it is
+            for p, new in zip(weights, moved):
+                p.data = new
+            yield
+        finally:
+            for p, old in zip(weights, w):
+                p.data = old
 
-    def exact_hessian(self, dw, trn_X, trn_y):
-        """d2 L_trn / (dalpha dw) . dw at the current w: the gradient of (d/dw L_trn . dw) with respect to alpha.
+    def exact_hessian(self, dw, dtrn):
+        """d2 L_trn / (dalpha dw) . dw at the current w: the gradient of (dtrn . dw) with respect to alpha.
 
-        cuDNN's recurrences cannot be differentiated twice, so on a GPU this pass runs without cuDNN.
+        dtrn: training_gradient(create_graph=True).
         """
         alphas = list(self.net.alphas())
-        with torch.backends.cudnn.flags(enabled=False):
-            grads = torch.autograd.grad(self.net.loss(trn_X, trn_y), list(self.net.weights()), create_graph=True,
-                                        allow_unused=True)
-            used = [(g, v) for g, v in zip(grads, dw) if g is not None and g.requires_grad]
-            product = torch.autograd.grad([g for g, _ in used], alphas, [v for _, v in used], allow_unused=True)
+        used = [(g, v) for g, v in zip(dtrn, dw) if g is not None and g.requires_grad]
+        product = torch.autograd.grad([g for g, _ in used], alphas, [v for _, v in used], allow_unused=True)
         return all_reduce([torch.zeros_like(a) if h is None else h for a, h in zip(alphas, product)])
 
     def compute_hessian(self, dw, trn_X, trn_y):

@@ -1,0 +1,42 @@
+"""A benchmark's figures, the tree that benchmark.py writes as JSON, as Markdown and as a picture."""
+from matplotlib.figure import Figure
+
+
+def markdown(found):
+    """Tables: every step in both forms, memory and first step, growth."""
+    versions = ', '.join(f'{name} {v}' for name, v in found['versions'].items() if v)
+    lines = [f'`{found["command"]}`', '', f'{found["device"]} ({found["machine"]}), {versions}; preset {found["preset"]}. '
+             f'Its own ceilings in this run: copy {found["ceilings"]["copy_gb_per_s"]:.1f} GB/s (read and write), float32 '
+             f'matrix product {found["ceilings"]["matrix_gflop_per_s"]:.0f} GFLOP/s.', '',
+             '| step | form | ms | utterances a second | of copy bandwidth | of matrix rate | ratio |', '|---|---|---|---|---|---|---|']
+    for row in found['rows']:
+        ratio = f'**{found["ratios"][row["step"]]:.2f}**' if row['form'] == 'fast' else ''
+        lines.append(f'| {row["step"]} | {row["form"]} | {row["ms"]:.1f} | {row["utterances_per_s"]:.1f} | '
+                     f'{row["share_of_copy_bandwidth"]:.0%} | {row["share_of_matrix_rate"]:.0%} | {ratio} |')
+    memory, first = found['peak_memory_mib'], found['first_step_s']
+    lines += ['', 'Bandwidth counts the bytes that operations read and write, as if caches kept none.', '',
+              '| in a process of its own | fast | textbook | ratio |', '|---|---|---|---|',
+              f'| peak memory of an order-1 search, MiB | {memory["fast"]:.0f} | {memory["textbook"]:.0f} | '
+              f'**{found["ratios"]["peak_memory"]:.2f}** |',
+              f'| building and first weight step, s | {first["fast"]:.1f} | {first["textbook"]:.1f} | |', '']
+    if found['growth']:
+        lines += ['| weight step, default preset but for | | fast, ms | textbook, ms | ratio |', '|---|---|---|---|---|']
+        for fast, book in zip(found['growth'][::2], found['growth'][1::2]):
+            lines.append(f'| {fast["setting"]} | {fast["value"]} | {fast["ms"]:.0f} | {book["ms"]:.0f} | '
+                         f'{book["ms"] / fast["ms"]:.2f} |')
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def plot(growth):
+    """ms of a weight step against each setting, both forms."""
+    names = list(dict.fromkeys(row['setting'] for row in growth))
+    figure = Figure(figsize=(3 * len(names), 3.2), layout='constrained')
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), i + 1)
+        for form, marker in (('textbook', 's'), ('fast', 'o')):
+            rows = [row for row in growth if row['setting'] == name and row['form'] == form]
+            axes.plot([str(row['value']) for row in rows], [row['ms'] for row in rows], marker=marker, label=form)
+        axes.set(xlabel=name, ylim=(0, None), ylabel='ms a weight step' if i == 0 else None)
+    figure.axes[0].legend()
+    return figure
