@@ -38,7 +38,7 @@ def main(argv=None):
     device = utils.choose_device(config.device, distributed.local_rank())
     distributed.start(device)
     run = distributed.together(lambda: utils.Run('augment', config, distributed.is_main()))
-    data = distributed.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device))
+    data = distributed.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device, not run.writes))
     train, dev = data.sets['train'], data.sets['dev']
 
     utils.set_seed(config.seed)
@@ -233,7 +233,7 @@ def test(run, net, criterion, autocast, config, data, facts):
 
 
 def command():
-    return ' '.join(['python', os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    return ' '.join([distributed.launcher(), os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ def main(argv=None):
     distributed.start(device)
     run = distributed.together(lambda: utils.Run('search', config, distributed.is_main()))
     # Test speakers' audio is not even read.
-    data = distributed.together(lambda: datasets.load(config, ('train', 'dev'), device))
+    data = distributed.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes))
     train = data.sets['train']
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 

@@ -47,8 +47,9 @@ def folds_of(dataset, utterances, how):
     return make_folds(utterances, how, getattr(CORPORA[dataset], 'FOLDS', None))
 
 
-def load(config, splits, device='cpu'):
+def load(config, splits, device='cpu', quiet=False):
     """Data of the fold that `config` (see config.py) names, with the sets `splits`; other sets' audio is not read.
+    quiet: no progress bar.
 
     Raises UserError on a fold that is not there, fewer than two classes, or a class that no training speaker has.
     """
@@ -67,7 +68,8 @@ def load(config, splits, device='cpu'):
                                                      f'only one class, {labels[0]!r}: nothing to learn'))
     features = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool)
     n_frames = max(1, round(config.duration * features.frame_rate))
-    arrays = {name: cached_features(part, features, os.path.join(config.cache, 'features')) for name, part in parts.items()}
+    cache = os.path.join(config.cache, 'features')
+    arrays = {name: cached_features(part, features, cache, quiet) for name, part in parts.items()}
     mean, std = statistics(arrays['train'])
     sets = {name: SpeechDataset(parts[name], arrays[name], targets[name], mean, std, n_frames, device) for name in splits}
     return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()))

@@ -108,14 +108,14 @@ def cache_key(utterance, config):
     return digest.hexdigest()
 
 
-def cached_features(utterances, config, cache_dir):
+def cached_features(utterances, config, cache_dir, quiet=False):
     """Features of every utterance, [(n_mels, n_frames) float32, ...], extracted where the cache lacks them.
 
     One file an utterance, written aside and renamed: an interrupted extraction loses one utterance at most and goes on from
     there. Stored as float16, and read back from the file at once, so that a first run has the numbers of a second.
     """
     found = []
-    for u in tqdm(utterances, desc='features', disable=None, leave=False):
+    for u in tqdm(utterances, desc='features', disable=quiet or None, leave=False):
         key = cache_key(u, config)
         path = os.path.join(cache_dir, key[:2], f'{key}.npy')
         x = _read(path)

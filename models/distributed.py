@@ -10,10 +10,12 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 TIMEOUT = timedelta(minutes=5)  # a rank that waits for another for longer ends, and with it the run
+JOIN = timedelta(minutes=1)  # until torchrun, which is there already, answers
 POLL = .1  # s
 
 _turns = itertools.count(1)  # calls of `together`, which every rank makes in the same order
@@ -42,11 +44,20 @@ def local_rank():
     return int(os.environ['LOCAL_RANK']) if dist.is_torchelastic_launched() else None
 
 
+def launcher():
+    """What a command line of this run begins with."""
+    if not dist.is_torchelastic_launched():
+        return 'python'
+    n_machines = int(os.environ.get('GROUP_WORLD_SIZE', 1))
+    more = f' --nnodes {n_machines}' if n_machines > 1 else ''
+    return f'torchrun{more} --nproc_per_node {os.environ.get("LOCAL_WORLD_SIZE", 1)}'
+
+
 @functools.cache
 def _rendezvous():
     """The key-value store that torchrun's processes share, rank, world size."""
     with _answered():
-        return next(dist.rendezvous('env://', timeout=TIMEOUT))
+        return next(dist.rendezvous('env://', timeout=JOIN))
 
 
 def start(device):
@@ -191,9 +202,9 @@ def broadcast_(tensors):
 
 
 def seed_own(seed):
-    """Gives every rank but 0 random numbers of its own, for dropout and drop-path. seed: below 2**32."""
+    """Gives every rank but 0 random numbers of its own, for dropout and drop-path."""
     if rank():
-        torch.manual_seed(seed + (rank() << 32))
+        torch.manual_seed(int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0]))  # the CPU reads 32 bits of it
 
 
 def rng_state(shared, device):
