@@ -32,6 +32,7 @@ class Common:
     folds: str = setting('default', 'default, loso (leave one speaker out) or a number of folds')
     fold: int = setting(1, 'which fold, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
+    workers: int = setting(0, 'most processes that extract features; 0: one a core', low=0)
     # features
     features: str = setting('logmel', 'input of the network', choices=('logmel', 'mfcc'))
     n_mels: int = setting(32, 'mel bands (cepstral coefficients for mfcc)', low=1)

@@ -68,8 +68,10 @@ def load(config, splits, device='cpu', quiet=False):
                                                      f'only one class, {labels[0]!r}: nothing to learn'))
     features = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool)
     n_frames = max(1, round(config.duration * features.frame_rate))
-    cache = os.path.join(config.cache, 'features')
-    arrays = {name: cached_features(part, features, cache, quiet) for name, part in parts.items()}
+    every = [u for part in parts.values() for u in part]
+    rest, arrays = cached_features(every, features, os.path.join(config.cache, 'features'), config.workers, quiet), {}
+    for name, part in parts.items():
+        arrays[name], rest = rest[:len(part)], rest[len(part):]
     mean, std = statistics(arrays['train'])
     sets = {name: SpeechDataset(parts[name], arrays[name], targets[name], mean, std, n_frames, device) for name in splits}
     return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()))

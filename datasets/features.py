@@ -1,9 +1,15 @@
 """Audio file -> 16 kHz mono -> log-mel or MFCC -> cache."""
 import hashlib
+import multiprocessing
 import os
+import signal
+import threading
+import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import librosa
 import numpy as np
@@ -21,6 +27,8 @@ MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame is centred on the first s
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
 FLOOR = 1e-6  # mel power under which all is silence; added before the logarithm
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
+WORKER_START = 5.  # s until a worker process has imported torch
+CHUNK = 16  # utterances that a worker takes at a time
 
 
 @dataclass(frozen=True)
@@ -94,36 +102,114 @@ def load_audio(utterance):
     return wave
 
 
-def cache_key(utterance, config):
-    """Hex key of what the features depend on: the file's bytes, the segment, every parameter."""
+def file_digest(path):
+    """SHA-256 of the file's bytes, to be gone on with."""
     digest = hashlib.sha256()
     try:
-        with open(utterance.path, 'rb') as f:
+        with open(path, 'rb') as f:
             while block := f.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise UserError(f'{utterance.path}: cannot be read ({error.strerror})') from None
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+    return digest
+
+
+def cache_key(utterance, config, digest_of=file_digest):
+    """Hex key of what the features depend on: the file's bytes, the segment, every parameter."""
+    digest = digest_of(utterance.path).copy()
     constants = (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, torchaudio.__version__, librosa.__version__)
     digest.update(repr((constants, astuple(config), utterance.start, utterance.end)).encode())
     return digest.hexdigest()
 
 
-def cached_features(utterances, config, cache_dir, quiet=False):
-    """Features of every utterance, [(n_mels, n_frames) float32, ...], extracted where the cache lacks them.
+def cached_features(utterances, config, cache_dir, workers=1, quiet=False):
+    """Features of every utterance, [(n_mels, n_frames) float16, ...], extracted where the cache lacks them.
 
-    One file an utterance, written aside and renamed: an interrupted extraction loses one utterance at most and goes on from
-    there. Stored as float16, and read back from the file at once, so that a first run has the numbers of a second.
+    One file an utterance, written aside and renamed: an interrupted extraction loses what is in hand at most and goes on from
+    there. workers: processes for what is slow enough to need them; 0: one a core. They change no bit, and of several mistakes
+    the first in the order of `utterances` is raised, as by one process.
     """
-    found = []
-    for u in tqdm(utterances, desc='features', disable=quiet or None, leave=False):
-        key = cache_key(u, config)
-        path = os.path.join(cache_dir, key[:2], f'{key}.npy')
-        x = _read(path)
-        if x is None:
-            x = extract(load_audio(u), config).astype(np.float16)
-            _write(path, x)
-        found.append(x.astype(np.float32))
-    return found
+    digest_of = cache(file_digest)  # once a file, of which there may be many segments; known for this call only
+    found, missing, mistake = [], {}, None
+    with tqdm(total=len(utterances), desc='features', disable=quiet or None, leave=False) as bar:
+        for u in utterances:
+            try:
+                key = cache_key(u, config, digest_of)
+            except UserError as error:
+                mistake = error  # after those of the utterances before it
+                break
+            path = os.path.join(cache_dir, key[:2], f'{key}.npy')
+            x = _read(path)
+            found.append((path, x))
+            if x is None and path not in missing:
+                missing[path] = u
+            else:
+                bar.update()
+        _extract_all(missing, config, workers or _cores(), bar)
+    if mistake:
+        raise mistake
+    return [np.load(path) if x is None else x for path, x in found]
+
+
+def _extract_all(missing, config, workers, bar):
+    """Writes {path in the cache: utterance}.
+
+    Workers are slow to start, so that this process begins alone and calls them only where its pace says that they gain more.
+    """
+    todo, began = list(missing.items()), time.monotonic()
+    for done, (path, u) in enumerate(todo):
+        spent = time.monotonic() - began  # s
+        if done and spent > WORKER_START / 5:
+            gain = spent / done * (len(todo) - done) * (1 - 1 / workers)  # s
+            if gain > WORKER_START:
+                return _extract_in_workers(todo[done:], config, workers, bar)
+        _extract_to(path, u, config)
+        bar.update()
+
+
+def _extract_in_workers(todo, config, workers, bar):
+    others = multiprocessing.active_children()
+    spawn = multiprocessing.get_context('spawn')  # a fork would inherit locks of torch's threads, and CUDA
+    chunks = [todo[i:i + CHUNK] for i in range(0, len(todo), CHUNK)]
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), spawn, _begin_worker)
+    try:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited: Ctrl-C is for this process alone
+        try:
+            results = [pool.submit(_extract_chunk, chunk, config) for chunk in chunks]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for chunk, result in zip(chunks, results):
+            result.result()
+            bar.update(len(chunk))
+    except BrokenProcessPool:
+        raise UserError('a process that extracts features was killed, perhaps for want of memory: take fewer --workers and '
+                        'start again; what is extracted is kept') from None
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()  # its chunk, or its imports, would be waited for
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker():
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # or it would wait for work for ever
+
+
+def _extract_chunk(chunk, config):
+    for path, u in chunk:
+        _extract_to(path, u, config)
+
+
+def _extract_to(path, utterance, config):
+    _write(path, extract(load_audio(utterance), config).astype(np.float16))
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _read(path):

@@ -1,8 +1,15 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import librosa
 import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import ROOT
 
 from datasets import features as ft
 from datasets import synthetic
@@ -120,6 +127,84 @@ def test_an_interrupted_or_damaged_cache_is_made_whole(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:200])
     again = ft.cached_features(us, CONFIG, cache)
     assert len(calls) == 4 and all(map(np.array_equal, whole, again))
+
+
+def test_a_file_of_many_segments_is_read_once(tmp_path, monkeypatch):
+    path = write(tmp_path / 'x.wav').path
+    us = [Utterance(path, 'x', 'a', start=i / 10) for i in range(5)]
+    read, file_digest = [], ft.file_digest
+    monkeypatch.setattr(ft, 'file_digest', lambda path: read.append(path) or file_digest(path))
+    found = ft.cached_features(us, CONFIG, str(tmp_path / 'cache'))
+    assert read == [path]
+    assert {p.stem for p in tmp_path.glob('cache/*/*.npy')} == {ft.cache_key(u, CONFIG) for u in us}
+    assert [x.shape[1] for x in found] == [ft.extract(ft.load_audio(u), CONFIG).shape[1] for u in us]
+
+
+def test_workers_give_the_bits_and_the_mistakes_of_one_process(tmp_path, monkeypatch):
+    us = [write(tmp_path / f'{i}.wav', WAVE[:8000 + 100 * i] * (i + 1) / 90, 16_000 if i % 2 else 22_050) for i in range(90)]
+    us += us[:5]  # what stands in the corpus twice is extracted once
+    (tmp_path / '80.wav').unlink()  # found wanting before anything is extracted, and yet not the first mistake
+    (tmp_path / '70.wav').write_text('no audio')
+    (tmp_path / '40.wav').write_text('no audio either')
+    monkeypatch.setattr(ft, 'WORKER_START', 0.)
+    calls = count_extractions(monkeypatch)
+    with pytest.raises(UserError, match='/40.wav'):
+        ft.cached_features(us, CONFIG, str(tmp_path / 'cache'), workers=2)
+    kept = len(list(tmp_path.glob('cache/*/*.npy')))
+    assert kept >= 40 and len(calls) == 1  # all before the mistake, by workers but for the first
+    for i in (40, 70, 80):
+        write(tmp_path / f'{i}.wav')
+    found = ft.cached_features(us, CONFIG, str(tmp_path / 'cache'))
+    assert len(calls) == 1 + 88 - kept  # three mistakes became one and the same file
+    alone = ft.cached_features(us, CONFIG, str(tmp_path / 'alone'))
+    assert len(found) == 95 and all(map(np.array_equal, found, alone)) and {x.dtype for x in found} == {np.dtype(np.float16)}
+
+
+WITH_WORKERS = '''
+import signal
+import sys
+import utils
+from datasets import features as ft
+from datasets.utterance import Utterance
+ft.WORKER_START = 0.
+if sys.argv[3:] == ['deaf']:
+    signal.signal(signal.SIGINT, lambda *_: None)
+us = [Utterance(sys.argv[1], 'x', 'a', start=i / 10_000) for i in range(4000)]
+utils.cli(lambda: ft.cached_features(us, ft.FeatureConfig(), sys.argv[2], workers=2))
+'''
+
+
+def start_with_workers(tmp_path, *argv):
+    """The program, in a process group of its own, and a function that waits until so many utterances are extracted."""
+    path, cache = write(tmp_path / 'x.wav').path, tmp_path / 'cache'
+    process = subprocess.Popen([sys.executable, '-c', WITH_WORKERS, path, str(cache), *argv], text=True, start_new_session=True,
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.PIPE)
+
+    def wait_for(n):
+        deadline = time.time() + 120
+        while len(list(cache.glob('*/*.npy'))) < n:
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(.005)
+    return process, wait_for
+
+
+def test_an_interruption_while_workers_start_is_one_line(tmp_path):
+    process, wait_for = start_with_workers(tmp_path)
+    wait_for(1)
+    time.sleep(1.)  # they are importing torch
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]  # ends when the last process that holds stderr has ended
+    assert process.returncode == 130 and said.count('\n') == 1 and 'interrupted' in said
+    assert not list(tmp_path.glob('cache/*/*.npy'))[1:]
+
+
+def test_workers_leave_an_interruption_to_the_program_and_end_with_it(tmp_path):
+    process, wait_for = start_with_workers(tmp_path, 'deaf')
+    wait_for(20)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    wait_for(200)
+    process.kill()
+    assert 'KeyboardInterrupt' not in process.communicate(timeout=60)[1]
 
 
 def test_features_are_finite_on_silence():
