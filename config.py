@@ -33,6 +33,8 @@ class Common:
     fold: int = setting(1, 'which fold, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
     workers: int = setting(0, 'most processes that extract features; 0: one a core', low=0)
+    resident: str = setting('auto', 'features stay on the device, or batches are cut on the host ahead of it; auto: stay where '
+                            'they take a quarter of its free memory at most', choices=('auto', 'always', 'never'))
     # features
     features: str = setting('logmel', 'input of the network', choices=('logmel', 'mfcc'))
     n_mels: int = setting(32, 'mel bands (cepstral coefficients for mfcc)', low=1)

@@ -16,7 +16,7 @@ import yaml
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from tensorboardX import SummaryWriter
 
-CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers'}  # what a resumed run may have otherwise
+CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident'}  # what a resumed run may have otherwise
 
 
 class UserError(Exception):

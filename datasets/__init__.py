@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from datasets import emodb, manifest, ravdess, synthetic
-from datasets.dataset import SpeechDataset, statistics
+from datasets.dataset import SpeechDataset, fits, statistics
 from datasets.features import FeatureConfig, cached_features
 from datasets.folds import Fold, make_folds
 from utils import UserError
@@ -70,8 +70,10 @@ def load(config, splits, device='cpu', quiet=False):
     n_frames = max(1, round(config.duration * features.frame_rate))
     every = [u for part in parts.values() for u in part]
     rest, arrays = cached_features(every, features, os.path.join(config.cache, 'features'), config.workers, quiet), {}
+    resident = fits(sum(x.nbytes for x in rest), config.resident, device)
     for name, part in parts.items():
         arrays[name], rest = rest[:len(part)], rest[len(part):]
     mean, std = statistics(arrays['train'])
-    sets = {name: SpeechDataset(parts[name], arrays[name], targets[name], mean, std, n_frames, device) for name in splits}
+    sets = {name: SpeechDataset(parts[name], arrays.pop(name), targets[name], mean, std, n_frames, device, resident)
+            for name in splits}  # pop: an array is let go once its set holds it
     return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()))

@@ -182,7 +182,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_corpus):
     assert kill_after_an_epoch(finished, 'search.py', argv, killed) < 3
     assert not (killed / 'genotype.json').exists()
     assert '--resume' in run(finished, 'search.py', *argv, ok=False).stderr
-    run(finished, 'search.py', *argv, '--resume')
+    run(finished, 'search.py', *argv, '--resume', '--resident', 'never', '--workers', 1)  # neither of which changes a bit
     assert (whole / 'genotype.json').read_bytes() == (killed / 'genotype.json').read_bytes()
     assert rows(whole / 'metrics.jsonl') == rows(killed / 'metrics.jsonl')
     a, killed = finished / 'runs/augment/a', finished / 'runs/augment/killed'
