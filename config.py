@@ -76,6 +76,8 @@ class SearchConfig(Common):
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
     cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
     rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
+    partial_channels: int = setting(1, 'K: 1/K of the channels of CNN cells take part in the mixtures, edges have weights of '
+                                    'their own (PC-DARTS); for widths that do not fit otherwise', low=1)
     order: int = setting(1, 'of the alpha gradient: 1, or 2 with one virtual step', choices=(1, 2))
     hessian: str = setting('exact', 'second derivative of order 2: exact, or difference (DARTS; cheaper, only near)',
                            choices=('exact', 'difference'))

@@ -114,7 +114,8 @@ def make_net(config, data, sizes):
     try:
         net = SearchCNNController(
             1, config.init_channels, len(data.labels), config.layers, criterion, config.n_nodes, config.stem_multiplier,
-            config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops, config.dropout)
+            config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops, config.dropout,
+            partial_channels=config.partial_channels)
         net.net.check_batches(config.n_mels, data.sets['train'].n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None

@@ -67,10 +67,12 @@ class Architect:
     def training_gradient(self, trn_X, trn_y, create_graph):
         """d L_trn / dw, of this rank's share; with create_graph it can be differentiated once more.
 
-        cuDNN's recurrences cannot be differentiated twice, so on a GPU that pass runs without cuDNN.
+        cuDNN's recurrences cannot be differentiated twice: unless the net says that it has none (`twice_differentiable`),
+        that pass runs without cuDNN on a GPU.
         """
         weights = list(self.net.weights())
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and not create_graph):
+        able = not create_graph or getattr(self.net, 'twice_differentiable', False)
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and able):
             return torch.autograd.grad(self.net.loss(trn_X, trn_y), weights, create_graph=create_graph, allow_unused=True)
 
     @contextmanager

@@ -13,21 +13,24 @@ def run(xs, ops):
     """[op_j(x_j) for x_j, op_j in zip(xs, ops)] as one tensor (J, N, T, H).
 
     xs: J sequences (N, T, H). ops: J Recurrents or AttentiveRecurrents that end in the same layer norm without affine.
+    Works in float32 under autocast: a cell state does not survive T additions in eight bits.
     """
-    found = {}
-    for family in (nn.LSTM, nn.GRU, nn.RNN):
-        jobs = [j for j, op in enumerate(ops) if type(op.rnn) is family]
-        jobs.sort(key=lambda j: -ops[j].rnn.num_layers)  # those that go on after a layer come first
-        if family is nn.LSTM and not xs[0].is_cuda:  # oneDNN has an LSTM of its own, which is faster one by one
-            found.update((j, directions_added(ops[j].rnn(xs[j])[0], ops[j].rnn)) for j in jobs)
-        elif jobs:
-            found.update(stacks([xs[j] for j in jobs], [ops[j].rnn for j in jobs], jobs))
-    y = torch.stack([found[j] for j in range(len(ops))])  # (J, N, T, H)
-    attentive = [j for j, op in enumerate(ops) if isinstance(op, AttentiveRecurrent)]
-    if attentive:
-        looked = attend(y[attentive], [ops[j].query for j in attentive], [ops[j].key for j in attentive])
-        y = y.index_copy(0, torch.tensor(attentive, device=y.device), looked)
-    return F.layer_norm(y, y.shape[-1:], eps=ops[0].norm.eps)
+    with torch.autocast(xs[0].device.type, enabled=False):
+        xs = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in xs]
+        found = {}
+        for family in (nn.LSTM, nn.GRU, nn.RNN):
+            jobs = [j for j, op in enumerate(ops) if type(op.rnn) is family]
+            jobs.sort(key=lambda j: -ops[j].rnn.num_layers)  # those that go on after a layer come first
+            if family is nn.LSTM and not xs[0].is_cuda:  # oneDNN has an LSTM of its own, which is faster one by one
+                found.update((j, directions_added(ops[j].rnn(xs[j])[0], ops[j].rnn)) for j in jobs)
+            elif jobs:
+                found.update(stacks([xs[j] for j in jobs], [ops[j].rnn for j in jobs], jobs))
+        looking = [j for j, op in enumerate(ops) if isinstance(op, AttentiveRecurrent)]
+        if looking:
+            h = torch.stack([found[j] for j in looking])
+            found.update(zip(looking, attend(h, [ops[j].query for j in looking], [ops[j].key for j in looking]).unbind()))
+        y = torch.stack([found[j] for j in range(len(ops))])  # (J, N, T, H)
+        return F.layer_norm(y, y.shape[-1:], eps=ops[0].norm.eps)
 
 
 def directions_added(y, rnn):

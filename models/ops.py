@@ -94,7 +94,7 @@ class FactorizedReduce(nn.Module):
 
 
 def factors(x):
-    """(N, C, F, T) -> (N, 2C, ceil(F / 2), ceil(T / 2)): what FactorizedReduce reads of each 2 x 2 square, two of its corners."""
+    """(N, C, F, T) -> (N, 2C, ceil(F / 2), ceil(T / 2)): what FactorizedReduce reads of each 2 x 2 square."""
     height, width = x.shape[2] % 2, x.shape[3] % 2
     aside = F.pad(x[:, :, 1::2, 1::2], (0, width, 0, height))
     return torch.cat([x[:, :, ::2, ::2], aside], dim=1)

@@ -155,7 +155,7 @@ class SearchSeqCell(nn.Module):
 
     def leave(self, states, edges, weights):
         """What `edges`, (node, state) pairs, carry to their nodes: {node: sum over its edges of sum_o w_o op_o(x)}."""
-        carried = {i: torch.zeros_like(states[0]) for i, _ in edges}
+        carried = {i: torch.zeros_like(states[0]) for i in sorted({i for i, _ in edges})}
         jobs = []  # node, weight, sequence, operation
         for i, j in edges:
             for op, w in zip(self.dag[i][j]._ops, weights[i][j].unbind(), strict=True):
@@ -164,8 +164,9 @@ class SearchSeqCell(nn.Module):
                 elif not isinstance(op, Zero):
                     carried[i] = carried[i] + w * op(states[j])
         if jobs:
+            jobs.sort(key=lambda job: job[0])
             owners, ws, xs, ops = zip(*jobs)
-            mine = torch.tensor([[float(owner == i) for owner in owners] for i in carried]).to(ws[0])  # (n_nodes, J)
-            sums = torch.tensordot(mine * torch.stack(ws), batched_rnn.run(xs, ops), dims=1)  # (n_nodes, N, T, H)
-            carried = {i: y + z for (i, y), z in zip(carried.items(), sums.unbind())}
+            sizes = [owners.count(i) for i in carried]
+            parts = zip(torch.stack(ws).split(sizes), batched_rnn.run(xs, ops).split(sizes))  # (J_i,), (J_i, N, T, H) a node
+            carried = {i: carried[i] + torch.tensordot(w, y, dims=1) for i, (w, y) in zip(carried, parts)}
         return carried

@@ -2,9 +2,10 @@
 
     python scripts/benchmark.py [--preset paper] [--device cuda] [--json FILE]
 
-The textbook form (tests/textbook.py) is what DARTS' code does: eager, contiguous, float32, a loop over edges and operations. The
-fast form is what search.py and augment.py do on this device by default. Forms take turns after a warm-up; times are medians.
-Both run the same Architect, so that order 2 compares the same mathematics: neither copies the network.
+The textbook form (tests/textbook.py) is what DARTS' code does: eager, contiguous, float32, a loop over edges and operations, a
+second network for order 2. The fast form is what search.py and augment.py do on this device. Forms take turns after a warm-up;
+times are medians. alpha_step_2 is DARTS' finite difference in both; DARTS' code has no exact product, so that in
+"alpha_step_2 exact" the textbook is the plain network under the same Architect.
 """
 import argparse
 import copy
@@ -25,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 import benchmark_report  # noqa: E402
+from textbook import TextbookArchitect, textbook  # noqa: E402
+
 import config as cf  # noqa: E402
 import utils  # noqa: E402
 from datasets.features import FeatureConfig  # noqa: E402
@@ -32,11 +35,9 @@ from models.architect import Architect  # noqa: E402
 from models.augment_cnn import AugmentCNN  # noqa: E402
 from models.search_cnn import SearchCNNController  # noqa: E402
 from models.sync import CrossEntropyLoss  # noqa: E402
-from textbook import textbook  # noqa: E402
 
 N_CLASSES = 8  # RAVDESS
 FORMS = ('fast', 'textbook')
-STEPS = ('weight_step', 'alpha_step_1', 'alpha_step_2', 'augment_step')
 GROWTH = {'batch_size': (8, 16, 32), 'layers': (3, 4, 6), 'n_nodes': (2, 3, 4), 'duration': (1.5, 3., 6.),
           'cnn_ops': ('pool', 'conv', 'paper')}  # of the default preset
 
@@ -56,7 +57,8 @@ class Bench:
         self.optim = torch.optim.SGD(self.net.parameters(), .025, momentum=.9, weight_decay=3e-4)
         if isinstance(self.net, SearchCNNController):
             self.optim = torch.optim.SGD(self.net.weights(), .025, momentum=.9, weight_decay=3e-4)
-            self.architect = Architect(self.net, .9, 3e-4, hessian)
+            own = form == 'textbook' and hessian == 'difference'
+            self.architect = TextbookArchitect(self.net, .9, 3e-4) if own else Architect(self.net, .9, 3e-4, hessian)
 
     def weight_step(self):
         X, y = self.batches[0]
@@ -204,7 +206,8 @@ def measure(preset, device, threads, warmup, repeats):
     augment_config = settings('augment', preset)
     discrete = make_augment_net(augment_config, base.genotype())
     discrete = [Bench(form, augment_config, device, net=copy.deepcopy(discrete)) for form in FORMS]
-    for name, pair in [*((name, benches) for name in STEPS[:3]), ('alpha_step_2 (exact)', exact), ('augment_step', discrete)]:
+    for name, pair in {'weight_step': benches, 'alpha_step_1': benches, 'alpha_step_2': benches, 'alpha_step_2 exact': exact,
+                       'augment_step': discrete}.items():
         step = name.split()[0]
         times = alternate(pair, step, device, warmup, repeats)
         for bench in pair:
@@ -232,10 +235,11 @@ def growth(device, repeats):
         for value in values:
             config = settings('search', 'default', **{name: value})
             base = make_net(config)
-            times = alternate([Bench(form, config, device, net=copy.deepcopy(base)) for form in FORMS], 'weight_step', device, 2,
-                              repeats)
+            benches = [Bench(form, config, device, net=copy.deepcopy(base)) for form in FORMS]
+            times = alternate(benches, 'weight_step', device, 2, repeats)
             rows += [{'setting': name, 'value': value, 'form': form, 'ms': 1e3 * t} for form, t in times.items()]
-            print(f'{name:12}{value!s:>6}   ' + '   '.join(f'{form} {1e3 * t:8.1f} ms' for form, t in times.items()), flush=True)
+            print(f'{name:12}{value!s:>6}   ' + '   '.join(f'{form} {1e3 * t:8.1f} ms' for form, t in times.items()),
+                  flush=True)
     return rows
 
 

@@ -8,7 +8,8 @@ def markdown(found):
     lines = [f'`{found["command"]}`', '', f'{found["device"]} ({found["machine"]}), {versions}; preset {found["preset"]}. '
              f'Its own ceilings in this run: copy {found["ceilings"]["copy_gb_per_s"]:.1f} GB/s (read and write), float32 '
              f'matrix product {found["ceilings"]["matrix_gflop_per_s"]:.0f} GFLOP/s.', '',
-             '| step | form | ms | utterances a second | of copy bandwidth | of matrix rate | ratio |', '|---|---|---|---|---|---|---|']
+             '| step | form | ms | utterances a second | of copy bandwidth | of matrix rate | ratio |',
+             '|---|---|---|---|---|---|---|']
     for row in found['rows']:
         ratio = f'**{found["ratios"][row["step"]]:.2f}**' if row['form'] == 'fast' else ''
         lines.append(f'| {row["step"]} | {row["form"]} | {row["ms"]:.1f} | {row["utterances_per_s"]:.1f} | '

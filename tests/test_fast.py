@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn as nn
-from textbook import textbook
+from textbook import TextbookArchitect, textbook
 
 import genotypes as gt
 from models import batched_rnn
@@ -94,6 +94,19 @@ def test_alpha_steps_are_those_of_the_textbook(order, hessian, kwargs):
     trn, val = batch(), batch()
     found, expected = (alpha_gradient(form, order, hessian, trn, val) for form in (net, book))
     assert_same(found, expected, 1e-9 if hessian == 'exact' else 1e-6)  # a difference divides rounding by its step, 1e-6
+
+
+def test_a_difference_is_that_of_the_textbook():
+    """The same finite difference by the other way: a second network, loops, nothing skipped."""
+    net, book = pair()
+    trn, val = batch(), batch()
+    for form, architect in ((net, Architect(net, .9, 3e-4, 'difference')),
+                            (book, TextbookArchitect(book, .9, 3e-4, torch.finfo(torch.double).eps ** (1 / 3)))):
+        w_optim = torch.optim.SGD(form.weights(), .05, momentum=.9)
+        form.loss(*trn).backward()
+        w_optim.step()
+        architect.unrolled_backward(*trn, *val, .05, w_optim)
+    assert_same([a.grad for a in net.alphas()], [a.grad for a in book.alphas()], 1e-6)
 
 
 @pytest.mark.gpu
