@@ -82,7 +82,8 @@ def main(argv=None):
         net.train()
         genotype = net.genotype()
         row = {'epoch': epoch, **scored, 'dev': dev, 'lr': lr, 'entropy': entropies(net), 'ops': gt.op_counts(genotype),
-               'genotype': gt.to_str(genotype), 'alpha': op_weights(net), 'seconds': time.time() - began}
+               'genotype': gt.to_str(genotype), 'alpha': op_weights(net), 'beta': edge_weights(net),
+               'seconds': time.time() - began}
         rng = distributed.rng_state(shared, device)
         if run.writes:
             run.end_epoch(row)
@@ -161,6 +162,11 @@ def op_weights(net):
     return {kind: [edges.tolist() for edges in net.op_weights(kind)] for kind in net.kinds()}
 
 
+def edge_weights(net):
+    """softmax(beta) as nested lists, {kind: [node][edge]}, of the kinds of cell whose edges have weights of their own."""
+    return {kind: [w.tolist() for w in found] for kind in net.kinds() if (found := net.edge_weights(kind)) is not None}
+
+
 def entropies(net):
     """Mean entropy of the edges' operation weights, in nats, by kind: log(n_ops) at the start, 0 when decided."""
     found = {}
@@ -197,7 +203,8 @@ def record(config, net, data):
         'network': take('init_channels', 'layers', 'n_nodes', 'stem_multiplier', 'rnn_layers', 'rnn_nodes', 'rnn_channels'),
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},
         'features': take('features', 'n_mels', 'hop_ms', 'time_pool', 'duration'),
-        'search': {**take('dataset', 'folds', 'fold', 'seed', 'epochs', 'order', 'alpha_split'),
+        'search': {**take('dataset', 'folds', 'fold', 'seed', 'epochs', 'order', 'hessian', 'alpha_split',
+                          'partial_channels'),
                    'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev)}}
 
 

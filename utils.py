@@ -221,6 +221,8 @@ class Run:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f'{path} cannot be read ({type(error).__name__}): begin anew with --overwrite') from None
+        if 'ranks' not in checkpoint.get('rng', {}):
+            raise UserError(f'{path} was written by an earlier version: begin anew with --overwrite')
         if any(not torch.equal(checkpoint[name], x) for name, x in self.statistics.items()):
             raise UserError(f'--resume: the training audio is not what {self.path} began with: begin anew with --overwrite')
         return checkpoint

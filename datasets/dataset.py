@@ -58,10 +58,10 @@ def batch_sizes(n, batch_size, world_size=1):
 class SpeechDataset:
     """Utterances as (N, 1, F, n_frames) batches on `device`.
 
-    features: [(F, T_i), ...], kept as they come, half the size in float16, and normalised batch by batch. labels: class
+    features: [(F, T_i), ...], kept in their own dtype and normalised batch by batch. labels: class
     indices. mean, std: (F, 1), of the training speakers. n_frames: the window. Where a window reaches beyond its utterance it
-    holds zeros, the mean of the training data. resident: features are on the device too, else on the host; one by one the
-    batches are the same.
+    holds zeros, the mean of the training data. resident: features are on the device, else on the host; the batches are
+    the same either way.
     """
 
     def __init__(self, utterances, features, labels, mean, std, n_frames, device='cpu', resident=True):

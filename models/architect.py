@@ -48,7 +48,7 @@ class Architect:
         """
         alphas, weights = list(self.net.alphas()), list(self.net.weights())
         exact = self.hessian == 'exact'
-        with self._undisturbed():
+        with self._undisturbed(), _cudnn():
             rng = self._rng()
             dtrn = self.training_gradient(trn_X, trn_y, create_graph=exact)
             with self.virtual_step(dtrn, xi, w_optim):
@@ -71,8 +71,7 @@ class Architect:
         that pass runs without cuDNN on a GPU.
         """
         weights = list(self.net.weights())
-        able = not create_graph or getattr(self.net, 'twice_differentiable', False)
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled and able):
+        with _cudnn(not create_graph or getattr(self.net, 'twice_differentiable', False)):
             return torch.autograd.grad(self.net.loss(trn_X, trn_y), weights, create_graph=create_graph, allow_unused=True)
 
     @contextmanager
@@ -121,16 +120,15 @@ class Architect:
         w = [p.detach().clone() for p in weights]
         rng = self._rng()
         try:
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a difference does not survive ten bits
-                _copy(weights, torch._foreach_add(w, direction))
-                with frozen(weights):
-                    loss = self.net.loss(trn_X, trn_y)
-                plus = _grad(loss, alphas)
-                _copy(weights, torch._foreach_sub(w, direction))
-                self._set_rng(rng)
-                with frozen(weights):
-                    loss = self.net.loss(trn_X, trn_y)
-                minus = _grad(loss, alphas)
+            _copy(weights, torch._foreach_add(w, direction))
+            with frozen(weights):
+                loss = self.net.loss(trn_X, trn_y)
+            plus = _grad(loss, alphas)
+            _copy(weights, torch._foreach_sub(w, direction))
+            self._set_rng(rng)
+            with frozen(weights):
+                loss = self.net.loss(trn_X, trn_y)
+            minus = _grad(loss, alphas)
         finally:
             _copy(weights, w)
         return torch._foreach_div(torch._foreach_sub(plus, minus), 2. * eps)
@@ -156,6 +154,18 @@ class Architect:
 
 
 @contextmanager
+def _cudnn(enabled=True):
+    """Inside, cuDNN rounds no factor to ten bits (TF32), which second derivatives do not survive; or is not used at all."""
+    flags = torch.backends.cudnn
+    before = flags.enabled, flags.allow_tf32
+    try:
+        flags.enabled, flags.allow_tf32 = before[0] and enabled, False
+        yield
+    finally:
+        flags.enabled, flags.allow_tf32 = before
+
+
+@contextmanager
 def frozen(parameters):
     """What is computed inside keeps nothing for the gradient of these parameters, and its backward pass skips it."""
     learning = [p for p in parameters if p.requires_grad]
@@ -170,7 +180,8 @@ def frozen(parameters):
 
 def _grad(loss, inputs):
     """Gradients, summed over ranks; zeros where an input plays no part in the loss."""
-    grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+    with torch.autocast(loss.device.type, enabled=False):  # what was computed in float32 is differentiated in float32
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     return all_reduce([torch.zeros_like(p) if g is None else g for p, g in zip(inputs, grads)])
 
 

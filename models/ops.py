@@ -104,7 +104,7 @@ class MixedOp(nn.Module):
     """sum_o weight_o * op_o(x): the continuous relaxation (DARTS, equation 2), for states of any rank.
 
     ops: modules in the order of the primitives. `none` adds nothing but takes its share of the softmax. A cell of the supernet
-    holds its edges' operations in these, and computes the same sums for all of its edges together.
+    holds its edges' operations in these, and computes the same sums for all of its edges together; this is the definition.
     """
 
     def __init__(self, ops):

@@ -2,7 +2,8 @@
 
 What a cell computes is the sum over edges of sum_o w_o op_o(x) (DARTS, equation 2). It does so state by state: edges that leave
 one state share whatever depends on that state alone, and the arithmetic of operations of one kind is done for all of them at
-once. tests/textbook.py has the plain form, edge by edge and operation by operation, which it equals to rounding.
+once. tests/textbook.py has the plain form, edge by edge and operation by operation, which it equals up to
+rounding.
 """
 import torch
 import torch.nn as nn
@@ -64,14 +65,15 @@ class SearchCell(nn.Module):
         """What the E edges out of state j carry: E maps (N, C, F, T). w: (E, n_ops)."""
         edges = [node[j] for node in self.dag if j < len(node)]
         if self.partial_channels == 1:
-            return leave(x, edges, w)
+            return mixtures(x, edges, w)
         x, past = x[:, :self.C_mixed], x[:, self.C_mixed:]
         past = past if self.stride(j) == 1 else F.max_pool2d(past, 2, ceil_mode=True)
-        return [channel_shuffle(torch.cat([y, share * past], dim=1), self.partial_channels)
-                for y, share in zip(leave(x, edges, w), w.sum(dim=1))]
+        shuffled = [channel_shuffle(torch.cat([y, share * past], dim=1), self.partial_channels)
+                    for y, share in zip(mixtures(x, edges, w), w.sum(dim=1))]
+        return [_laid_out(y, like=x) for y in shuffled]
 
 
-def leave(x, edges, w):
+def mixtures(x, edges, w):
     """[sum_o w_eo op_eo(x) for every edge e]: E maps. x: (N, C, F, T). edges: E MixedOps of like operations. w: (E, n_ops).
 
     Every operation but `none` is, once its batch norm is folded in, a linear map of something: y_e = A_e z_e + b_e.
@@ -98,7 +100,7 @@ def leave(x, edges, w):
         parts = linear(zs, A * w_o[:, None, None])
         ys = [part if y is None else y.add_(part) for y, part in zip(ys, parts)]
         bias = bias + b * w_o[:, None]
-    return [y.add_(b[:, None, None]) if y is not None else _nothing(edges[0], x) for y, b in zip(ys, bias.unbind())]
+    return [y.add_(b[:, None, None]) for y, b in zip(ys, bias.unbind())]
 
 
 def first_convolutions(columns, r):
@@ -124,13 +126,13 @@ def separable(ops, zs):
     return zs, *fold(zs, torch.stack([op[2].weight.flatten(1) for op in ops]), [op[3] for op in ops])
 
 
-def _nothing(edge, x):
-    return edge._ops[0](x)
-
-
 def _dense(gradient):
     """A part of a concatenation gets its gradient as a view with gaps, which every operation behind it would copy."""
-    return gradient.contiguous(memory_format=torch.channels_last if gradient.stride(1) == 1 else torch.contiguous_format)
+    return _laid_out(gradient, like=gradient)
+
+
+def _laid_out(x, like):
+    return x.contiguous(memory_format=torch.channels_last if like.stride(1) == 1 else torch.contiguous_format)
 
 
 class SearchSeqCell(nn.Module):

@@ -118,7 +118,10 @@ class SearchCNNController(nn.Module):
 
     def print_alphas(self, logger):
         for kind in self.kinds():
-            logger.info('# softmax(alpha), %s: %s', kind, ' '.join(self.primitives_of(kind)))
+            shares = self.edge_weights(kind)
+            logger.info('# softmax(alpha), %s: %s%s', kind, ' '.join(self.primitives_of(kind)),
+                        '' if shares is None else ' | softmax(beta)')
             for i, weights in enumerate(self.op_weights(kind)):
                 for j, row in enumerate(weights.tolist()):
-                    logger.info('  %d -> %d  %s', j, i + 2, ' '.join(f'{w:.3f}' for w in row))
+                    share = '' if shares is None else f' | {shares[i][j]:.3f}'
+                    logger.info('  %d -> %d  %s%s', j, i + 2, ' '.join(f'{w:.3f}' for w in row), share)
