@@ -19,13 +19,11 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 import benchmark_report  # noqa: E402
+from benchmark_tools import ceilings, resident, seconds, work  # noqa: E402
 from textbook import TextbookArchitect, textbook  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -106,16 +104,6 @@ def make_augment_net(config, genotype):
                       config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
 
 
-def seconds(step, device):
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    step()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
 def alternate(benches, name, device, warmup, repeats):
     """{form: median seconds}: the forms take turns."""
     found = {bench.form: [] for bench in benches}
@@ -142,12 +130,6 @@ def fresh(queue, form, config, device, threads):
     queue.put((first, peak))
 
 
-def resident(field='VmRSS'):
-    """Bytes of this process in memory, now or (VmHWM) at most."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def in_fresh_process(*args):
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
@@ -157,39 +139,6 @@ def in_fresh_process(*args):
     if process.exitcode:
         raise utils.UserError(f'the process that measures memory ended with code {process.exitcode}')
     return queue.get()
-
-
-class Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write; views move none."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor))
-        return result
-
-
-def ceilings(device):
-    """The device's own copy bandwidth, read and write, in bytes/s, and its float32 matrix rate in FLOP/s."""
-    x = torch.ones(2 ** 26, device=device)  # 256 MiB
-    y, m = torch.empty_like(x), torch.ones(2048, 2048, device=device)
-
-    def median(step):
-        return statistics.median([seconds(step, device) for _ in range(9)][2:])
-    return {'copy': 2 * x.nbytes / median(lambda: y.copy_(x)), 'matrix': 2 * 2048 ** 3 / median(lambda: m @ m)}
-
-
-def work(bench, name):
-    """Bytes and FLOP of a step."""
-    with Traffic() as traffic:
-        getattr(bench, name)()
-    with FlopCounterMode(display=False) as counter:
-        getattr(bench, name)()
-    return traffic.bytes, counter.get_total_flops()
 
 
 def settings(section, preset, **changes):
@@ -211,7 +160,7 @@ def measure(preset, device, threads, warmup, repeats):
         step = name.split()[0]
         times = alternate(pair, step, device, warmup, repeats)
         for bench in pair:
-            moved, flop = work(bench, step)
+            moved, flop = work(getattr(bench, step))
             rows.append({'step': name, 'form': bench.form, 'ms': 1e3 * times[bench.form],
                          'utterances_per_s': bench.config.batch_size / times[bench.form],
                          'share_of_copy_bandwidth': moved / times[bench.form] / limit['copy'],

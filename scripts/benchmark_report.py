@@ -1,5 +1,15 @@
-"""A benchmark's figures, the tree that benchmark.py writes as JSON, as Markdown and as a picture."""
+"""What benchmark.py measured as Markdown and as a picture. As a program, README's table of runs:
+
+    python scripts/benchmark_report.py docs/benchmarks/*.json
+"""
+import json
+import sys
+from pathlib import Path
+
 from matplotlib.figure import Figure
+
+SUMMARY = {'weight_step': 'weight step', 'alpha_step_1': 'alpha step, order 1', 'alpha_step_2': 'order 2, difference',
+           'alpha_step_2 exact': 'order 2, exact', 'augment_step': 'retraining step'}
 
 
 def markdown(found):
@@ -41,3 +51,19 @@ def plot(growth):
         axes.set(xlabel=name, ylim=(0, None), ylabel='ms a weight step' if i == 0 else None)
     figure.axes[0].legend()
     return figure
+
+
+def summary(runs):
+    """One table of several runs: ms of the fast form and how many times as long, or as large, the textbook's is."""
+    head = ['device', 'preset', *SUMMARY.values(), 'peak memory']
+    lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+    for found in runs:
+        ms = {row['step']: row['ms'] for row in found['rows'] if row['form'] == 'fast'}
+        cells = [found['device'], found['preset'], *(f'{ms[s]:.0f} ms, {found["ratios"][s]:.1f}x' for s in SUMMARY),
+                 f'{found["peak_memory_mib"]["fast"]:.0f} MiB, {found["ratios"]["peak_memory"]:.1f}x']
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    print(summary([json.loads(Path(name).read_text()) for name in sys.argv[1:]]))
