@@ -71,7 +71,7 @@ def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     first = run()
     assert first.open(DATA) is None
     first.end_epoch({'epoch': 1, 'train': {'ua': .5}})
-    first.save_checkpoint({'w': torch.ones(2)})
+    first.save_checkpoint({'w': torch.ones(2), 'rng': {'ranks': []}})
     first.end_epoch({'epoch': 2, 'train': {'ua': .6}})  # killed here: the second epoch has no checkpoint
     first.close()
     with pytest.raises(utils.UserError, match='--resume'):
@@ -84,6 +84,9 @@ def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     again.close()
     with pytest.raises(utils.UserError, match='training audio'):
         run(resume=True).open(SimpleNamespace(mean=torch.ones(2, 1), std=torch.ones(2, 1)))
+    again.save_checkpoint({'w': torch.ones(2), 'rng': {'cpu': torch.get_rng_state()}})
+    with pytest.raises(utils.UserError, match='earlier version'):
+        run(resume=True).open(DATA)
     with open(again.file('checkpoint.pt'), 'wb') as f:
         f.write(b'damaged')
     with pytest.raises(utils.UserError, match='checkpoint.pt'):
