@@ -131,12 +131,12 @@ def test_the_textbook_is_another_computation():
     net, book = pair()
     X, y = batch()
     def names(form):
-        seen, todo = set(), [form.loss(X, y).grad_fn]
-        while todo:
-            node = todo.pop()
+        seen, pending = set(), [form.loss(X, y).grad_fn]
+        while pending:
+            node = pending.pop()
             if node is not None and node not in seen:
                 seen.add(node)
-                todo += [parent for parent, _ in node.next_functions]
+                pending += [parent for parent, _ in node.next_functions]
         return {type(node).__name__ for node in seen}
     assert '_MomentsBackward' in names(net) and '_ConvBackward' in names(net)
     assert '_MomentsBackward' not in names(book) and '_ConvBackward' not in names(book)
