@@ -1,4 +1,4 @@
-"""Training from scratch of the network that a genotype describes; dev picks the epoch, test is read once, at the end.
+"""Training from scratch of a genotype's network, or a hand-designed one; dev picks the epoch, test is read once, at the end.
 
     python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo/genotype.json
 """
@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 from sklearn.metrics import confusion_matrix
@@ -21,19 +22,15 @@ from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
 from models import distributed
 from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
 from models.visualize import plot, plot_confusion
 
+RANDOM = 'random'  # --genotype: drawn, not found
+
 
 def main(argv=None):
-    given = cf.given('augment', argv)
-    if not given.get('genotype'):
-        raise utils.UserError('--genotype is needed: the genotype.json that search.py wrote')
-    try:
-        genotype, found_by = gt.load(given['genotype'])
-    except ValueError as error:
-        raise utils.UserError(f'--genotype {error}') from None
-    config = cf.build('augment', given, recorded_settings(found_by, given))
+    config, genotype, found_by = settings_and_genotype(cf.given('augment', argv))
     utils.set_threads(config.threads)
     device = utils.choose_device(config.device, distributed.local_rank())
     distributed.start(device)
@@ -57,7 +54,7 @@ def main(argv=None):
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
     if checkpoint:
         run.history, best = checkpoint['history'], checkpoint['best']
-        if best['file']['genotype'] != gt.to_str(genotype):
+        if best['file']['genotype'] != (genotype and gt.to_str(genotype)):
             raise utils.UserError(f'--resume: {config.genotype} is another genotype than {run.path} began with')
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
@@ -67,17 +64,17 @@ def main(argv=None):
         distributed.set_rng_state(checkpoint['rng'], shared, device)
     distributed.broadcast_(net.state_dict().values())
     log, hardware = run.logger.info, utils.describe_device(device, distributed.world_size())
-    log('augment on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.dataset,
-        config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', hardware)
+    log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
+        config.dataset, config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', hardware)
     distributed.announce(log, checkpoint)
-    heard = speakers_heard(found_by, config, data)
+    heard = speakers_heard(found_by, config, data) if searched(config) else []
     if heard is None:
         log('NOTE: the genotype does not say that it was searched on %s: whether the search heard test speakers is not known',
             config.dataset)
     elif heard:
         log('WARNING: the search heard test speakers of this fold: %s. The scores below are not speaker-independent.',
             ' '.join(heard))
-    if run.writes:
+    if run.writes and genotype:
         run.writer.add_figure('genotype', plot(genotype), 0)
 
     autocast = utils.autocast(device, config.amp)
@@ -110,11 +107,42 @@ def main(argv=None):
 
     net.load_state_dict(best['file']['weights'])
     test(run, net, criterion, autocast, config, data, dict(
-        n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'], genotype=gt.to_str(genotype),
-        search=found_by.get('search'), search_heard_test_speakers=heard, device=hardware))
+        model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'],
+        genotype=genotype and gt.to_str(genotype), search=found_by.get('search'), search_heard_test_speakers=heard,
+        device=hardware, seconds=sum(row['seconds'] for row in run.history)))
     if run.writes:
         run.close()
     distributed.stop()
+
+
+def settings_and_genotype(given):
+    """AugmentConfig, Genotype (None for a hand-designed network), and the record of the search behind it ({} without one)."""
+    if given.get('model', 'genotype') != 'genotype':
+        if given.get('genotype'):
+            raise utils.UserError(f'--model {given["model"]} is no genotype\'s network: leave --genotype out')
+        return cf.build('augment', given), None, {}
+    if given.get('params'):
+        raise utils.UserError('--params sizes hand-designed networks: name one with --model')
+    if not given.get('genotype'):
+        raise utils.UserError('--genotype is needed: the genotype.json that search.py wrote, or random')
+    if given['genotype'] == RANDOM:
+        config = cf.build('augment', given)
+        rng = np.random.default_rng([config.seed, config.fold])
+        rnn_nodes = config.rnn_nodes if config.rnn_layers else 0
+        try:
+            return config, gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops), {}
+        except ValueError as error:
+            raise utils.UserError(str(error)) from None
+    try:
+        genotype, found_by = gt.load(given['genotype'])
+    except ValueError as error:
+        raise utils.UserError(f'--genotype {error}') from None
+    return cf.build('augment', given, recorded_settings(found_by, given)), genotype, found_by
+
+
+def searched(config):
+    """Whether the network comes from a file, behind which there may be a search."""
+    return config.model == 'genotype' and config.genotype != RANDOM
 
 
 def recorded_settings(found_by, given):
@@ -141,11 +169,13 @@ def speakers_heard(found_by, config, data):
 
 
 def make_net(config, data, genotype):
-    """The network of this genotype and these settings. UserError where there is none."""
+    """The network of this genotype, or of config.model, and these settings. UserError where there is none."""
     train = data.sets['train']
+    if not genotype:
+        return make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
     try:
         net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
-                          config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+                         config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
         net.check_batches(config.n_mels, train.n_frames, batch_sizes(len(train), config.batch_size, distributed.world_size()))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
@@ -186,20 +216,25 @@ def portable(net, genotype, data, config, epoch):
     """Contents of best.pt: everything that scoring a new recording needs; plain values and tensors only."""
     settings = asdict(config)
     names = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels', 'dropout', 'features', 'n_mels',
-             'hop_ms', 'time_pool', 'duration')
+             'hop_ms', 'time_pool', 'duration', 'model', 'params')
     return {'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
-            'genotype': gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
+            'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
             'settings': {name: settings[name] for name in names}, 'auxiliary': config.aux_weight > 0,
             'epoch': epoch}
 
 
 def test(run, net, criterion, autocast, config, data, facts):
-    """Reads the test speakers, once: predictions.csv, results.json, and a line a reader of the log looks for."""
+    """Reads the test speakers, once."""
+    _, probabilities = score(net, data.sets['test'], criterion, autocast, config)
+    if run.writes:
+        report(run, probabilities, config, data, facts)
+
+
+def report(run, probabilities, config, data, facts):
+    """predictions.csv, results.json and a line that a reader of the log looks for, from probabilities (n_test, n_classes)."""
     held_out = data.sets['test']
-    found, probabilities = score(net, held_out, criterion, autocast, config)
-    if not run.writes:
-        return
     labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
+    found = utils.scores(labels, predicted)
     root = Path(config.data_path or '').parent if config.dataset == 'manifest' else Path(config.data_path or '')
     timed = any(u.start is not None or u.end is not None for u in held_out.utterances)
     rows = []
@@ -211,17 +246,16 @@ def test(run, net, criterion, autocast, config, data, facts):
     utils.write_csv(run.file('predictions.csv'), header + (['start', 'end'] if timed else []), rows)
     matrix = confusion_matrix(labels, predicted, labels=range(len(data.labels)))
     chance = {'ua': 1 / len(set(labels.tolist())), 'wa': float(matrix.sum(axis=1).max() / matrix.sum())}
-    minutes = sum(row['seconds'] for row in run.history) / 60
     utils.write_json(run.file('results.json'), {
         'ua': found['ua'], 'wa': found['wa'], 'macro_f1': found['macro_f1'], 'chance': chance,
         'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(held_out), **facts,
         'dataset': config.dataset, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev),
-        'test_speakers': list(data.fold.test), 'seed': config.seed, 'seconds': minutes * 60, 'command': command()})
+        'test_speakers': list(data.fold.test), 'seed': config.seed, 'command': command()})
     run.writer.add_figure('confusion/test', plot_confusion(labels, predicted, data.labels), facts['best_epoch'])
     for name in ('ua', 'wa', 'macro_f1'):
         run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
-    run.logger.info('genotype:    %s', config.genotype)
+    run.logger.info('network:     %s', config.genotype if facts['genotype'] else facts['model'])
     run.logger.info('test (%d utterances of held-out speakers %s), epoch %d, picked on dev:', len(held_out),
                     ' '.join(data.fold.test), facts['best_epoch'])
     run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],

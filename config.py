@@ -1,4 +1,4 @@
-"""Settings of the two programs: frozen dataclasses, one row a setting; command line over YAML file over default."""
+"""Settings of the programs: frozen dataclasses, one row a setting; command line over YAML file over default."""
 import argparse
 import difflib
 import math
@@ -9,6 +9,9 @@ import yaml
 
 from utils import UserError
 
+# of models/baselines.py
+BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')
+
 
 def setting(default, help, choices=None, low=None, high=None):
     """A field with its description; `low` and `high` bound a number, both included."""
@@ -17,7 +20,7 @@ def setting(default, help, choices=None, low=None, high=None):
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME'))
+    name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME; may hold folders, A/B'))
     config: str | None = setting(None, 'YAML file with settings; a flag beats it')
     seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
     device: str = setting('auto', 'auto, cpu, cuda, cuda:1; under torchrun each process takes the GPU of its number')
@@ -44,6 +47,11 @@ class Common:
     n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
     max_freq: float = setting(.15, 'SpecAugment: widest mask, fraction of the mel bands', low=0., high=1.)
     max_time: float = setting(.15, 'SpecAugment: widest mask, fraction of the window', low=0., high=1.)
+    # space of genotypes, of the search and of --genotype random
+    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
+    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
+    cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
+    rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
     # network
     init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
     layers: int = setting(3, 'CNN cells', low=1)
@@ -53,8 +61,8 @@ class Common:
     dropout: float = setting(.1, 'after every cell', low=0., high=.99)
 
     def __post_init__(self):
-        if not re.fullmatch(r'[\w.-]*\w[\w.-]*', self.name):
-            raise UserError(f'--name {self.name!r}: letters, digits, ".", "_" and "-" only')
+        if not re.fullmatch(r'([\w.-]*\w[\w.-]*/)*[\w.-]*\w[\w.-]*', self.name):
+            raise UserError(f'--name {self.name!r}: letters, digits, ".", "_" and "-" only, and "/" between them')
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
             if meta.get('choices') and value not in meta['choices']:
@@ -72,10 +80,6 @@ class Common:
 class SearchConfig(Common):
     epochs: int = setting(15, 'epochs', low=1)
     batch_size: int = setting(16, 'utterances a step, for w and for alpha, of all processes together', low=1)
-    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
-    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
-    cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
-    rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
     partial_channels: int = setting(1, 'K: 1/K of the channels of CNN cells take part in the mixtures, edges have weights of '
                                     'their own (PC-DARTS); for widths that do not fit otherwise', low=1)
     order: int = setting(1, 'of the alpha gradient: 1, or 2 with one virtual step', choices=(1, 2))
@@ -94,7 +98,10 @@ class SearchConfig(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Common):
-    genotype: str | None = setting(None, 'genotype.json of a search, or a file with pt.darts\' Genotype(...)')
+    model: str = setting('genotype', 'network: the one of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
+    genotype: str | None = setting(None, 'genotype.json of a search, a file with pt.darts\' Genotype(...), or random: drawn by '
+                                   'seed and fold from the space of n_nodes, rnn_nodes, cnn_ops, rnn_ops')
+    params: int = setting(0, 'of a hand-designed network: the width that comes nearest to so many; 0: its own', low=0)
     epochs: int = setting(60, 'epochs', low=1)
     batch_size: int = setting(32, 'utterances a step, of all processes together', low=1)
     patience: int = setting(0, 'stop after so many epochs without a better dev UA; 0: never', low=0)
@@ -106,7 +113,7 @@ class AugmentConfig(Common):
     drop_path_prob: float = setting(.1, 'drop-path at the last epoch, rising from 0', low=0., high=.99)
 
 
-SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig}
+SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Common}
 
 
 def given(section, argv=None):
@@ -116,7 +123,7 @@ def given(section, argv=None):
     in_file = read_yaml(flags['config'], section) if flags.get('config') else {}
     values = {**in_file, **flags}
     if 'name' not in values:
-        raise UserError(f'--name is needed: the run will be runs/{section}/NAME')
+        raise UserError('--name is needed: the run will be runs/.../NAME')
     return {name: _convert(cls, name, value) for name, value in values.items()}
 
 

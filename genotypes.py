@@ -90,6 +90,21 @@ def parse(alpha, k=2, primitives=PRIMITIVES, edge_weights=None):
     return gene
 
 
+def draw(rng, n_nodes, rnn_nodes, cnn_ops='paper', rnn_ops='mixed', k=2):
+    """A genotype drawn uniformly from those that a search over these nodes and operations can end with.
+
+    rng: numpy Generator. Each node reads k different states before it, each through any operation but `none`. rnn_nodes = 0: no
+    SeqNN cell. Raises ValueError as `op_set`.
+    """
+    def gene(n, names):
+        states = [rng.choice(2 + i, k, replace=False) for i in range(n)]
+        return [[(names[rng.integers(len(names))], int(state)) for state in node] for node in states]
+    cnn, rnn = ([name for name in op_set(ops, kind) if name != NONE] for ops, kind in ((cnn_ops, 'cnn'), (rnn_ops, 'rnn')))
+    normal, reduce = gene(n_nodes, cnn), gene(n_nodes, cnn)
+    concat = range(2, 2 + n_nodes)
+    return Genotype(normal, concat, reduce, concat, gene(rnn_nodes, rnn), range(2, 2 + rnn_nodes) if rnn_nodes else [])
+
+
 def op_counts(genotype):
     """How often each operation stands in a genotype: {'normal': {'skip_connect': 3, ...}, 'reduce': ..., 'rnn': ...}"""
     counts = {}

@@ -1,0 +1,64 @@
+"""The floor: a linear support vector machine on functionals of the log-mel spectrogram, one fold; C is chosen on dev.
+
+    python scripts/svm.py --name svm --dataset emodb --data_path DIR --fold 1
+
+Takes the settings that search.py and augment.py share, reads those of corpus, fold and features, and writes results.json and
+predictions.csv to runs/augment/NAME as augment.py does. What stands there as probabilities is the softmax of decision values.
+"""
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import augment  # noqa: E402
+import config as cf  # noqa: E402
+import datasets  # noqa: E402
+import utils  # noqa: E402
+
+PERCENTILES = (10, 50, 90)
+PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C, the smallest of equals is taken
+
+
+def main(argv=None):
+    config = cf.build('svm', cf.given('svm', argv))
+    run = utils.Run('augment', config)
+    data = datasets.load(config, ('train', 'dev', 'test'))
+    run.open(data)
+    began = time.time()
+    x = {name: functionals(part) for name, part in data.sets.items()}
+    y = {name: part.labels.numpy() for name, part in data.sets.items()}
+    best = {'ua': -1.}
+    for C in PENALTIES:
+        machine = make_pipeline(StandardScaler(), LinearSVC(C=C, class_weight='balanced', dual=False))
+        machine.fit(x['train'], y['train'])
+        ua = utils.scores(y['dev'], machine.predict(x['dev']))['ua']
+        run.logger.info('C %.2g: dev UA %.3f', C, ua)
+        if ua > best['ua']:
+            best = {'ua': ua, 'machine': machine, 'C': C}
+    values = best['machine'].decision_function(x['test'])  # (n, n_classes), or (n,) of two classes
+    values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
+    augment.report(run, softmax(values, axis=1), config, data, dict(
+        model='svm', n_params=len(data.labels) * (x['train'].shape[1] + 1), C=best['C'], dev_ua=best['ua'],
+        genotype=None, search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began))
+    run.close()
+
+
+def functionals(dataset):
+    """(n, 6 F): of every band over an utterance's frames its mean, deviation, percentiles and mean absolute difference."""
+    rows = []
+    for offset, length in zip(dataset.offsets.tolist(), dataset.lengths.tolist()):
+        frames = dataset.frames[:, offset:offset + length].float().numpy()  # (F, T)
+        steps = np.abs(np.diff(frames, axis=1)) if length > 1 else np.zeros_like(frames)
+        rows.append(np.concatenate([frames.mean(axis=1), frames.std(axis=1), *np.percentile(frames, PERCENTILES, axis=1),
+                                    steps.mean(axis=1)]))
+    return np.stack(rows)
+
+
+if __name__ == '__main__':
+    utils.cli(main)

@@ -1,0 +1,134 @@
+"""Hand-designed networks, genotypes by chance, the linear floor: baselines must be sound, and of the size they claim."""
+import collections
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from test_programs import SMALL
+
+import augment
+import config as cf
+import datasets
+import genotypes as gt
+from models import baselines
+from models.baselines import BASELINES, make_baseline
+from scripts import svm
+
+SIZES = dict(n_mels=8, n_frames=12, n_classes=3, dropout=.2)
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_an_utterance_is_scored_alone_as_in_a_batch(name):
+    net = make_baseline(name, **SIZES).double().eval()
+    x = torch.randn(3, 1, 8, 12, dtype=torch.float64)
+    logits, auxiliary = net(x)
+    assert logits.shape == (3, 3) and auxiliary is None
+    assert torch.allclose(logits[:1], net(x[:1])[0], atol=1e-12)
+    assert torch.allclose(logits.flip(0), net(x.flip(0))[0], atol=1e-12)
+    assert not torch.allclose(logits, net(x.flip(3))[0], atol=1e-6)  # the order of time is heard
+
+
+@pytest.mark.parametrize('name', [name for name in BASELINES if name != 'cnn'])
+def test_any_length_will_do_but_for_the_cnn(name):
+    net = make_baseline(name, **SIZES).eval()
+    assert net(torch.randn(2, 1, 8, 40))[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize('name', BASELINES)
+@pytest.mark.parametrize('n_mels, n_frames', [(1, 1), (1, 3), (5, 7)])
+def test_any_map_will_do(name, n_mels, n_frames):
+    make_baseline(name, n_mels, n_frames, 2, .1)(torch.randn(2, 1, n_mels, n_frames))[0].sum().backward()
+
+
+@pytest.mark.parametrize('name', BASELINES)
+@pytest.mark.parametrize('n_params', [1, 3_000, 20_011])
+def test_the_matched_width_is_the_nearest_of_all(name, n_params):
+    network, _ = BASELINES[name]
+    got = sum(p.numel() for p in make_baseline(name, **SIZES, n_params=n_params).parameters())
+    widths = range(1, 300 if name == 'cnn' else 90)
+    every = [sum(p.numel() for p in network(8, 12, 3, width, .2).parameters()) for width in widths]
+    assert every[-1] > n_params or n_params == 1
+    assert abs(got - n_params) == min(abs(n - n_params) for n in every)
+
+
+def test_the_papers_sizes_are_counted_by_hand():
+    def linear(n, m):
+        return n * m + m
+    head = linear(32, 3)
+    lstm = 4 * (8 * 512 + 512 * 512 + 2 * 512)
+    assert baselines.count(BASELINES['lstm'][0], 8, 12, 3, 512, .2) == lstm + linear(512, 32) + head
+    conv, places = 5 * (2 * 2) + 5, 3 * 4  # of 8 x 12: 5 x 7, then 3 x 4
+    assert baselines.count(BASELINES['cnn'][0], 8, 12, 3, 5, .2) == conv + linear(5 * places, 32) + head
+
+
+def test_settings_name_the_networks_that_there_are():
+    assert cf.BASELINES == tuple(BASELINES)
+
+
+def test_drawn_genotypes_are_uniform_over_the_space():
+    rng, n = np.random.default_rng(0), 6_000
+    drawn = [gt.draw(rng, 2, 1, 'sep_conv', 'lstm_1,skip_connect,none') for _ in range(n)]
+    assert all(gt.check(g) == g for g in drawn)
+
+    def nodes(kind, i):
+        return collections.Counter(frozenset((state, op) for op, state in getattr(g, kind)[i]) for g in drawn)
+    for kind, i, n_ops, n_pairs in (('normal', 0, 3, 1), ('normal', 1, 3, 3), ('reduce', 1, 3, 3), ('rnn', 0, 2, 1)):
+        counts = nodes(kind, i)
+        assert len(counts) == n_pairs * n_ops ** 2
+        assert chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_a_drawn_genotype_hangs_on_seed_and_fold_alone():
+    def drawn(**more):
+        return augment.settings_and_genotype({'name': 'r', 'genotype': 'random', **more})[1]
+    assert drawn() == drawn() == drawn(epochs=3)
+    assert len({gt.to_str(drawn(seed=s, fold=f)) for s in range(3) for f in (1, 2)}) == 6
+    assert {op for node in drawn(cnn_ops='pool', n_nodes=4).normal for op, _ in node} <= set(gt.CNN_OP_SETS['pool'])
+    assert drawn(rnn_layers=0).rnn == []
+
+
+@pytest.mark.parametrize('argv, said', [
+    (['--model', 'cnn_gru', '--genotype', 'x.json'], '--model cnn_gru is no genotype'), (['--model', 'cn_gru'], 'cnn_gru'),
+    (['--params', '500', '--genotype', 'random'], '--params'), (['--genotype', 'random', '--cnn_ops', 'sep'], "'sep'"),
+    ([], '--genotype is needed')])
+def test_what_does_not_go_together_is_said(argv, said):
+    with pytest.raises(cf.UserError, match=said):
+        augment.settings_and_genotype(cf.given('augment', ['--name', 'x', *argv]))
+
+
+def test_the_trainer_takes_them_all(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, argv in (('net', '--model cnn_lstm_att --params 700'), ('luck', '--genotype random --n_nodes 1 --rnn_nodes 1')):
+        augment.main(['--name', f'cv/{name}', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL,
+                      '--epochs', '1', *argv.split()])
+    net, luck = (json.loads((tmp_path / f'runs/augment/cv/{name}/results.json').read_text()) for name in ('net', 'luck'))
+    assert net['model'] == 'cnn_lstm_att' and abs(net['n_params'] - 700) < 100 and net['genotype'] is None
+    assert luck['model'] == 'genotype' and gt.from_str(luck['genotype']).rnn
+    assert all(found['search_heard_test_speakers'] == [] and found['search'] is None for found in (net, luck))
+
+
+def test_the_linear_floor_is_scikit_learns(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ['--name', 'svm', '--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '8']
+    svm.main(argv)
+    found = json.loads((tmp_path / 'runs/augment/svm/results.json').read_text())
+    data = datasets.load(cf.build('svm', cf.given('svm', argv)), ('train', 'test'))
+    x = {name: np.stack([functionals_by_hand(part, i) for i in range(len(part))]) for name, part in data.sets.items()}
+    scaler = StandardScaler().fit(x['train'])
+    machine = LinearSVC(C=found['C'], class_weight='balanced', dual=False)
+    machine.fit(scaler.transform(x['train']), data.sets['train'].labels)
+    assert found['wa'] == pytest.approx(machine.score(scaler.transform(x['test']), data.sets['test'].labels))
+    assert found['n_params'] == 2 * (6 * 8 + 1) and found['model'] == 'svm'
+
+
+def functionals_by_hand(part, i):
+    frames = part.frames[:, part.offsets[i]:part.offsets[i] + part.lengths[i]].double().numpy()
+
+    def steps(band):
+        return np.mean([abs(band[t + 1] - band[t]) for t in range(len(band) - 1)])
+    every = np.mean, np.std, lambda b: np.quantile(b, .1), np.median, lambda b: np.quantile(b, .9), steps
+    return np.array([f(band) for f in every for band in frames])
