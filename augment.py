@@ -2,6 +2,7 @@
 
     python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo/genotype.json
 """
+import math
 import os
 import sys
 import time
@@ -44,8 +45,11 @@ def main(argv=None):
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     criterion = CrossEntropyLoss(data.class_weights.to(device))
-    optim = torch.optim.SGD(net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, config.epochs)
+    if config.optimizer == 'sgd':
+        optim = torch.optim.SGD(net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    else:
+        optim = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
     parts = dict(net=net, optim=optim, scheduler=scheduler)
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
@@ -180,6 +184,13 @@ def make_net(config, data, genotype):
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
     return net
+
+
+def schedule(epoch, warmup, epochs):
+    """Share of the learning rate in an epoch, counted from 0: rises in equal steps while it warms up, then a cosine to 0."""
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    return .5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
 
 
 def train_epoch(net, criterion, optim, train, shared, autocast, config, epoch):

@@ -39,7 +39,8 @@ def test_types_and_switches():
     (['--epochs', '0'], '--epochs 0'), (['--dataset', 'emobd'], 'emodb'), (['--order', '3'], '--order 3'),
     (['--w_lr', 'nan'], '--w_lr'), (['--w_lr', '-1'], '--w_lr -1'), (['--fold'], '--fold'), (['stray'], 'stray'),
     (['--config', 'absent.yaml'], 'absent.yaml'), (['--xyz', '3'], '--xyz; the nearest valid one is --'),
-    (['--seed', '4294967296'], '--seed'), (['--name', 'a/b'], '--name'), (['--name', '..'], '--name'),
+    (['--seed', '4294967296'], '--seed'), (['--name', '/a'], '--name'),
+    (['--name', 'a//b'], '--name'), (['--name', 'a/../b'], '--name'), (['--name', '..'], '--name'),
 ])
 def test_a_wrong_flag_is_named(argv, named):
     with pytest.raises(UserError, match=named):
