@@ -80,7 +80,9 @@ def main(argv=None, programs=PROGRAMS):
     def argv_of(job):
         return [sys.executable, *arguments(experiment, job, programs, given)]
     jobs = jobs_of(models, numbers, seeds, shard)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to interrupt
+    for number in (signal.SIGTERM, signal.SIGHUP):  # how a cluster and a closed terminal interrupt
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         runner = Runner(experiment, jobs, argv_of, own.jobs, lambda: cv_table.make(experiment, experiment.add_to_plan(*asked)))
         runner.run()

@@ -126,7 +126,7 @@ def summarise(results, model, folds):
     pooled, spread = st.measures(counts.sum(axis=1)), st.bootstrap(counts)
     alone = {run.pair: st.measures(run.counts.sum(axis=0)) for run in runs}
     found = {'model': model, 'pairs': pairs, 'partial': describe(pairs, folds).startswith('partial'),
-             'confusion': counts.sum(axis=(0, 1)), 'n_test': int(counts[0].sum()),
+             'confusion': counts.sum(axis=(0, 1)), 'n_test': int(counts[0].sum()), 'n_speakers': counts.shape[1],
              'params': _spread(run.found.get('n_params') for run in runs), 'minutes': _spread(run.minutes for run in runs),
              'search_minutes': _spread(run.search_minutes for run in runs)}
     for name in st.MEASURES:

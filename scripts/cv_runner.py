@@ -118,7 +118,10 @@ class Runner:
         self.bar.update()
         n = self.n_jobs - len(self.pending) - len(self.running)
         self.bar.write(f'{n}/{self.n_jobs} {job}: {f"failed: {reason}" if reason else "finished"}; {self.time_left()}')
-        self.changed()
+        try:
+            self.changed()
+        except Exception as error:  # a table that cannot be made is no reason to stop the runs: at the end it is made again
+            self.bar.write(f'the table could not be made: {error!r}')
 
     def time_left(self):
         """What is known of it, and of which models nothing is."""

@@ -87,6 +87,11 @@ def paired(a, b):
     return {name: (there[name], spread[name], p[name]) for name in MEASURES}
 
 
+def smallest_p(n_speakers):
+    """The least p that `paired` can find: for one speaker 1, for each more one half of that."""
+    return max(2. ** (1 - n_speakers), 1 / (N_RESAMPLES + 1)) if n_speakers > EXACT_UP_TO else 2. ** (1 - n_speakers)
+
+
 def holm(ps):
     """Holm's p values for a family of tests, in the order given."""
     ps, found, largest = np.asarray(ps, float), np.empty(len(ps)), 0.

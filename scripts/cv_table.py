@@ -10,9 +10,9 @@ from cv_plan import RANDOM, SEARCHED
 NAMES = {'ua': 'UA', 'wa': 'WA', 'macro_f1': 'macro F1'}
 FROM_RESULTS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'device', 'genotype')
 OF_SCORES = '''In percent. UA, WA and macro F1: of the predictions of all folds at once, mean ± standard deviation over
-seeds; the interval is of UA, by resampling speakers with all their utterances and seeds. Over folds: mean ± standard deviation,
-each fold first averaged over seeds. A seed that lacks folds is left out where another has them all. Minutes are of one run.
-Chance of WA is the share of the largest class.'''
+seeds; the interval is of UA, by resampling speakers with all their utterances and seeds: of few speakers it is too narrow.
+Over folds: mean ± standard deviation, each fold first averaged over seeds. A seed that lacks folds is left out where another
+has them all. Minutes are of one run. Chance of WA is the share of the largest class.'''
 OF_DIFFERENCES = '''Differences in points, of the seeds and folds that both have. p: two-sided randomization test that swaps the
 two models' predictions speaker by speaker; Holm corrects UA for the number of rows. Seeds are averaged within a model first:
 interval and test are about other speakers, not about other seeds.'''
@@ -75,11 +75,12 @@ def predictions_csv(results):
 def table_csv(results, folds):
     """A row a model, in plain numbers."""
     ends = ('', '_sd', '_low', '_high', '_folds', '_folds_sd')
-    header = ['model', 'seeds', 'n_folds', 'n_test', *(name + end for name in st.MEASURES for end in ends),
+    header = ['model', 'seeds', 'n_folds', 'n_test', 'n_speakers', *(name + end for name in st.MEASURES for end in ends),
               'params', 'params_sd', 'search_minutes', 'search_minutes_sd', 'minutes', 'minutes_sd']
     rows = []
     for found in results.summaries(folds):
-        row = [found['model'], cr.describe(found['pairs'], folds), len({fold for _, fold in found['pairs']}), found['n_test']]
+        row = [found['model'], cr.describe(found['pairs'], folds), len({fold for _, fold in found['pairs']}), found['n_test'],
+               found['n_speakers']]
         for name in st.MEASURES:
             row += [*found[name]['seeds'], *(found[name]['interval'] or (None, None)), *found[name]['folds']]
         rows.append(row + [x for name in ('params', 'search_minutes', 'minutes') for x in found[name] or (None, None)])
@@ -141,24 +142,24 @@ def scores(results, folds, heading):
     rows = []
     for one in found:
         ua = one['ua']
-        rows.append([one['model'], cr.describe(one['pairs'], folds), one['n_test'], spread(ua['seeds']),
-                     between(ua['interval']), *(spread(one[name]['seeds']) for name in ('wa', 'macro_f1')),
+        rows.append([one['model'], cr.describe(one['pairs'], folds), one['n_test'], one['n_speakers'],
+                     spread(ua['seeds']), between(ua['interval']), *(spread(one[name]['seeds']) for name in ('wa', 'macro_f1')),
                      *(spread(one[name]['folds']) for name in st.MEASURES), spread(one['params'], ',.0f', 1),
                      ' + '.join(spread(one[name], '.1f', 1) for name in ('search_minutes', 'minutes') if one[name])])
     support = max(found, key=lambda one: one['n_test'])['confusion'].sum(axis=1)
     chance = [percent(1 / (support > 0).sum()), percent(support.max() / support.sum())]
-    rows.append(['chance', '', '', chance[0], '', chance[1], *[''] * 6])
-    parts.append(table(['model', 'seeds', 'n test', 'UA', '95% interval', 'WA', 'macro F1', 'UA over folds', 'WA over folds',
-                        'macro F1 over folds', 'parameters', 'minutes search + training'], rows))
+    rows.append(['chance', '', '', '', chance[0], '', chance[1], *[''] * 6])
+    parts.append(table(['model', 'seeds', 'n test', 'speakers', 'UA', '95% interval', 'WA', 'macro F1', 'UA over folds',
+                        'WA over folds', 'macro F1 over folds', 'parameters', 'minutes search + training'], rows))
     parts.append(OF_SCORES)
-    rows = []
+    rows, smallest = [], st.smallest_p(found[0]['n_speakers'])
     for one in cr.compare(results, folds):
         cells = [cell for name in st.MEASURES for cell in (signed(one[name][0]), between(one[name][1]), p_value(one[name][2]))]
         rows.append([one['model'], cr.describe(one['pairs'], folds), *cells[:3], p_value(one['holm']), *cells[3:]])
     if rows:
         parts += [table(['searched minus', 'seeds', 'UA', '95% interval', 'p', 'p (Holm)', 'WA', '95% interval', 'p',
                          'macro F1', '95% interval', 'p'], rows),
-                  OF_DIFFERENCES]
+                  f'{OF_DIFFERENCES} With {found[0]["n_speakers"]} speakers no p is under {smallest:.2g}.']
     return parts
 
 
@@ -213,7 +214,7 @@ def spread(mean_sd, form='.1f', scale=100):
 
 
 def signed(x):
-    return f'{100 * x:+.1f}'
+    return f'{round(100 * x, 1) + 0.:+.1f}'  # no -0.0
 
 
 def between(low_high):

@@ -3,9 +3,9 @@ import collections
 import csv
 import itertools
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -20,6 +20,7 @@ import utils
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import cross_validate  # noqa: E402
+import cv_figures  # noqa: E402
 import cv_plan  # noqa: E402
 import cv_runner  # noqa: E402
 import cv_statistics  # noqa: E402
@@ -67,7 +68,7 @@ with open(folder + '/tmp', 'w') as f:
     json.dump(tree, f)
 os.replace(folder + '/tmp', folder + '/' + product)
 '''
-MODELS = 'searched,random,cnn,cnn_gru_matched'
+MODELS, DRAW = 'searched,random,cnn,cnn_gru_matched', cv_figures.draw
 
 
 @pytest.fixture
@@ -75,6 +76,7 @@ def desk(tmp_path, monkeypatch, small_corpus):
     """A folder with the fake programs in which to call cross_validate; of 6 speakers in 3 folds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cv_runner, 'TICK', .01)
+    monkeypatch.setattr(cv_figures, 'draw', lambda *_: None)
     monkeypatch.setattr(cv_statistics, 'N_RESAMPLES', 400)
     utterances = datasets.scan('manifest', str(small_corpus))
     speech = [[[u.path, u.speaker, u.label] for u in fold.split(utterances, 'test')]
@@ -157,7 +159,8 @@ def test_every_run_is_made_once_with_the_right_flags(desk, small_corpus, capsys)
     assert calls(desk) == []
 
 
-def test_the_numbers_in_the_tables(desk, small_corpus):
+def test_the_numbers_in_the_tables(desk, small_corpus, monkeypatch):
+    monkeypatch.setattr(cv_figures, 'draw', DRAW)
     call(desk, small_corpus, '--clean_folds', '3')
     found = {row['model']: row for row in rows('table.csv')}
     assert list(found) == ['searched', 'random', 'cnn', 'cnn_gru_matched']
@@ -174,12 +177,12 @@ def test_the_numbers_in_the_tables(desk, small_corpus):
         assert float(row['params']) == 1007 and float(row['minutes']) == 2
         assert row['search_minutes'] == ('1.5' if model == 'searched' else '')
         assert float(row['ua_low']) < float(row['ua']) < float(row['ua_high'])
-        line = next(line for line in table().splitlines() if line.startswith(f'| {model} | 0 1 | 48 |'))
+        line = next(line for line in table().splitlines() if line.startswith(f'| {model} | 0 1 | 48 | 6 |'))
         assert f'| {100 * np.mean(ua):.1f} ± {100 * np.std(ua, ddof=1):.1f} |' in line
     text = table()
     clean = text.index('Only fold 3, whose test speakers took part in no choice (those of folds 1, 2 did')
     assert clean > text.index('## All folds') and text.count('| searched minus |') == 2 and '| chance | ' in text
-    assert '| searched | 0 1 | 16 |' in text[clean:text.index('## UA of each fold')]
+    assert '| searched | 0 1 | 16 | 2 |' in text[clean:text.index('## UA of each fold')]
     # Folds 1 and 3 found max_pool twice in normal, fold 2 once beside skip_connect: 10 of 12 edges, in all 6 cells.
     assert '| max_pool_3x3 | 83.3 (6 of 6) | 83.3 (6 of 6) | 50.0 |' in text
     assert '| lstm_1 | 0.0 (0 of 6) | 0.0 (0 of 6) | 33.3 |' in text
@@ -200,8 +203,8 @@ def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus, capsys)
     assert 'warning: nothing' in (desk / 'runs/cv/x/failed/search-f1-s0.txt').read_text()
     text = table()
     assert text.startswith('19 of 24 runs are there; 5 failed: searched (fold 1 seed 0, fold 3 seed 1), cnn (fold 2 seed 1), ')
-    assert '| searched | partial: seed 0 folds 2 3; seed 1 folds 1 2 | 32 |' in text
-    assert '| cnn | 0 | 48 |' in text and f'- searched-f3-s1: {why}' in text  # seed 1 lacks a fold, seed 0 has all
+    assert '| searched | partial: seed 0 folds 2 3; seed 1 folds 1 2 | 32 | 6 |' in text
+    assert '| cnn | 0 | 48 | 6 |' in text and f'- searched-f3-s1: {why}' in text  # seed 1 lacks a fold, seed 0 has all
     calls(desk)
     (desk / 'orders.json').unlink()
     assert call(desk, small_corpus, '--jobs', '2') == 0
@@ -239,18 +242,16 @@ def test_shards_are_disjoint_whole_and_keep_groups_together(n):
     assert all(more[:len(shard)] == shard for shard, more in zip(shards, later))
 
 
-LAUNCH = '''
-import sys
-from pathlib import Path
-sys.path.insert(0, {scripts!r})
-import cross_validate, utils
-utils.cli(lambda: cross_validate.main(programs={{name: Path(f'{{name}}.py') for name in ('search', 'augment')}}))
-'''
-
-
 def launch(desk, corpus, *more, **kwargs):
-    argv = [sys.executable, '-c', LAUNCH.format(scripts=str(ROOT / 'scripts')), *flags(corpus, *more, **kwargs)]
-    return subprocess.Popen(argv, cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    """cross_validate as a program, in a process of its own; what it says on stderr is in said.txt."""
+    def program():
+        for number, name in enumerate(('said.out', 'said.txt'), 1):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = os.fdopen(1, 'w'), os.fdopen(2, 'w')
+        utils.cli(lambda: sys.exit(call(desk, corpus, *more, **kwargs)))
+    process = multiprocessing.get_context('fork').Process(target=program)
+    process.start()
+    return process
 
 
 def wait_for(condition):
@@ -265,9 +266,10 @@ def test_an_interruption_ends_the_runs_and_the_same_command_goes_on(number, desk
     (desk / 'orders.json').write_text(json.dumps({'x/random-f1-s0': 'hang'}))
     process = launch(desk, small_corpus, '--only_folds', '1')
     wait_for(lambda: (desk / 'runs/augment/x/random-f1-s0').exists())
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said.endswith('cross_validate.py: interrupted; the same command goes on\n')
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 130
+    assert (desk / 'said.txt').read_text().endswith('cross_validate.py: interrupted; the same command goes on\n')
     assert names(desk)[-1] == 'x/random-f1-s0' and not (desk / 'runs/cv/x/failed').exists()
     (desk / 'orders.json').unlink()
     assert call(desk, small_corpus, '--only_folds', '1') == 0
@@ -277,11 +279,11 @@ def test_an_interruption_ends_the_runs_and_the_same_command_goes_on(number, desk
 
 def test_a_kill_that_leaves_a_run_behind_repeats_nothing(desk, small_corpus):
     """Killed, not to be caught: the run goes on alone. The same command waits for it and does not make it twice."""
-    (desk / 'orders.json').write_text(json.dumps({'x/cnn-f1-s0': '3'}))
+    (desk / 'orders.json').write_text(json.dumps({'x/cnn-f1-s0': '1.5'}))
     process = launch(desk, small_corpus, '--only_folds', '1', seeds='0')
     wait_for(lambda: (desk / 'runs/augment/x/cnn-f1-s0').exists())
     process.kill()
-    process.communicate()
+    process.join()
     assert not (desk / 'runs/augment/x/cnn-f1-s0/results.json').exists()
     assert call(desk, small_corpus, '--only_folds', '1', seeds='0') == 0
     assert collections.Counter(names(desk)) == collections.Counter(all_names(seeds=[0], folds=[1]))
@@ -369,3 +371,22 @@ def test_time_left_is_measured_or_said_to_be_unknown(desk, monkeypatch):
     assert left(done, 8) == 'about 50 min left + no estimate yet for 1 model'  # no run is shorter for company
     monkeypatch.setattr(cv_plan.Experiment, 'seconds', lambda self, job: 60)
     assert left(jobs, 1) == 'all have ended'
+
+
+def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
+    """Two folds of tiny networks; what is in the table is what scikit-learn finds in the runs' predictions."""
+    monkeypatch.chdir(tmp_path)
+    small = ('--device cpu --threads 1 --duration .8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 '
+             '--rnn_channels 4 --search.epochs 2 --search.batch_size 10 --search.n_nodes 1 --search.rnn_nodes 1 '
+             '--augment.epochs 2 --augment.batch_size 10 --only_folds 1,2 --jobs 2').split()
+    cross_validate.main(flags(small_corpus, *small, models='searched', seeds='4'))
+    assert table().startswith('2 of 2 runs are there.\n') and 'WARNING' not in table() and 'Folds 1, 2 of 3' in table()
+    pooled = rows('predictions.csv')
+    assert len(pooled) == 32 and {row['seed'] for row in pooled} == {'4'}
+    (row,) = rows('table.csv')
+    y, p = ([r[key] for r in pooled] for key in ('label', 'predicted'))
+    assert float(row['ua']) == pytest.approx(balanced_accuracy_score(y, p))
+    found = [json.loads((tmp_path / f'runs/augment/x/searched-f{fold}-s4/results.json').read_text()) for fold in (1, 2)]
+    assert float(row['params']) == np.mean([one['n_params'] for one in found]) and float(row['search_minutes']) > 0
+    assert [float(one['ua']) for one in rows()] == [one['ua'] for one in found]
+    assert all(one['search_heard_test_speakers'] == [] and one['seed'] == 4 for one in found)
