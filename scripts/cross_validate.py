@@ -61,7 +61,7 @@ def main(argv=None, programs=PROGRAMS):
     argv = sys.argv[1:] if argv is None else argv
     own, given = cf.given_to_both(Settings, argv, OWNED)
     if not own.name or not re.fullmatch(r'[\w.-]*\w[\w.-]*', own.name):
-        raise utils.UserError(f'--name {own.name or ""}: is needed, of letters, digits, ".", "_" and "-"')
+        raise utils.UserError(f'--name {own.name or "is needed"}: letters, digits, ".", "_" and "-" only')
     experiment = Experiment(own.name)
     chosen = {flag.split('=')[0] for flag in argv} & {'--models', '--seeds', '--only_folds'}
     if own.table:
@@ -158,3 +158,7 @@ def arguments(experiment, job, programs, given):
         flags['params'] = experiment.results(job.needs())['n_params']
     flags.update({name: given[program][name] for name in MACHINE if given[program].get(name) is not None})
     return [str(programs[program]), *(str(part) for name, value in flags.items() for part in (f'--{name}', value)), '--resume']
+
+
+if __name__ == '__main__':
+    utils.cli(main)

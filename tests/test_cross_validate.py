@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -379,7 +380,9 @@ def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
     small = ('--device cpu --threads 1 --duration .8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 '
              '--rnn_channels 4 --search.epochs 2 --search.batch_size 10 --search.n_nodes 1 --search.rnn_nodes 1 '
              '--augment.epochs 2 --augment.batch_size 10 --only_folds 1,2 --jobs 2').split()
-    cross_validate.main(flags(small_corpus, *small, models='searched', seeds='4'))
+    argv = [sys.executable, str(ROOT / 'scripts/cross_validate.py'), *flags(small_corpus, *small, models='searched', seeds='4')]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0 and 'runs/cv/x/table.md: 2 of 2 runs are there.' in done.stdout, done.stdout + done.stderr
     assert table().startswith('2 of 2 runs are there.\n') and 'WARNING' not in table() and 'Folds 1, 2 of 3' in table()
     pooled = rows('predictions.csv')
     assert len(pooled) == 32 and {row['seed'] for row in pooled} == {'4'}
