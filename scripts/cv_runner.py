@@ -24,6 +24,7 @@ class Runner:
         self.experiment, self.argv_of, self.n_parallel, self.changed = experiment, argv_of, n_parallel, changed
         self.finished = [job for job in jobs if experiment.done(job)]
         self.pending = [job for job in jobs if job not in set(self.finished)]
+        self.elsewhere = set()  # jobs that another process was found at work on
         self.n_jobs, self.failed, self.running = len(jobs), {}, {}  # running: {job: (process, began, goes on?)}
         self.seconds = defaultdict(list)  # by model, of runs that are on disk
         self.whole = defaultdict(list)  # by model, of whole processes from begin to end, seen here: these say more
@@ -72,12 +73,14 @@ class Runner:
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by the run itself, for it inherits this file
             except BlockingIOError:
+                if job not in self.elsewhere:
+                    self.elsewhere.add(job)
+                    self.bar.write(f'{job}: another process is at work on it, and is waited for')
                 return None
             except OSError:
                 pass  # a file system without locks
             if self.experiment.done(job):
                 return self.conclude(job)
-            self.experiment.failure(job).unlink(missing_ok=True)
             env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // self.n_parallel)), **os.environ} \
                 if self.n_parallel > 1 else None
             goes_on = self.experiment.folder(job).exists()
@@ -89,7 +92,7 @@ class Runner:
 
     def end(self, job, code):
         _, began, goes_on = self.running.pop(job)
-        if code == 0 and self.experiment.done(job):
+        if self.experiment.done(job):  # written last: whatever came after, the run is whole
             if not goes_on:
                 self.whole[job.model].append(time.monotonic() - began)
             return self.conclude(job)

@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT
 from sklearn.metrics import balanced_accuracy_score
 
+import config as cf
 import datasets
 import utils
 
@@ -25,6 +26,7 @@ import cv_figures  # noqa: E402
 import cv_plan  # noqa: E402
 import cv_runner  # noqa: E402
 import cv_statistics  # noqa: E402
+import cv_table  # noqa: E402
 
 CELL = "[[('{}', 0), ('{}', 1)]]"
 GENOTYPE = (f'Genotype(normal={CELL}, normal_concat=range(2, 3), reduce={CELL}, reduce_concat=range(2, 3), rnn={CELL}, '
@@ -311,6 +313,19 @@ def test_side_by_side_waits_for_what_it_needs(desk, small_corpus):
     assert made.index('x/random-f1-s0') < made.index('x/searched-f1-s0') < made.index('x/cnn_gru_matched-f1-s0')
 
 
+def test_a_flag_beats_the_file_and_what_is_said_of_one_program_what_is_said_of_both(tmp_path):
+    (tmp_path / 'x.yaml').write_text('layers: 4\nn_mels: 20\nsearch:\n  layers: 5\n  epochs: 6\naugment:\n  epochs: 7\n')
+
+    def given(*more):
+        return cf.given_to_both(cross_validate.Settings, ['--config', str(tmp_path / 'x.yaml'), *more], cross_validate.OWNED)
+    both = {'n_mels': 20}
+    own, found = given('--jobs', '3')
+    assert own.jobs == 3 and own.seeds == '0'
+    assert found == {'search': {**both, 'layers': 5, 'epochs': 6}, 'augment': {**both, 'layers': 4, 'epochs': 7}}
+    _, found = given('--layers', '8', '--augment.layers', '9', '--search.epochs', '1')
+    assert found == {'search': {**both, 'layers': 8, 'epochs': 1}, 'augment': {**both, 'layers': 9, 'epochs': 7}}
+
+
 @pytest.mark.parametrize('more, said', [
     (['--augment.epochs', '9'], 'epochs of augment.py is 9, but runs/cv/x began with its default'),
     (['--n_mels', '9'], 'n_mels of search.py is 9'), (['--epochs', '9'], 'unknown argument --epochs'),
@@ -335,6 +350,35 @@ def test_a_mistake_is_one_line_and_runs_nothing(more, said, desk, small_corpus):
         call(desk, small_corpus, *more, models='cnn')
     assert said in str(error.value) and '\n' not in str(error.value)
     assert calls(desk) == [] and table() == before
+
+
+def test_a_run_that_another_shard_finishes_while_tables_are_made_is_in_them(desk, small_corpus, monkeypatch):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    product = cv_plan.Experiment('x').product(cv_plan.Job('cnn', 2, 0))
+    product.rename('later.json')
+    write = cv_table.runs_csv
+
+    def meanwhile(results):
+        if os.path.exists('later.json'):
+            os.rename('later.json', product)
+        return write(results)
+    monkeypatch.setattr(cv_table, 'runs_csv', meanwhile)
+    assert call(desk, small_corpus, '--table', models='cnn', seeds='0') == 0
+    assert table().startswith('3 of 3 runs are there.\n')
+
+
+def test_a_table_that_cannot_be_made_stops_no_run(desk, small_corpus, monkeypatch, capsys):
+    made, make = [], cv_table.make
+
+    def fail_twice(*args, **kwargs):
+        made.append(args)
+        if len(made) < 3:
+            raise KeyError('seconds')
+        make(*args, **kwargs)
+    monkeypatch.setattr(cv_table, 'make', fail_twice)
+    assert call(desk, small_corpus, models='cnn', seeds='0') == 0
+    assert capsys.readouterr().out.count("the table could not be made: KeyError('seconds')") == 2
+    assert table().startswith('3 of 3 runs are there.\n')
 
 
 def test_models_seeds_and_places_may_change(desk, small_corpus):
