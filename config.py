@@ -159,15 +159,51 @@ def build(section, values, recorded=None):
     return cls(**{**recorded, **values})
 
 
+def given_to_both(cls, argv, owned):
+    """(settings of cls, {'search': {...}, 'augment': {...}}) of a program that runs both others, as `given`.
+
+    cls: dataclass of its own settings, `config` among them. owned: settings of the two that it chooses itself, so that neither
+    flags nor the file may. A setting of Common goes to both, --search.epochs to one; a flag beats the file.
+    """
+    parts = {'': cls, 'both.': Common, **{f'{section}.': SECTIONS[section] for section in SECTIONS}}
+    parser, valid = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                            epilog='--search.SETTING and --augment.SETTING go to one program, whose --help lists them'), []
+    for part, of in parts.items():
+        for f in fields(of):
+            if not part or f.name not in owned:
+                valid.append(f'--{part.removeprefix("both.")}{f.name}')
+                _add(parser, f, valid[-1], part + f.name, hidden=part not in ('', 'both.'))
+    flags = _known(parser, valid, argv)
+    own = {name: _convert(cls, name, value) for name, value in flags.items() if '.' not in name}
+    found = {}
+    for section, of in SECTIONS.items():
+        values = read_yaml(own['config'], section) if own.get('config') else {}
+        for name in owned & values.keys():
+            raise UserError(f'--config {own["config"]}: {name} has no place there, this program chooses it')
+        for part in ('both.', f'{section}.'):
+            values.update({name.removeprefix(part): value for name, value in flags.items() if name.startswith(part)})
+        found[section] = {name: _convert(of, name, value) for name, value in values.items()}
+    return cls(**own), found
+
+
 def _parse(section, argv):
     parser = _Parser(prog=f'{section}.py', allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for f in fields(SECTIONS[section]):
-        default = '' if f.default is MISSING else f' (default: {f.default})'
-        action = dict(action=argparse.BooleanOptionalAction) if f.type is bool else {}
-        parser.add_argument(f'--{f.name}', help=f.metadata['help'].replace('%', '%%') + default, **action)
+    valid = [f'--{f.name}' for f in fields(SECTIONS[section])]
+    for f, flag in zip(fields(SECTIONS[section]), valid):
+        _add(parser, f, flag, f.name)
+    return _known(parser, valid, argv)
+
+
+def _add(parser, f, flag, dest, hidden=False):
+    default = '' if f.default is MISSING else f' (default: {f.default})'
+    action = dict(action=argparse.BooleanOptionalAction) if f.type is bool else {}
+    text = argparse.SUPPRESS if hidden else f.metadata['help'].replace('%', '%%') + default
+    parser.add_argument(flag, dest=dest, help=text, **({} if action else {'metavar': f.name.upper()}), **action)
+
+
+def _known(parser, valid, argv):
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
-        valid = [f'--{f.name}' for f in fields(SECTIONS[section])]
         raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0].split("=")[0], valid)}')
     return vars(flags)
 

@@ -241,20 +241,6 @@ def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
     assert [row['alpha_loss'] is None for row in rows(tmp_path / 'runs/search/x/metrics.jsonl')] == [True, False]
 
 
-def test_table_pools_runs_that_are_alike_and_no_others(finished, small_corpus):
-    genotype = 'runs/search/a/genotype.json'
-    for seed, more in ((0, ()), (1, ()), (2, ('--epochs', 1))):
-        run(finished, 'augment.py', *augment_args(small_corpus, f't{seed}', genotype, '--seed', seed, *more, '--overwrite'))
-    found = [json.loads((finished / f'runs/augment/t{seed}/results.json').read_text()) for seed in range(3)]
-    folders = [f'runs/augment/t{seed}' for seed in range(3)]
-    lines = run(finished, 'scripts/table.py', *folders).stdout.splitlines()
-    assert len(lines) == 4
-    ua = [100 * r['ua'] for r in found[:2]]
-    assert [f'{np.mean(ua):.1f} +- {np.std(ua, ddof=1):.1f}' in line for line in lines[2:]].count(True) == 1
-    assert 'seed 0' in run(finished, 'scripts/table.py', 'runs/augment/a', *folders, ok=False).stderr
-    assert 'absent' in run(finished, 'scripts/table.py', 'absent', ok=False).stderr
-
-
 def test_scripts(finished, small_corpus):
     shown = run(finished, 'scripts/corpus.py', '--dataset', 'manifest', '--data_path', small_corpus).stdout
     assert 'manifest: 48 utterances' in shown and 'angry 24, sad 24' in shown and 'WAV 16000 Hz 1 channel (48)' in shown
