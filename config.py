@@ -19,14 +19,13 @@ def setting(default, help, choices=None, low=None, high=None):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Reading:
+    """What every program needs to read a fold of a corpus."""
     name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME; may hold folders, A/B'))
     config: str | None = setting(None, 'YAML file with settings; a flag beats it')
     seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
     device: str = setting('auto', 'auto, cpu, cuda, cuda:1; under torchrun each process takes the GPU of its number')
     threads: int = setting(0, 'CPU threads; 0: all cores but one, or OMP_NUM_THREADS', low=0)
-    amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
-    channels_last: bool = setting(True, 'memory layout of the maps')
     resume: bool = setting(False, 'go on from the last checkpoint of this run')
     overwrite: bool = setting(False, 'delete an earlier run of this name')
     # corpus and fold
@@ -44,21 +43,6 @@ class Common:
     hop_ms: float = setting(16., 'ms between frames')
     time_pool: int = setting(2, 'keep the largest of so many frames', low=1)
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
-    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
-    max_freq: float = setting(.15, 'SpecAugment: widest mask, fraction of the mel bands', low=0., high=1.)
-    max_time: float = setting(.15, 'SpecAugment: widest mask, fraction of the window', low=0., high=1.)
-    # space of genotypes, of the search and of --genotype random
-    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
-    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
-    cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
-    rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
-    # network
-    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
-    layers: int = setting(3, 'CNN cells', low=1)
-    stem_multiplier: int = setting(2, 'width of the stem, in C', low=1)
-    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0)
-    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1)
-    dropout: float = setting(.1, 'after every cell', low=0., high=.99)
 
     def __post_init__(self):
         if not re.fullmatch(r'([\w.-]*\w[\w.-]*/)*[\w.-]*\w[\w.-]*', self.name):
@@ -74,6 +58,29 @@ class Common:
             if meta.get('low') is not None and value < meta['low'] or meta.get('high') is not None and value > meta['high']:
                 bounds = f'{meta["low"]} or more' if meta.get('high') is None else f'from {meta["low"]} to {meta["high"]}'
                 raise UserError(f'--{f.name} {value}: must be {bounds}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Reading):
+    """What search and retraining share beyond that."""
+    amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
+    channels_last: bool = setting(True, 'memory layout of the maps')
+    # augmentation
+    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
+    max_freq: float = setting(.15, 'SpecAugment: widest mask, fraction of the mel bands', low=0., high=1.)
+    max_time: float = setting(.15, 'SpecAugment: widest mask, fraction of the window', low=0., high=1.)
+    # space of genotypes, of the search and of --genotype random
+    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
+    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
+    cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
+    rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
+    # network
+    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
+    layers: int = setting(3, 'CNN cells', low=1)
+    stem_multiplier: int = setting(2, 'width of the stem, in C', low=1)
+    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0)
+    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1)
+    dropout: float = setting(.1, 'after every cell', low=0., high=.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +122,7 @@ class AugmentConfig(Common):
     drop_path_prob: float = setting(.1, 'drop-path at the last epoch, rising from 0', low=0., high=.99)
 
 
-SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Common}
+SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Reading}
 
 
 def given(section, argv=None):
@@ -130,7 +137,7 @@ def given(section, argv=None):
 
 
 def read_yaml(path, section):
-    """{name: value} of a settings file: keys at the top go to both programs, those under `search:` or `augment:` to one."""
+    """{name: value} of a settings file: keys at the top go to every program that has them, those under `search:` to search."""
     try:
         with open(path) as f:
             tree = yaml.safe_load(f) or {}
@@ -148,7 +155,7 @@ def read_yaml(path, section):
             if key not in valid or key == 'config':
                 at = f' under {where}:' if where else ''
                 raise UserError(f'--config {path}: unknown key {key!r}{at}{_nearest(key, [*valid, *SECTIONS])}')
-    top = {key: value for key, value in tree.items() if key not in SECTIONS}
+    top = {key: value for key, value in tree.items() if key in names[section]}
     return {**top, **(tree.get(section) or {})}
 
 
@@ -159,20 +166,20 @@ def build(section, values, recorded=None):
     return cls(**{**recorded, **values})
 
 
-def given_to_both(cls, argv, owned):
-    """(settings of cls, {'search': {...}, 'augment': {...}}) of a program that runs both others, as `given`.
+def given_to_all(cls, argv, owned):
+    """(settings of cls, {'search': {...}, 'augment': {...}, 'svm': {...}}) of a program that runs the others, as `given`.
 
-    cls: dataclass of its own settings, `config` among them. owned: settings of the two that it chooses itself, so that neither
-    flags nor the file may. A setting of Common goes to both, --search.epochs to one; a flag beats the file.
+    cls: dataclass of its own settings, `config` among them. owned: settings of the others that it chooses itself, so that
+    neither flags nor the file may. A setting of Common goes to all that have it, --search.epochs to one; a flag beats the file.
     """
-    parts = {'': cls, 'both.': Common, **{f'{section}.': SECTIONS[section] for section in SECTIONS}}
+    parts = {'': cls, 'all.': Common, **{f'{section}.': SECTIONS[section] for section in SECTIONS}}
     parser, valid = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
                             epilog='--search.SETTING and --augment.SETTING go to one program, whose --help lists them'), []
     for part, of in parts.items():
         for f in fields(of):
             if not part or f.name not in owned:
                 valid.append(f'--{part.removeprefix("both.")}{f.name}')
-                _add(parser, f, valid[-1], part + f.name, hidden=part not in ('', 'both.'))
+                _add(parser, f, valid[-1], part + f.name, hidden=part not in ('', 'all.'))
     flags = _known(parser, valid, argv)
     own = {name: _convert(cls, name, value) for name, value in flags.items() if '.' not in name}
     found = {}
@@ -180,9 +187,10 @@ def given_to_both(cls, argv, owned):
         values = read_yaml(own['config'], section) if own.get('config') else {}
         for name in owned & values.keys():
             raise UserError(f'--config {own["config"]}: {name} has no place there, this program chooses it')
-        for part in ('both.', f'{section}.'):
+        for part in ('all.', f'{section}.'):
             values.update({name.removeprefix(part): value for name, value in flags.items() if name.startswith(part)})
-        found[section] = {name: _convert(of, name, value) for name, value in values.items()}
+        has = {f.name for f in fields(of)}
+        found[section] = {name: _convert(of, name, value) for name, value in values.items() if name in has}
     return cls(**own), found
 
 

@@ -16,7 +16,8 @@ import yaml
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from tensorboardX import SummaryWriter
 
-CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident'}  # what a resumed run may have otherwise
+# What a resumed run may have otherwise: where and how it is made. That the audio is the same is seen by its statistics.
+CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 
 
 class UserError(Exception):

@@ -22,6 +22,7 @@ from cv_plan import (  # noqa: E402
     RANDOM,
     SEARCH,
     SEARCHED,
+    SVM,
     Experiment,
     jobs_of,
     parse_models,
@@ -34,9 +35,10 @@ import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
 
-PROGRAMS = {'search': ROOT / 'search.py', 'augment': ROOT / 'augment.py'}
+PROGRAMS = {'search': ROOT / 'search.py', 'augment': ROOT / 'augment.py', 'svm': ROOT / 'scripts' / 'svm.py'}
 OWNED = {'name', 'config', 'seed', 'fold', 'resume', 'overwrite', 'genotype', 'model', 'params'}
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # where and how, not what: may differ later
+NETWORK = {'init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels'}
 SHARED = ('dataset', 'data_path', 'folds', 'cache', 'features', 'n_mels', 'hop_ms', 'time_pool', 'duration')
 
 
@@ -57,9 +59,11 @@ class Settings:
 
 
 def main(argv=None, programs=PROGRAMS):
-    """programs: the files that are run as search.py and augment.py."""
+    """programs: the files that are run as search.py, augment.py and svm.py."""
     argv = sys.argv[1:] if argv is None else argv
-    own, given = cf.given_to_both(Settings, argv, OWNED)
+    own, given = cf.given_to_all(Settings, argv, OWNED)
+    for name in NETWORK & given['search'].keys():  # a genotype's own record would bring these to the searched network alone
+        given['augment'].setdefault(name, given['search'][name])
     if not own.name or not re.fullmatch(r'[\w.-]*\w[\w.-]*', own.name):
         raise utils.UserError(f'--name {own.name or "is needed"}: letters, digits, ".", "_" and "-" only')
     experiment = Experiment(own.name)
@@ -114,12 +118,13 @@ def only_table(experiment, own, chosen):
 
 
 def folds_of(given):
-    """Folds of the corpus that both programs are to read; no audio is opened. UserError where their settings do not fit."""
+    """Folds of the corpus that all programs are to read; no audio is opened. UserError where their settings do not fit."""
     configs = {section: cf.build(section, {'name': 'x', **values}) for section, values in given.items()}
     for name in SHARED:
-        search, augment = (getattr(config, name) for config in configs.values())
-        if search != augment:
-            raise utils.UserError(f'{name} is {search} for search and {augment} for augment: all models must read the same')
+        values = {section: getattr(config, name) for section, config in configs.items()}
+        if len(set(values.values())) > 1:
+            said = ', '.join(f'{value} for {section}' for section, value in values.items())
+            raise utils.UserError(f'{name} is {said}: all models must read the same')
     config = configs['search']
     utterances = datasets.scan(config.dataset, config.data_path, config.cache)
     return datasets.folds_of(config.dataset, utterances, config.folds)
@@ -145,14 +150,14 @@ def keep_settings(experiment, given):
 
 
 def arguments(experiment, job, programs, given):
-    """Program and flags of a job, as text; given: settings of both programs, of which those of the machine are flags."""
-    program = 'search' if job.model == SEARCH else 'augment'
+    """Program and flags of a job, as text; given: settings of the programs, of which those of the machine are flags."""
+    program = job.model if job.model in (SEARCH, SVM) else 'augment'
     flags = {'name': experiment.run_name(job), 'config': experiment.path / 'config.yaml', 'fold': job.fold, 'seed': job.seed}
     if job.model == SEARCHED:
         flags['genotype'] = experiment.product(job.needs())
     elif job.model == RANDOM:
         flags['genotype'] = RANDOM
-    elif job.model != SEARCH:
+    elif program == 'augment':
         flags['model'] = job.model.removesuffix(MATCHED)
     if job.model.endswith(MATCHED):
         flags['params'] = experiment.results(job.needs())['n_params']

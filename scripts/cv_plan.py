@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import utils
+from config import BASELINES
 
 SEARCH = 'search'  # the job of search.py; the others are models
-SEARCHED, RANDOM, MATCHED = 'searched', 'random', '_matched'
-HAND_DESIGNED = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru', 'svm')
-MODELS = (SEARCHED, RANDOM, *HAND_DESIGNED, *(f'{name}{MATCHED}' for name in HAND_DESIGNED if name != 'svm'))
+SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
+MODELS = (SEARCHED, RANDOM, *BASELINES, *(f'{name}{MATCHED}' for name in BASELINES), SVM)
 
 
 @dataclass(frozen=True)

@@ -138,5 +138,5 @@ def test_real_corpora(ser_data):
 
 
 def test_every_corpus_is_offered_on_the_command_line():
-    from config import Common
-    assert set(Common.__dataclass_fields__['dataset'].metadata['choices']) == set(CORPORA)
+    from config import Reading
+    assert set(Reading.__dataclass_fields__['dataset'].metadata['choices']) == set(CORPORA)
