@@ -70,6 +70,8 @@ def main(argv=None):
     log('augment on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.dataset,
         config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', hardware)
     distributed.announce(log, checkpoint)
+    for line in datasets.protocol.lines(data.protocol):
+        log('%s', line)
     heard = speakers_heard(found_by, config, data)
     if heard is None:
         log('NOTE: the genotype does not say that it was searched on %s: whether the search heard test speakers is not known',
@@ -118,14 +120,15 @@ def main(argv=None):
 
 
 def recorded_settings(found_by, given):
-    """Settings that the genotype's own record brings: sizes and features, and the fold where the corpus is the same."""
+    """Settings that the genotype's own record brings: sizes and features; protocol and fold where the corpus is the same."""
     for part in ('network', 'features', 'search'):
         if not isinstance(found_by.get(part, {}), dict):
             raise utils.UserError(f'--genotype {given["genotype"]}: "{part}" is not a table of settings')
     searched = {**found_by.get('network', {}), **found_by.get('features', {})}
     origin = found_by.get('search', {})
     if 'dataset' in origin and given.get('dataset', origin['dataset']) == origin['dataset']:
-        searched.update({name: origin[name] for name in ('dataset', 'folds', 'fold') if name in origin})
+        searched.update({name: origin[name] for name in ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold')
+                         if name in origin})
         if 'folds' in given:  # another division: its fold number means another thing
             searched.pop('fold', None)
     names = {f.name for f in fields(cf.AugmentConfig)}
@@ -215,7 +218,7 @@ def test(run, net, criterion, autocast, config, data, facts):
     utils.write_json(run.file('results.json'), {
         'ua': found['ua'], 'wa': found['wa'], 'macro_f1': found['macro_f1'], 'chance': chance,
         'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(held_out), **facts,
-        'dataset': config.dataset, 'folds': config.folds, 'fold': config.fold,
+        'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev),
         'test_speakers': list(data.fold.test), 'seed': config.seed, 'seconds': minutes * 60, 'command': command()})
     run.writer.add_figure('confusion/test', plot_confusion(labels, predicted, data.labels), facts['best_epoch'])

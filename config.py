@@ -27,9 +27,15 @@ class Common:
     resume: bool = setting(False, 'go on from the last checkpoint of this run')
     overwrite: bool = setting(False, 'delete an earlier run of this name')
     # corpus and fold
-    dataset: str = setting('synthetic', 'corpus', choices=('emodb', 'ravdess', 'manifest', 'synthetic'))
+    dataset: str = setting('synthetic', 'corpus', choices=('iemocap', 'msp_improv', 'msp_podcast', 'emodb', 'ravdess', 'cremad',
+                                                           'savee', 'manifest', 'synthetic'))
     data_path: str | None = setting(None, 'folder of the corpus, or the CSV of a manifest')
-    folds: str = setting('default', 'default, loso (leave one speaker out) or a number of folds')
+    labels: str | None = setting(None, 'classes, with commas; + merges: ang,hap+exc,neu,sad. Needed with iemocap, msp_improv, '
+                                 'msp_podcast; elsewhere None means all')
+    turns: str | None = setting(None, 'needed with iemocap: improvised, scripted or all')
+    scenarios: str | None = setting(None, 'needed with msp_improv: letters of P,R,S,T with commas, or all')
+    folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out, the session\'s '
+                         'other is dev), official or official:Test2 (msp_podcast), loso (leave one speaker out) or a number')
     fold: int = setting(1, 'which fold, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
     workers: int = setting(0, 'most processes that extract features; 0: one a core', low=0)
