@@ -3,16 +3,12 @@
     python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo/genotype.json
 """
 import math
-import os
-import sys
 import time
 from dataclasses import asdict, fields
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
-from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
 import config as cf
@@ -24,6 +20,7 @@ from datasets.transforms import spec_augment
 from models import distributed
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.report import report
 from models.sync import CrossEntropyLoss
 from models.visualize import plot, plot_confusion
 
@@ -71,6 +68,8 @@ def main(argv=None):
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', hardware)
     distributed.announce(log, checkpoint)
+    for line in datasets.protocol.lines(data.protocol):
+        log('%s', line)
     heard = speakers_heard(found_by, config, data) if searched(config) else []
     if heard is None:
         log('NOTE: the genotype does not say that it was searched on %s: whether the search heard test speakers is not known',
@@ -150,14 +149,15 @@ def searched(config):
 
 
 def recorded_settings(found_by, given):
-    """Settings that the genotype's own record brings: sizes and features, and the fold where the corpus is the same."""
+    """Settings that the genotype's own record brings: sizes and features; protocol and fold where the corpus is the same."""
     for part in ('network', 'features', 'search'):
         if not isinstance(found_by.get(part, {}), dict):
             raise utils.UserError(f'--genotype {given["genotype"]}: "{part}" is not a table of settings')
     searched = {**found_by.get('network', {}), **found_by.get('features', {})}
     origin = found_by.get('search', {})
     if 'dataset' in origin and given.get('dataset', origin['dataset']) == origin['dataset']:
-        searched.update({name: origin[name] for name in ('dataset', 'folds', 'fold') if name in origin})
+        searched.update({name: origin[name] for name in ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold')
+                         if name in origin})
         if 'folds' in given:  # another division: its fold number means another thing
             searched.pop('fold', None)
     names = {f.name for f in fields(cf.AugmentConfig)}
@@ -230,7 +230,7 @@ def portable(net, genotype, data, config, epoch):
              'hop_ms', 'time_pool', 'duration', 'model', 'params')
     return {'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
-            'settings': {name: settings[name] for name in names}, 'auxiliary': config.aux_weight > 0,
+            'settings': {name: settings[name] for name in names}, 'auxiliary': bool(genotype) and config.aux_weight > 0,
             'epoch': epoch}
 
 
@@ -239,46 +239,6 @@ def test(run, net, criterion, autocast, config, data, facts):
     _, probabilities = score(net, data.sets['test'], criterion, autocast, config)
     if run.writes:
         report(run, probabilities, config, data, facts)
-
-
-def report(run, probabilities, config, data, facts):
-    """predictions.csv, results.json and a line that a reader of the log looks for, from probabilities (n_test, n_classes)."""
-    held_out = data.sets['test']
-    labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
-    found = utils.scores(labels, predicted)
-    root = Path(config.data_path or '').parent if config.dataset == 'manifest' else Path(config.data_path or '')
-    timed = any(u.start is not None or u.end is not None for u in held_out.utterances)
-    rows = []
-    for u, p, k in zip(held_out.utterances, probabilities, predicted):
-        path = u.path.removeprefix(os.path.join(root, ''))  # as a manifest names it; else from the corpus' folder on
-        rows.append([path, u.speaker, u.label, data.labels[k], *(f'{value:.6f}' for value in p)]
-                    + ([u.start, u.end] if timed else []))
-    header = ['path', 'speaker', 'label', 'predicted', *(f'p_{label}' for label in data.labels)]
-    utils.write_csv(run.file('predictions.csv'), header + (['start', 'end'] if timed else []), rows)
-    matrix = confusion_matrix(labels, predicted, labels=range(len(data.labels)))
-    chance = {'ua': 1 / len(set(labels.tolist())), 'wa': float(matrix.sum(axis=1).max() / matrix.sum())}
-    utils.write_json(run.file('results.json'), {
-        'ua': found['ua'], 'wa': found['wa'], 'macro_f1': found['macro_f1'], 'chance': chance,
-        'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(held_out), **facts,
-        'dataset': config.dataset, 'folds': config.folds, 'fold': config.fold,
-        'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev),
-        'test_speakers': list(data.fold.test), 'seed': config.seed, 'command': command()})
-    run.writer.add_figure('confusion/test', plot_confusion(labels, predicted, data.labels), facts['best_epoch'])
-    for name in ('ua', 'wa', 'macro_f1'):
-        run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
-    run.logger.info('network:     %s', config.genotype if facts['genotype'] else facts['model'])
-    run.logger.info('test (%d utterances of held-out speakers %s), epoch %d, picked on dev:', len(held_out),
-                    ' '.join(data.fold.test), facts['best_epoch'])
-    run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],
-                    found['wa'], chance['wa'], found['macro_f1'])
-    run.logger.info('results:     %s', run.file('results.json'))
-    tensorboard = os.path.join(os.path.dirname(sys.executable), 'tensorboard')  # of the environment that runs this
-    tensorboard = os.path.relpath(tensorboard) if os.path.exists(tensorboard) else 'tensorboard'
-    run.logger.info('TensorBoard: %s --logdir runs', tensorboard)
-
-
-def command():
-    return ' '.join([distributed.launcher(), os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 if __name__ == '__main__':

@@ -24,14 +24,19 @@ class Reading:
     name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME; may hold folders, A/B'))
     config: str | None = setting(None, 'YAML file with settings; a flag beats it')
     seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
-    device: str = setting('auto', 'auto, cpu, cuda, cuda:1; under torchrun each process takes the GPU of its number')
     threads: int = setting(0, 'CPU threads; 0: all cores but one, or OMP_NUM_THREADS', low=0)
     resume: bool = setting(False, 'go on from the last checkpoint of this run')
     overwrite: bool = setting(False, 'delete an earlier run of this name')
     # corpus and fold
-    dataset: str = setting('synthetic', 'corpus', choices=('emodb', 'ravdess', 'manifest', 'synthetic'))
+    dataset: str = setting('synthetic', 'corpus', choices=('iemocap', 'msp_improv', 'msp_podcast', 'emodb', 'ravdess', 'cremad',
+                                                           'savee', 'manifest', 'synthetic'))
     data_path: str | None = setting(None, 'folder of the corpus, or the CSV of a manifest')
-    folds: str = setting('default', 'default, loso (leave one speaker out) or a number of folds')
+    labels: str | None = setting(None, 'classes, with commas; + merges: ang,hap+exc,neu,sad. Needed with iemocap, msp_improv, '
+                                 'msp_podcast; elsewhere None means all')
+    turns: str | None = setting(None, 'needed with iemocap: improvised, scripted or all')
+    scenarios: str | None = setting(None, 'needed with msp_improv: letters of P,R,S,T with commas, or all')
+    folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out, the session\'s '
+                         'other is dev), official or official:Test2 (msp_podcast), loso (leave one speaker out) or a number')
     fold: int = setting(1, 'which fold, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
     workers: int = setting(0, 'most processes that extract features; 0: one a core', low=0)
@@ -63,6 +68,7 @@ class Reading:
 @dataclass(frozen=True, kw_only=True)
 class Common(Reading):
     """What search and retraining share beyond that."""
+    device: str = setting('auto', 'auto, cpu, cuda, cuda:1; under torchrun each process takes the GPU of its number')
     amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
     channels_last: bool = setting(True, 'memory layout of the maps')
     # augmentation
@@ -178,7 +184,7 @@ def given_to_all(cls, argv, owned):
     for part, of in parts.items():
         for f in fields(of):
             if not part or f.name not in owned:
-                valid.append(f'--{part.removeprefix("both.")}{f.name}')
+                valid.append(f'--{part.removeprefix("all.")}{f.name}')
                 _add(parser, f, valid[-1], part + f.name, hidden=part not in ('', 'all.'))
     flags = _known(parser, valid, argv)
     own = {name: _convert(cls, name, value) for name, value in flags.items() if '.' not in name}

@@ -63,6 +63,8 @@ def main(argv=None):
         len(w_half), len(alpha_half), len(data.sets['dev']), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device, n_ranks))
     distributed.announce(log, checkpoint)
+    for line in datasets.protocol.lines(data.protocol):
+        log('%s', line)
 
     warmup = min(config.alpha_warmup, config.epochs - 1)
     if warmup < config.alpha_warmup:
@@ -203,8 +205,9 @@ def record(config, net, data):
         'network': take('init_channels', 'layers', 'n_nodes', 'stem_multiplier', 'rnn_layers', 'rnn_nodes', 'rnn_channels'),
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},
         'features': take('features', 'n_mels', 'hop_ms', 'time_pool', 'duration'),
-        'search': {**take('dataset', 'folds', 'fold', 'seed', 'epochs', 'order', 'hessian', 'alpha_split',
-                          'partial_channels'),
+        'search': {**take('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'seed', 'epochs', 'order', 'hessian',
+                          'alpha_split', 'partial_channels'),
+                   'protocol': data.protocol,
                    'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev)}}
 
 

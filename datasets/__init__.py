@@ -1,19 +1,21 @@
 """Corpora: a reader each, one registry, and `load`, which makes the sets of one fold.
 
-A new corpus is a module with scan(root) -> [Utterance, ...], perhaps with FOLDS, and one row here.
+A new corpus is a module with scan(root) -> [Utterance, ...], perhaps with FOLDS or DEFAULT_FOLDS and what protocol.py asks
+for, and one row here.
 """
 import os
 from dataclasses import dataclass
 
 import torch
 
-from datasets import emodb, manifest, ravdess, synthetic
+from datasets import cremad, emodb, iemocap, manifest, msp_improv, msp_podcast, protocol, ravdess, savee, synthetic
 from datasets.dataset import SpeechDataset, fits, statistics
 from datasets.features import FeatureConfig, cached_features
 from datasets.folds import Fold, make_folds
 from utils import UserError
 
-CORPORA = {'emodb': emodb, 'ravdess': ravdess, 'manifest': manifest, 'synthetic': synthetic}
+CORPORA = {'iemocap': iemocap, 'msp_improv': msp_improv, 'msp_podcast': msp_podcast, 'emodb': emodb, 'ravdess': ravdess,
+           'cremad': cremad, 'savee': savee, 'manifest': manifest, 'synthetic': synthetic}
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,13 @@ class Data:
     std: torch.Tensor
     sets: dict[str, SpeechDataset]  # 'train', 'dev', 'test', as many as were asked for
     class_weights: torch.Tensor  # (n_classes,) n / (n_classes * n_c) over the training set
+    protocol: dict  # the report of protocol.apply: what was kept and what was left out
 
 
 def scan(dataset, data_path, cache_dir='.cache'):
-    """All utterances of a corpus. data_path: its folder (the CSV of a manifest; may be None for synthetic)."""
+    """All that a corpus holds, what no experiment can use included (Utterance.left_out); see `select`.
+    data_path: its folder (the CSV of a manifest; may be None for synthetic).
+    """
     if data_path is None:
         if dataset != 'synthetic':
             raise UserError(f'--data_path is needed: the folder of {dataset}, or the CSV of a manifest')
@@ -44,7 +49,19 @@ def scan(dataset, data_path, cache_dir='.cache'):
 
 
 def folds_of(dataset, utterances, how):
-    return make_folds(utterances, how, getattr(CORPORA[dataset], 'FOLDS', None))
+    return make_folds(utterances, _folds(dataset, how), getattr(CORPORA[dataset], 'FOLDS', None))
+
+
+def _folds(dataset, how):
+    return getattr(CORPORA[dataset], 'DEFAULT_FOLDS', how) if how == 'default' else how
+
+
+def select(config):
+    """(utterances, folds, report): what the protocol of `config` keeps of its corpus, and the report of protocol.apply."""
+    utterances, report = protocol.apply(
+        config.dataset, CORPORA[config.dataset], scan(config.dataset, config.data_path, config.cache),
+        _folds(config.dataset, config.folds), config.labels, {'turns': config.turns, 'scenarios': config.scenarios})
+    return utterances, folds_of(config.dataset, utterances, config.folds), report
 
 
 def load(config, splits, device='cpu', quiet=False):
@@ -53,8 +70,7 @@ def load(config, splits, device='cpu', quiet=False):
 
     Raises UserError on a fold that is not there, fewer than two classes, or a class that no training speaker has.
     """
-    utterances = scan(config.dataset, config.data_path, config.cache)
-    folds = folds_of(config.dataset, utterances, config.folds)
+    utterances, folds, report = select(config)
     if not 1 <= config.fold <= len(folds):
         raise UserError(f'--fold {config.fold}: there are folds 1 to {len(folds)}')
     fold = folds[config.fold - 1]
@@ -76,4 +92,4 @@ def load(config, splits, device='cpu', quiet=False):
     mean, std = statistics(arrays['train'])
     sets = {name: SpeechDataset(parts[name], arrays.pop(name), targets[name], mean, std, n_frames, device, resident)
             for name in splits}  # pop: an array is let go once its set holds it
-    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()))
+    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()), report)

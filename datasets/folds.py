@@ -28,10 +28,15 @@ def make_folds(utterances, how='default', published=None):
     """List of Folds.
 
     how: 'default' (the utterances' own split column, else the published folds, else N_FOLDS or as many as there are
-    speakers), 'loso' (leave one speaker out) or a number of folds. published: [(test speakers, dev speakers), ...], used
-    where the corpus has all these speakers. Raises UserError.
+    speakers), 'session' (leave one session out, the next one is dev), 'speaker' (leave one speaker out, the others of the
+    session are dev), 'official' (the utterances' split), 'loso' (leave one speaker out) or a number of folds. published:
+    [(test speakers, dev speakers), ...], used where the corpus has all these speakers. Raises UserError.
     """
     speakers = sorted({u.speaker for u in utterances})
+    if how.partition(':')[0] == 'official':
+        return [_prescribed(utterances)]
+    if how in ('session', 'speaker'):
+        return [_fold(speakers, test, dev) for test, dev in _by_session(utterances, how)]
     if how == 'default' and utterances and utterances[0].split:
         return [_prescribed(utterances)]
     if how == 'default' and published and {s for test, dev in published for s in test + dev} == set(speakers):
@@ -46,7 +51,7 @@ def make_folds(utterances, how='default', published=None):
         try:
             n_folds = int(how)
         except ValueError:
-            raise UserError(f'--folds {how}: must be default, loso or a number') from None
+            raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a number') from None
         if not 3 <= n_folds <= len(speakers):
             raise UserError(f'--folds {how}: must be from 3 to {len(speakers)}, the number of speakers')
     groups = _groups(utterances, n_folds)
@@ -61,6 +66,25 @@ def _fold(speakers, test, dev):
     if not fold.train or set(fold.dev) & set(fold.test):
         raise UserError('a fold needs train, dev and test speakers, none of them twice')
     return fold
+
+
+def _by_session(utterances, how):
+    """(test speakers, dev speakers) of each fold, in which a session is never on both sides of train and the rest."""
+    session_of = {}
+    for u in utterances:
+        if not u.session:
+            raise UserError(f'--folds {how}: no session is known of {u.path}')
+        if session_of.setdefault(u.speaker, u.session) != u.session:
+            raise UserError(f'--folds {how}: speaker {u.speaker} stands in sessions {session_of[u.speaker]} and {u.session}')
+    members = {name: tuple(sorted(s for s in session_of if session_of[s] == name)) for name in sorted(set(session_of.values()))}
+    names = list(members)
+    if how == 'session':
+        if len(names) < 3:
+            raise UserError(f'--folds session: {len(names)} session(s) cannot make train, dev and test: 3 are needed')
+        return [(members[name], members[names[(i + 1) % len(names)]]) for i, name in enumerate(names)]
+    if len(names) < 2 or min(map(len, members.values())) < 2:
+        raise UserError('--folds speaker: needs two sessions, and two speakers in each; --folds loso leaves one speaker out')
+    return [((s,), tuple(other for other in members[name] if other != s)) for name in names for s in members[name]]
 
 
 def _groups(utterances, n_folds):

@@ -114,7 +114,7 @@ class CnnGru(Baseline):
         widths, blocks = (1, width, width * 3 // 2, 2 * width), []
         for C_in, C_out, stride in zip(widths, widths[1:], ((2, 1), (2, 2), (2, 2))):  # F, T
             blocks += [nn.Conv2d(C_in, C_out, 3, padding=1, bias=False), BatchNorm2d(C_out), nn.ReLU(),
-                       nn.MaxPool2d(stride, ceil_mode=True), nn.Dropout(dropout)]
+                       nn.MaxPool2d(stride, ceil_mode=True)]
         self.conv = nn.Sequential(*blocks)
         self.gru = nn.GRU(N_BANDS * widths[-1], 2 * width, batch_first=True, bidirectional=True)
         self.pool = AttentionPool(4 * width)
@@ -123,7 +123,7 @@ class CnnGru(Baseline):
 
     def logits(self, x):
         x = self.conv(x)  # (N, 1, F, T) -> (N, C, F/8, T/4)
-        h = self.gru(self.dropout(to_sequence(x, x.shape[-1])))[0]  # (N, T', 4C) -> (N, T', 4 * width)
+        h = self.gru(to_sequence(x, x.shape[-1]))[0]  # (N, T', 4C) -> (N, T', 4 * width)
         return self.linear(self.dropout(self.pool(h)))
 
 

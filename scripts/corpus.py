@@ -1,6 +1,7 @@
-"""Prints a corpus: files, classes, speakers, durations, folds.
+"""Prints a corpus: what the protocol keeps and leaves out, files, classes, speakers, durations, folds.
 
     python scripts/corpus.py --dataset emodb --data_path DIR [--folds loso]
+    python scripts/corpus.py --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
 """
 import argparse
 import sys
@@ -13,17 +14,20 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from config import Common  # noqa: E402
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--dataset', choices=sorted(datasets.CORPORA), default='synthetic')
     parser.add_argument('--data_path', help='folder of the corpus, or the CSV of a manifest')
-    parser.add_argument('--folds', default='default', help='default, loso or a number (default: %(default)s)')
+    for name in ('labels', 'turns', 'scenarios', 'folds'):  # as the two programs say them
+        row = Common.__dataclass_fields__[name]
+        parser.add_argument(f'--{name}', default=row.default, help=f'{row.metadata["help"]} (default: {row.default})')
     parser.add_argument('--cache', default='.cache', help='where the synthetic corpus is made (default: %(default)s)')
     args = parser.parse_args(argv)
-    utterances = datasets.scan(args.dataset, args.data_path, args.cache)
-    folds = datasets.folds_of(args.dataset, utterances, args.folds)
+    utterances, folds, report = datasets.select(args)
+    print('\n'.join(datasets.protocol.lines(report)))
 
     audio = [describe(u) for u in utterances]
     seconds = np.array([s for s, _ in audio])

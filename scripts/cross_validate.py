@@ -39,7 +39,8 @@ PROGRAMS = {'search': ROOT / 'search.py', 'augment': ROOT / 'augment.py', 'svm':
 OWNED = {'name', 'config', 'seed', 'fold', 'resume', 'overwrite', 'genotype', 'model', 'params'}
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # where and how, not what: may differ later
 NETWORK = {'init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels'}
-SHARED = ('dataset', 'data_path', 'folds', 'cache', 'features', 'n_mels', 'hop_ms', 'time_pool', 'duration')
+SHARED = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache', 'features', 'n_mels', 'hop_ms',
+          'time_pool', 'duration')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +126,7 @@ def folds_of(given):
         if len(set(values.values())) > 1:
             said = ', '.join(f'{value} for {section}' for section, value in values.items())
             raise utils.UserError(f'{name} is {said}: all models must read the same')
-    config = configs['search']
-    utterances = datasets.scan(config.dataset, config.data_path, config.cache)
-    return datasets.folds_of(config.dataset, utterances, config.folds)
+    return datasets.select(configs['search'])[1]
 
 
 def keep_settings(experiment, given):

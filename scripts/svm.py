@@ -16,10 +16,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import augment  # noqa: E402
 import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from models.report import report  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
 PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C, the smallest of equals is taken
@@ -27,6 +27,7 @@ PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C, the smallest 
 
 def main(argv=None):
     config = cf.build('svm', cf.given('svm', argv))
+    utils.set_threads(config.threads)
     run = utils.Run('augment', config)
     data = datasets.load(config, ('train', 'dev', 'test'))
     run.open(data)
@@ -43,7 +44,7 @@ def main(argv=None):
             best = {'ua': ua, 'machine': machine, 'C': C}
     values = best['machine'].decision_function(x['test'])  # (n, n_classes), or (n,) of two classes
     values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
-    augment.report(run, softmax(values, axis=1), config, data, dict(
+    report(run, softmax(values, axis=1), config, data, dict(
         model='svm', n_params=len(data.labels) * (x['train'].shape[1] + 1), C=best['C'], dev_ua=best['ua'],
         genotype=None, search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began))
     run.close()

@@ -18,6 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 import config as cf
 import datasets
+import genotypes as gt
 import utils
 
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -62,7 +63,7 @@ else:
     rows = [row + [row[2] if random.random() < .8 else random.choice(labels)] for row in rows]
     with open(folder + '/predictions.csv', 'w', newline='') as f:
         csv.writer(f).writerows([['path', 'speaker', 'label', 'predicted', 'p_angry', 'p_sad']] + [r + [0, 0] for r in rows])
-    searched = '--model' not in flags
+    searched = '--model' not in flags and sys.argv[0].endswith('augment.py')
     product, tree = 'results.json', {
         'ua': .5, 'wa': .5, 'macro_f1': .5, 'labels': labels, 'n_test': len(rows), 'n_params': 1000 + 10 * seed + int(fold),
         'best_epoch': 1, 'dev_ua': .5, 'genotype': genotype if searched else None, 'seconds': 120, 'device': 'fake',
@@ -87,7 +88,7 @@ def desk(tmp_path, monkeypatch, small_corpus):
     (tmp_path / 'speech.json').write_text(json.dumps(speech))
     names = [['skip_connect', 'max_pool_3x3'] * 2 + ['gru_1', 'gru_1'], ['max_pool_3x3'] * 4 + ['gru_1', 'skip_connect']]
     (tmp_path / 'genotypes.json').write_text(json.dumps([GENOTYPE.format(*some) for some in names]))
-    for program in ('search', 'augment'):
+    for program in ('search', 'augment', 'svm'):
         (tmp_path / f'{program}.py').write_text(FAKE)
     return tmp_path
 
@@ -99,7 +100,7 @@ def flags(corpus, *more, models=MODELS, seeds='0,1'):
 
 def call(desk, corpus, *more, **kwargs):
     """Exit code of cross_validate.main, 0 where it returns."""
-    programs = {name: desk / f'{name}.py' for name in ('search', 'augment')}
+    programs = {name: desk / f'{name}.py' for name in ('search', 'augment', 'svm')}
     try:
         cross_validate.main(flags(corpus, *more, **kwargs), programs)
     except SystemExit as done:
@@ -156,7 +157,8 @@ def test_every_run_is_made_once_with_the_right_flags(desk, small_corpus, capsys)
             assert rest == {'x/f': {}, 'x/r': {'--genotype': 'random'}, 'x/c': {'--model': 'cnn'}}[name[:3]]
     kept = yaml.safe_load((desk / 'runs/cv/x/config.yaml').read_text())
     both = {'dataset': 'manifest', 'folds': '3', 'n_mels': 16, 'amp': False}
-    assert kept == {'search': {**both, 'epochs': 5}, 'augment': {**both, 'lr': .5}}
+    read = {'dataset': 'manifest', 'folds': '3', 'n_mels': 16}
+    assert kept == {'search': {**both, 'epochs': 5}, 'augment': {**both, 'lr': .5}, 'svm': read}
     assert table().startswith('24 of 24 runs are there.\n') and {row['state'] for row in rows()} == {'finished'}
     assert call(desk, small_corpus, '--search.epochs', '5', '--augment.lr', '0.5', '--n_mels', '16', '--no-amp') == 0
     assert calls(desk) == []
@@ -317,20 +319,21 @@ def test_a_flag_beats_the_file_and_what_is_said_of_one_program_what_is_said_of_b
     (tmp_path / 'x.yaml').write_text('layers: 4\nn_mels: 20\nsearch:\n  layers: 5\n  epochs: 6\naugment:\n  epochs: 7\n')
 
     def given(*more):
-        return cf.given_to_both(cross_validate.Settings, ['--config', str(tmp_path / 'x.yaml'), *more], cross_validate.OWNED)
+        return cf.given_to_all(cross_validate.Settings, ['--config', str(tmp_path / 'x.yaml'), *more], cross_validate.OWNED)
     both = {'n_mels': 20}
+    svm = {'svm': both}
     own, found = given('--jobs', '3')
     assert own.jobs == 3 and own.seeds == '0'
-    assert found == {'search': {**both, 'layers': 5, 'epochs': 6}, 'augment': {**both, 'layers': 4, 'epochs': 7}}
+    assert found == {'search': {**both, 'layers': 5, 'epochs': 6}, 'augment': {**both, 'layers': 4, 'epochs': 7}, **svm}
     _, found = given('--layers', '8', '--augment.layers', '9', '--search.epochs', '1')
-    assert found == {'search': {**both, 'layers': 8, 'epochs': 1}, 'augment': {**both, 'layers': 9, 'epochs': 7}}
+    assert found == {'search': {**both, 'layers': 8, 'epochs': 1}, 'augment': {**both, 'layers': 9, 'epochs': 7}, **svm}
 
 
 @pytest.mark.parametrize('more, said', [
     (['--augment.epochs', '9'], 'epochs of augment.py is 9, but runs/cv/x began with its default'),
     (['--n_mels', '9'], 'n_mels of search.py is 9'), (['--epochs', '9'], 'unknown argument --epochs'),
     (['--search.epoch', '9'], 'nearest valid one is --search.epochs'), (['--seed', '1'], 'nearest valid one is --seeds'),
-    (['--augment.lr', '-1'], '--lr -1.0'), (['--search.n_mels', '9'], 'n_mels is 9 for search and 32 for augment'),
+    (['--augment.lr', '-1'], '--lr -1.0'), (['--search.n_mels', '9'], 'n_mels is 9 for search, 32 for augment'),
     (['--models', 'serched'], '--models serched'), (['--models', 'cnn_matched'], 'name searched too'),
     (['--models', 'cnn,cnn'], 'named twice'), (['--seeds', '0,a'], '--seeds 0,a'), (['--only_folds', '4'], 'from 1 to 3'),
     (['--shard', '3/2'], '--shard 3/2'), (['--jobs', '0'], '--jobs 0'), (['--name', 'a/b'], '--name a/b'),
@@ -419,21 +422,25 @@ def test_time_left_is_measured_or_said_to_be_unknown(desk, monkeypatch):
 
 
 def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
-    """Two folds of tiny networks; what is in the table is what scikit-learn finds in the runs' predictions."""
+    """A fold of tiny networks; what is in the table is what scikit-learn finds in the runs' predictions."""
     monkeypatch.chdir(tmp_path)
     small = ('--device cpu --threads 1 --duration .8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 '
-             '--rnn_channels 4 --search.epochs 2 --search.batch_size 10 --search.n_nodes 1 --search.rnn_nodes 1 '
-             '--augment.epochs 2 --augment.batch_size 10 --only_folds 1,2 --jobs 2').split()
-    argv = [sys.executable, str(ROOT / 'scripts/cross_validate.py'), *flags(small_corpus, *small, models='searched', seeds='4')]
+             '--rnn_channels 4 --search.epochs 2 --search.batch_size 10 --n_nodes 1 --rnn_nodes 1 '
+             '--augment.epochs 2 --augment.batch_size 10 --only_folds 1 --jobs 2').split()
+    models = ['searched', 'random', 'cnn_matched', 'svm']
+    argv = flags(small_corpus, *small, models=','.join(models), seeds='4')
+    argv = [sys.executable, str(ROOT / 'scripts/cross_validate.py'), *argv]
     done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 0 and 'runs/cv/x/table.md: 2 of 2 runs are there.' in done.stdout, done.stdout + done.stderr
-    assert table().startswith('2 of 2 runs are there.\n') and 'WARNING' not in table() and 'Folds 1, 2 of 3' in table()
-    pooled = rows('predictions.csv')
-    assert len(pooled) == 32 and {row['seed'] for row in pooled} == {'4'}
-    (row,) = rows('table.csv')
-    y, p = ([r[key] for r in pooled] for key in ('label', 'predicted'))
-    assert float(row['ua']) == pytest.approx(balanced_accuracy_score(y, p))
-    found = [json.loads((tmp_path / f'runs/augment/x/searched-f{fold}-s4/results.json').read_text()) for fold in (1, 2)]
-    assert float(row['params']) == np.mean([one['n_params'] for one in found]) and float(row['search_minutes']) > 0
-    assert [float(one['ua']) for one in rows()] == [one['ua'] for one in found]
-    assert all(one['search_heard_test_speakers'] == [] and one['seed'] == 4 for one in found)
+    assert done.returncode == 0 and 'runs/cv/x/table.md: 4 of 4 runs are there.' in done.stdout, done.stdout + done.stderr
+    assert table().startswith('4 of 4 runs are there.\n') and 'WARNING' not in table() and 'Fold 1 of 3' in table()
+    found = {model: json.loads((tmp_path / f'runs/augment/x/{model}-f1-s4/results.json').read_text()) for model in models}
+    scored = {row['model']: row for row in rows('table.csv')}
+    for model in models:
+        pooled = [row for row in rows('predictions.csv') if row['model'] == model]
+        y, p = ([row[key] for row in pooled] for key in ('label', 'predicted'))
+        assert len(pooled) == 16 and float(scored[model]['ua']) == pytest.approx(balanced_accuracy_score(y, p))
+        assert found[model]['search_heard_test_speakers'] == [] and found[model]['seed'] == 4
+        assert float(scored[model]['params']) == found[model]['n_params']
+    assert float(scored['searched']['search_minutes']) > 0
+    assert found['random']['genotype'] == gt.to_str(gt.draw(np.random.default_rng([4, 1]), 1, 1))
+    assert abs(found['cnn_matched']['n_params'] / found['searched']['n_params'] - 1) < .1

@@ -77,6 +77,58 @@ def test_published_folds():
     check(make_folds(part, 'default', ravdess.FOLDS), part)
 
 
+def in_sessions(rng):
+    """A random corpus of 3 to 8 sessions with 2 or 3 speakers each, in random order."""
+    utterances = [Utterance(f'{n}-{s}-{i}', rng.choice('abc'), f'spk{n}{s}', session=f'Ses{n}')
+                  for n in range(rng.randint(3, 8)) for s in range(rng.randint(2, 3)) for i in range(rng.randint(1, 9))]
+    rng.shuffle(utterances)
+    return utterances
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_no_session_in_two_sets_and_no_partner_in_training(seed):
+    rng = random.Random(seed)
+    utterances = in_sessions(rng)
+    session = {u.speaker: u.session for u in utterances}
+    names = sorted(set(session.values()))
+
+    def of(speakers):
+        return {session[s] for s in speakers}
+    folds = make_folds(utterances, 'session')
+    check(folds, utterances)
+    for i, fold in enumerate(folds):
+        assert of(fold.test) == {names[i]} and of(fold.dev) == {names[(i + 1) % len(names)]}
+        assert not of(fold.train) & (of(fold.test) | of(fold.dev))
+    folds = make_folds(utterances, 'speaker')
+    check(folds, utterances)
+    assert len(folds) == len(session)
+    for fold in folds:
+        assert len(fold.test) == 1 and of(fold.test) == of(fold.dev) and not of(fold.train) & of(fold.test)
+    for how in ('session', 'speaker'):
+        assert make_folds(rng.sample(utterances, len(utterances)), how) == make_folds(utterances, how)
+
+
+@pytest.mark.parametrize('how, change, named', [
+    ('session', lambda us: us[:-1] + [Utterance('x', 'a', 'new')], 'no session is known of x'),
+    ('speaker', lambda us: us + [Utterance('x', 'a', us[0].speaker, session='other')], 'stands in sessions'),
+    ('session', lambda us: [u for u in us if u.session in ('Ses0', 'Ses1')], '2 session.s. cannot make'),
+    ('speaker', lambda us: [u for u in us if u.speaker != 'spk00' and u.speaker != 'spk02'], 'two speakers in each'),
+    ('speaker', lambda us: [u for u in us if u.session == 'Ses0'], 'needs two sessions'),
+])
+def test_what_has_no_sessions_is_refused(how, change, named):
+    with pytest.raises(UserError, match=named):
+        make_folds(change(in_sessions(random.Random(1))), how)
+
+
+def test_corpora_in_sessions_leave_one_out_unless_told_otherwise():
+    utterances = in_sessions(random.Random(0))
+    for dataset in ('iemocap', 'msp_improv', 'manifest'):
+        by_session = folds_of(dataset, utterances, 'session')
+        assert (folds_of(dataset, utterances, 'default') == by_session) == (dataset != 'manifest')
+        check(by_session, utterances)
+        assert len(folds_of(dataset, utterances, 'loso')) == len({u.speaker for u in utterances})
+
+
 def test_prescribed_splits_are_kept_and_checked():
     rows = [('a', 'train'), ('b', 'dev'), ('c', 'test')]
     utterances = [Utterance(s, 'x', s, split=split) for s, split in rows]

@@ -1,0 +1,53 @@
+"""MSP-IMPROV (Busso et al. 2017): session1/S01A/R/MSP-IMPROV-S01A-F01-R-FF01.wav, perhaps below Audio/. Labels are the
+raters' consensus in Evalution.txt (sic), never the intended emotion in the name (the A of S01A).
+"""
+import re
+from pathlib import Path
+
+from datasets.files import add, audio_in, blocks, matched
+from datasets.utterance import Utterance
+from utils import UserError
+
+EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'O': 'other'}
+NO_AGREEMENT = 'X'
+LABEL_FILES = ('Evalution.txt', 'Evaluation.txt')
+HEAD = re.compile(r'(\S+)\.(?:avi|wav)\s*;\s*(\w+)\s*;')  # turn, emotion; then attributes
+# Sentence and intended emotion, the actor whose target sentence it is, scenario, and from whom to whom the turn goes: the
+# partner's turns in a dialogue bear the actor's name too, so that the speaker is the first letter before the number.
+TURN = re.compile(r'(?:UTD|MSP)-IMPROV-(S\d\d[AHSN]-[FM]0([1-6])-([PRST])-([FM])[FM]?\d+)$')
+
+EXAMPLE = 'anger,happiness,neutral,sadness'
+PARTS = ('scenarios', ('P', 'R', 'S', 'T'))  # natural interaction, target read, other improvised, target improvised
+DEFAULT_FOLDS = 'session'
+
+
+def scan(root):
+    """Utterances below `root`, the folder that holds Evalution.txt; the sessions lie beside it or in Audio/."""
+    root = Path(root)
+    found = [p for name in LABEL_FILES for p in (root / name, *sorted(root.glob(f'*/{name}'))) if p.is_file()]
+    if len(found) != 1:
+        raise UserError(f'--data_path {root}: ' + (f'two label files, {found[0]} and {found[1]}; remove one' if found else
+                                                   f'no {LABEL_FILES[0]} there; name the folder that holds it'))
+    rows, lines = {}, {}
+    for number, line in blocks(found[0], ('UTD-', 'MSP-')):
+        where = f'{found[0]}, line {number}'
+        turn, utterance = _utterance(line, where, root)
+        add(rows, turn, utterance, where, lines)
+    folders = [p for above in (root, root / 'Audio') for p in above.glob('[sS]ession[1-6]/*/*') if p.is_dir()]
+    return matched(rows, audio_in(folders))
+
+
+def _utterance(line, where, root):
+    head = HEAD.match(line)
+    if not head:
+        raise UserError(f'{where}: a block must begin as "UTD-IMPROV-S01A-F01-S-FM01.avi; N; ...", not {line!r}')
+    turn, emotion = head.groups()
+    name = TURN.match(turn)
+    if not name:
+        raise UserError(f'{where}: {turn!r} is not a turn such as UTD-IMPROV-S01A-F01-S-FM01')
+    if emotion not in (*EMOTIONS, NO_AGREEMENT):
+        raise UserError(f'{where}: {emotion!r} is none of {" ".join(EMOTIONS)} {NO_AGREEMENT}')
+    fields, session, scenario, gender = name.groups()
+    path = root / f'session{session}' / fields.partition('-')[0] / scenario / f'MSP-IMPROV-{fields}.wav'
+    return path.stem, Utterance(str(path), EMOTIONS.get(emotion, ''), f'{gender}0{session}', session, gender.lower(),
+                                part=scenario, left_out='no agreement' if emotion == NO_AGREEMENT else None)
