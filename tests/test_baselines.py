@@ -118,6 +118,7 @@ def test_the_linear_floor_is_scikit_learns(small_corpus, tmp_path, monkeypatch):
     found = json.loads((tmp_path / 'runs/augment/svm/results.json').read_text())
     data = datasets.load(cf.build('svm', cf.given('svm', argv)), ('train', 'test'))
     x = {name: np.stack([functionals_by_hand(part, i) for i in range(len(part))]) for name, part in data.sets.items()}
+    assert np.allclose(svm.functionals(data.sets['test']), x['test'], atol=1e-4)
     scaler = StandardScaler().fit(x['train'])
     machine = LinearSVC(C=found['C'], class_weight='balanced', dual=False)
     machine.fit(scaler.transform(x['train']), data.sets['train'].labels)

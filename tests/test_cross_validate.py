@@ -329,6 +329,13 @@ def test_a_flag_beats_the_file_and_what_is_said_of_one_program_what_is_said_of_b
     assert found == {'search': {**both, 'layers': 8, 'epochs': 1}, 'augment': {**both, 'layers': 9, 'epochs': 7}, **svm}
 
 
+def test_sizes_of_the_search_are_those_of_every_network(desk, small_corpus):
+    assert call(desk, small_corpus, '--search.layers', '5', '--search.rnn_layers', '2', '--augment.rnn_layers', '1',
+                models='random', seeds='0') == 0
+    kept = yaml.safe_load((desk / 'runs/cv/x/config.yaml').read_text())
+    assert kept['augment']['layers'] == 5 and kept['augment']['rnn_layers'] == 1
+
+
 @pytest.mark.parametrize('more, said', [
     (['--augment.epochs', '9'], 'epochs of augment.py is 9, but runs/cv/x began with its default'),
     (['--n_mels', '9'], 'n_mels of search.py is 9'), (['--epochs', '9'], 'unknown argument --epochs'),
