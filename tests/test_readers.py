@@ -1,5 +1,4 @@
 """Readers of corpora that are not at hand, on made-up trees of their shape whose contents are counted by hand."""
-import time
 from collections import Counter
 
 import made_up
@@ -28,9 +27,7 @@ def the_full_release():
 
 def test_iemocap_gives_the_published_counts(tmp_path):
     root = made_up.iemocap(tmp_path, the_full_release())
-    began = time.time()
     found = iemocap.scan(root)
-    assert time.time() - began < 5
     assert len(found) == len({u.path for u in found}) == 10_039 and len({u.speaker for u in found}) == 10
     four = made_up.protocol('iemocap', root, labels='ang,hap+exc,neu,sad', turns='all')
     kept, folds, report = select(four)
