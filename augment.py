@@ -70,7 +70,7 @@ def main(argv=None):
     distributed.announce(log, checkpoint)
     for line in datasets.protocol.lines(data.protocol):
         log('%s', line)
-    heard = speakers_heard(found_by, config, data) if searched(config) else []
+    heard = speakers_heard(found_by, config, data) if from_file(config) else []
     if heard is None:
         log('NOTE: the genotype does not say that it was searched on %s: whether the search heard test speakers is not known',
             config.dataset)
@@ -143,8 +143,8 @@ def settings_and_genotype(given):
     return cf.build('augment', given, recorded_settings(found_by, given)), genotype, found_by
 
 
-def searched(config):
-    """Whether the network comes from a file, behind which there may be a search."""
+def from_file(config):
+    """Whether the network is one that a file describes, behind which there may be a search."""
     return config.model == 'genotype' and config.genotype != RANDOM
 
 
@@ -167,9 +167,9 @@ def recorded_settings(found_by, given):
 def speakers_heard(found_by, config, data):
     """Test speakers that took part in the search, sorted: there should be none. None where it cannot be known."""
     origin = found_by.get('search', {})
-    if origin.get('dataset') != config.dataset:
+    if origin.get('dataset') != config.dataset or not {'train_speakers', 'dev_speakers'} <= origin.keys():
         return None
-    return sorted(set(data.fold.test) & {*origin.get('train_speakers', []), *origin.get('dev_speakers', [])})
+    return sorted(set(data.fold.test) & {*origin['train_speakers'], *origin['dev_speakers']})
 
 
 def make_net(config, data, genotype):

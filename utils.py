@@ -1,5 +1,6 @@
 """What both programs need around their loops: errors, seeds, scores, and the folder of a run."""
 import csv
+import glob
 import io
 import json
 import logging
@@ -16,7 +17,7 @@ import yaml
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from tensorboardX import SummaryWriter
 
-# What a resumed run may have otherwise: where and how it is made. That the audio is the same is seen by its statistics.
+# What a resumed run may have otherwise: where and how it is made. That the data are the same is seen by Data.digest and mean.
 CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 
 
@@ -175,7 +176,13 @@ class Run:
         self.history, self.logger, self.writer = [], logging.getLogger('emodarts'), None  # silent until `open`
         if config.overwrite and config.resume:
             raise UserError('--overwrite and --resume exclude each other')
-        if not writes or not os.path.exists(self.path) or config.overwrite:
+        if not writes or not os.path.exists(self.path):
+            return
+        others = glob.glob(os.path.join(glob.escape(self.path), '*', '**', 'config.yaml'), recursive=True)
+        if others:
+            raise UserError(f'--name {config.name}: {self.path} is a folder of other runs, as {os.path.dirname(others[0])}; '
+                            'take another --name')
+        if config.overwrite:
             return
         if not config.resume:
             raise UserError(f'{self.path} exists: --resume goes on with it, --overwrite begins anew, or take another --name')
@@ -186,9 +193,11 @@ class Run:
             return
         except yaml.YAMLError:
             raise UserError(f'{self.file("config.yaml")} is damaged: begin anew with --overwrite') from None
-        for key, value in self.settings.items():
-            if (before or {}).get(key) != value:
-                raise UserError(f'--resume: {key} is {value}, but {self.path} began with {(before or {}).get(key)}')
+        before = {key: value for key, value in (before or {}).items() if key not in CURRENT}
+        for key in {**before, **self.settings}:
+            then, now = before.get(key), self.settings.get(key)
+            if then != now:
+                raise UserError(f'--resume: {key} is {now}, but {self.path} began with {then}')
 
     def file(self, name):
         return os.path.join(self.path, name)
@@ -196,9 +205,9 @@ class Run:
     def open(self, data):
         """Makes the folder, or opens it again. Returns the last checkpoint of a resumed run, or None.
 
-        data: datasets.Data; its statistics stand in every checkpoint, and a run does not go on with others.
+        data: datasets.Data; its statistics and digest stand in every checkpoint, and a run does not go on with others.
         """
-        self.statistics = {'mean': data.mean, 'std': data.std}
+        self.data = {'mean': data.mean, 'std': data.std, 'digest': data.digest}
         if self.config.overwrite:
             shutil.rmtree(self.path, ignore_errors=True)
         os.makedirs(self.path, exist_ok=True)
@@ -222,9 +231,12 @@ class Run:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f'{path} cannot be read ({type(error).__name__}): begin anew with --overwrite') from None
-        if 'ranks' not in checkpoint.get('rng', {}):
+        if 'digest' not in checkpoint:
             raise UserError(f'{path} was written by an earlier version: begin anew with --overwrite')
-        if any(not torch.equal(checkpoint[name], x) for name, x in self.statistics.items()):
+        if checkpoint['digest'] != self.data['digest']:
+            raise UserError(f'--resume: utterances, labels or speakers are not what {self.path} began with: begin anew with '
+                            '--overwrite')
+        if any(not torch.equal(checkpoint[name], self.data[name]) for name in ('mean', 'std')):
             raise UserError(f'--resume: the training audio is not what {self.path} began with: begin anew with --overwrite')
         return checkpoint
 
@@ -251,7 +263,7 @@ class Run:
                     self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
 
     def save_checkpoint(self, state):
-        write_torch(self.file('checkpoint.pt'), {**state, **self.statistics, 'history': self.history})
+        write_torch(self.file('checkpoint.pt'), {**state, **self.data, 'history': self.history})
 
     def close(self):
         self.writer.close()

@@ -3,6 +3,7 @@
 A new corpus is a module with scan(root) -> [Utterance, ...], perhaps with FOLDS or DEFAULT_FOLDS and what protocol.py asks
 for, and one row here.
 """
+import hashlib
 import os
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class Data:
     sets: dict[str, SpeechDataset]  # 'train', 'dev', 'test', as many as were asked for
     class_weights: torch.Tensor  # (n_classes,) n / (n_classes * n_c) over the training set
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
+    digest: str  # of the names, labels and speakers of all these utterances
 
 
 def scan(dataset, data_path, cache_dir='.cache'):
@@ -64,6 +66,12 @@ def select(config):
     return utterances, folds_of(config.dataset, utterances, config.folds), report
 
 
+def digest(utterances):
+    """Hex digest of who says what under which label, in this order; where the corpus lies does not matter."""
+    rows = [(os.path.basename(u.path), u.start, u.end, u.label, u.speaker) for u in utterances]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
 def load(config, splits, device='cpu', quiet=False):
     """Data of the fold that `config` (see config.py) names, with the sets `splits`; other sets' audio is not read.
     quiet: no progress bar.
@@ -92,4 +100,5 @@ def load(config, splits, device='cpu', quiet=False):
     mean, std = statistics(arrays['train'])
     sets = {name: SpeechDataset(parts[name], arrays.pop(name), targets[name], mean, std, n_frames, device, resident)
             for name in splits}  # pop: an array is let go once its set holds it
-    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()), report)
+    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()), report,
+                digest(every))

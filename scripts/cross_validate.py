@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
@@ -31,6 +31,7 @@ from cv_plan import (  # noqa: E402
 )
 from cv_runner import Runner  # noqa: E402
 
+import augment  # noqa: E402
 import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
@@ -38,7 +39,8 @@ import utils  # noqa: E402
 PROGRAMS = {'search': ROOT / 'search.py', 'augment': ROOT / 'augment.py', 'svm': ROOT / 'scripts' / 'svm.py'}
 OWNED = {'name', 'config', 'seed', 'fold', 'resume', 'overwrite', 'genotype', 'model', 'params'}
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # where and how, not what: may differ later
-NETWORK = {'init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels'}
+NETWORK = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels')
+SPACE = ('n_nodes', 'rnn_nodes', 'cnn_ops', 'rnn_ops')
 SHARED = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache', 'features', 'n_mels', 'hop_ms',
           'time_pool', 'duration')
 
@@ -63,8 +65,9 @@ def main(argv=None, programs=PROGRAMS):
     """programs: the files that are run as search.py, augment.py and svm.py."""
     argv = sys.argv[1:] if argv is None else argv
     own, given = cf.given_to_all(Settings, argv, OWNED)
-    for name in NETWORK & given['search'].keys():  # a genotype's own record would bring these to the searched network alone
-        given['augment'].setdefault(name, given['search'][name])
+    for name in NETWORK + SPACE:  # a genotype's own record would bring these to the searched network alone
+        if name in given['search']:
+            given['augment'].setdefault(name, given['search'][name])
     if not own.name or not re.fullmatch(r'[\w.-]*\w[\w.-]*', own.name):
         raise utils.UserError(f'--name {own.name or "is needed"}: letters, digits, ".", "_" and "-" only')
     experiment = Experiment(own.name)
@@ -74,17 +77,20 @@ def main(argv=None, programs=PROGRAMS):
     if own.jobs < 1:
         raise utils.UserError(f'--jobs {own.jobs}: must be 1 or more')
     models, seeds, shard = parse_models(own.models), parse_numbers('seeds', own.seeds), parse_shard(own.shard)
-    folds = folds_of(given)
+    utterances, folds = corpus_of(given, models)
     numbers = parse_numbers('only_folds', own.only_folds, 1, len(folds)) if own.only_folds else range(1, len(folds) + 1)
     clean = parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []
     keep_settings(experiment, given)
     command = shlex.join(['python', 'scripts/cross_validate.py', *argv])
-    asked = jobs_of(models, numbers, seeds), [list(fold.test) for fold in folds], clean, command
+    asked = jobs_of(models, numbers, seeds), [list(fold.test) for fold in folds], datasets.digest(utterances), clean, command
     experiment.add_to_plan(*asked)
 
     def argv_of(job):
         return [sys.executable, *arguments(experiment, job, programs, given)]
     jobs = jobs_of(models, numbers, seeds, shard)
+    for job in jobs:
+        if all(experiment.done(one) for one in (job, job.needs()) if one):
+            check_finished(experiment, job, arguments(experiment, job, programs, given))
     for number in (signal.SIGTERM, signal.SIGHUP):  # how a cluster and a closed terminal interrupt
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
@@ -118,15 +124,36 @@ def only_table(experiment, own, chosen):
     print(f'{experiment.path / "table.md"}: {cv_table.first_line(experiment)}')
 
 
-def folds_of(given):
-    """Folds of the corpus that all programs are to read; no audio is opened. UserError where their settings do not fit."""
-    configs = {section: cf.build(section, {'name': 'x', **values}) for section, values in given.items()}
-    for name in SHARED:
-        values = {section: getattr(config, name) for section, config in configs.items()}
+def corpus_of(given, models):
+    """(utterances, folds) that the programs of these models are to read; no audio is opened. UserError where they differ."""
+    configs = {section: cf.build(section, {'name': 'x', **values}) for section, values in given.items()
+               if section != SVM or SVM in models}
+    for name in SHARED + SPACE:
+        values = {section: getattr(config, name) for section, config in configs.items() if hasattr(config, name)}
         if len(set(values.values())) > 1:
             said = ', '.join(f'{value} for {section}' for section, value in values.items())
-            raise utils.UserError(f'{name} is {said}: all models must read the same')
-    return datasets.select(configs['search'])[1]
+            must = 'be of one space' if name in SPACE else 'read the same'
+            raise utils.UserError(f'{name} is {said}: all models must {must}')
+    return datasets.select(configs['search'])[:2]
+
+
+def check_finished(experiment, job, argv):
+    """UserError where a finished job was made with other settings than those of `argv`, which arguments() gave."""
+    path = experiment.folder(job) / 'config.yaml'
+    if not path.exists():
+        return
+    try:
+        then = dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise utils.UserError(f'{path} is damaged: delete its folder, and the run is made again') from None
+    if program_of(job) == 'augment':
+        config = augment.settings_and_genotype(cf.given('augment', argv[1:]))[0]
+    else:
+        config = cf.build(program_of(job), cf.given(program_of(job), argv[1:]))
+    for name, now in asdict(config).items():
+        if name not in utils.CURRENT and then.get(name) != now:
+            raise utils.UserError(f'{path.parent} was made with {name} {then.get(name)}, not {now}: delete it, or take another '
+                                  '--name')
 
 
 def keep_settings(experiment, given):
@@ -148,9 +175,13 @@ def keep_settings(experiment, given):
                                       '--name')
 
 
+def program_of(job):
+    return job.model if job.model in (SEARCH, SVM) else 'augment'
+
+
 def arguments(experiment, job, programs, given):
     """Program and flags of a job, as text; given: settings of the programs, of which those of the machine are flags."""
-    program = job.model if job.model in (SEARCH, SVM) else 'augment'
+    program = program_of(job)
     flags = {'name': experiment.run_name(job), 'config': experiment.path / 'config.yaml', 'fold': job.fold, 'seed': job.seed}
     if job.model == SEARCHED:
         flags['genotype'] = experiment.product(job.needs())

@@ -40,7 +40,7 @@ class Experiment:
 
     def run_name(self, job):
         """--name of the run."""
-        return f'{self.name}/f{job.fold}-s{job.seed}' if job.model == SEARCH else f'{self.name}/{job}'
+        return f'cv/{self.name}/f{job.fold}-s{job.seed}' if job.model == SEARCH else f'cv/{self.name}/{job}'
 
     def folder(self, job):
         return Path('runs', 'search' if job.model == SEARCH else 'augment', self.run_name(job))
@@ -83,7 +83,8 @@ class Experiment:
             return None
 
     def plan(self):
-        """plan.json, or None: {'runs': [[model, fold, seed], ...], 'test_speakers': a list a fold, 'clean_folds', 'command'}"""
+        """plan.json, or None: {'runs': [[model, fold, seed], ...], 'test_speakers': a list a fold, 'digest', 'clean_folds',
+        'command'}"""
         try:
             return json.loads((self.path / 'plan.json').read_text())
         except FileNotFoundError:
@@ -91,17 +92,20 @@ class Experiment:
         except ValueError as error:
             raise utils.UserError(f'{self.path / "plan.json"} is damaged ({error}): delete it, name all models again') from None
 
-    def add_to_plan(self, jobs, test_speakers, clean_folds, command):
-        """Adds model jobs to plan.json and returns it. UserError where the corpus was divided otherwise before."""
-        before = self.plan() or {'runs': [], 'test_speakers': test_speakers, 'clean_folds': []}
+    def add_to_plan(self, jobs, test_speakers, digest, clean_folds, command):
+        """Adds model jobs to plan.json and returns it. UserError where the corpus or its division was another before."""
+        before = self.plan() or {'runs': [], 'test_speakers': test_speakers, 'digest': digest, 'clean_folds': []}
         for fold, (then, now) in enumerate(itertools.zip_longest(before['test_speakers'], test_speakers), 1):
             if then != now:
                 then, now = ('nobody' if names is None else ' '.join(names) for names in (then, now))
                 raise utils.UserError(f'--data_path: fold {fold} now tests {now}, but in {self.path} it tests {then}: that is '
                                       'another corpus or another division; take another --name')
+        if before['digest'] != digest:
+            raise utils.UserError(f'--data_path: the utterances, labels or speakers are not those that {self.path} began with; '
+                                  'take another --name')
         runs = {tuple(run) for run in before['runs']} | {(job.model, job.fold, job.seed) for job in jobs if job.model != SEARCH}
         plan = {'runs': sorted(runs, key=lambda run: (rank(run[0]), *run[1:])), 'test_speakers': test_speakers,
-                'clean_folds': clean_folds or before['clean_folds'], 'command': command}
+                'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': command}
         self.publish('plan.json', (json.dumps(plan) + '\n').encode())
         return plan
 

@@ -5,10 +5,13 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,8 +135,8 @@ def table():
 
 
 def all_names(models=MODELS, seeds=(0, 1), folds=(1, 2, 3)):
-    found = {f'x/{model}-f{f}-s{s}' for model in models.split(',') for f in folds for s in seeds}
-    return found | {f'x/f{f}-s{s}' for f in folds for s in seeds if 'searched' in models}
+    found = {f'cv/x/{model}-f{f}-s{s}' for model in models.split(',') for f in folds for s in seeds}
+    return found | {f'cv/x/f{f}-s{s}' for f in folds for s in seeds if 'searched' in models}
 
 
 def test_every_run_is_made_once_with_the_right_flags(desk, small_corpus, capsys):
@@ -147,14 +150,14 @@ def test_every_run_is_made_once_with_the_right_flags(desk, small_corpus, capsys)
         assert found['--config'] == 'runs/cv/x/config.yaml' and found['--device'] == 'cpu' and name.endswith(f'f{fold}-s{seed}')
         assert found['--data_path'] == str(small_corpus)
         rest = {k: v for k, v in found.items() if k in ('--genotype', '--model', '--params')}
-        assert program == ('search.py' if name.startswith('x/f') else 'augment.py')
-        if name.startswith('x/searched'):
-            assert rest == {'--genotype': f'runs/search/x/f{fold}-s{seed}/genotype.json'}
-            assert begun.index(f'x/f{fold}-s{seed}') < begun.index(name)
-        elif name.startswith('x/cnn_gru_matched'):
+        assert program == ('search.py' if name.startswith('cv/x/f') else 'augment.py')
+        if name.startswith('cv/x/searched'):
+            assert rest == {'--genotype': f'runs/search/cv/x/f{fold}-s{seed}/genotype.json'}
+            assert begun.index(f'cv/x/f{fold}-s{seed}') < begun.index(name)
+        elif name.startswith('cv/x/cnn_gru_matched'):
             assert rest == {'--model': 'cnn_gru', '--params': str(1000 + 10 * int(seed) + int(fold))}
         else:
-            assert rest == {'x/f': {}, 'x/r': {'--genotype': 'random'}, 'x/c': {'--model': 'cnn'}}[name[:3]]
+            assert rest == {'x/f': {}, 'x/r': {'--genotype': 'random'}, 'x/c': {'--model': 'cnn'}}[name[3:6]]
     kept = yaml.safe_load((desk / 'runs/cv/x/config.yaml').read_text())
     both = {'dataset': 'manifest', 'folds': '3', 'n_mels': 16, 'amp': False}
     read = {'dataset': 'manifest', 'folds': '3', 'n_mels': 16}
@@ -197,13 +200,14 @@ def test_the_numbers_in_the_tables(desk, small_corpus, monkeypatch):
 
 
 def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus, capsys):
-    (desk / 'orders.json').write_text(json.dumps({'x/f1-s0': 'fail', 'x/cnn-f2-s1': 'vanish', 'x/searched-f3-s1': 'fail'}))
+    orders = {'cv/x/f1-s0': 'fail', 'cv/x/cnn-f2-s1': 'vanish', 'cv/x/searched-f3-s1': 'fail'}
+    (desk / 'orders.json').write_text(json.dumps(orders))
     assert call(desk, small_corpus) == 1
     state = {(row['model'], row['fold'], row['seed']): row['failed'] for row in rows() if row['state'] == 'failed'}
     why = 'exit code 1: search.py: --n_mels 3: must not be'
     assert state == {
         ('searched', '1', '0'): f'its search failed: {why}', ('cnn_gru_matched', '1', '0'): f'its search failed: {why}',
-        ('cnn', '2', '1'): 'exit code 0, but runs/augment/x/cnn-f2-s1/results.json is not there',
+        ('cnn', '2', '1'): 'exit code 0, but runs/augment/cv/x/cnn-f2-s1/results.json is not there',
         ('searched', '3', '1'): why, ('cnn_gru_matched', '3', '1'): f'its searched network failed: {why}'}
     assert 'warning: nothing' in (desk / 'runs/cv/x/failed/search-f1-s0.txt').read_text()
     text = table()
@@ -213,8 +217,8 @@ def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus, capsys)
     calls(desk)
     (desk / 'orders.json').unlink()
     assert call(desk, small_corpus, '--jobs', '2') == 0
-    assert set(names(desk)) == {'x/f1-s0', 'x/searched-f1-s0', 'x/cnn_gru_matched-f1-s0', 'x/cnn-f2-s1', 'x/searched-f3-s1',
-                                'x/cnn_gru_matched-f3-s1'}
+    assert set(names(desk)) == {'cv/x/f1-s0', 'cv/x/searched-f1-s0', 'cv/x/cnn_gru_matched-f1-s0', 'cv/x/cnn-f2-s1',
+                                'cv/x/searched-f3-s1', 'cv/x/cnn_gru_matched-f3-s1'}
     assert table().startswith('24 of 24 runs are there.\n') and not any((desk / 'runs/cv/x/failed').iterdir())
 
 
@@ -268,28 +272,28 @@ def wait_for(condition):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_the_runs_and_the_same_command_goes_on(number, desk, small_corpus):
-    (desk / 'orders.json').write_text(json.dumps({'x/random-f1-s0': 'hang'}))
+    (desk / 'orders.json').write_text(json.dumps({'cv/x/random-f1-s0': 'hang'}))
     process = launch(desk, small_corpus, '--only_folds', '1')
-    wait_for(lambda: (desk / 'runs/augment/x/random-f1-s0').exists())
+    wait_for(lambda: (desk / 'runs/augment/cv/x/random-f1-s0').exists())
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 130
     assert (desk / 'said.txt').read_text().endswith('cross_validate.py: interrupted; the same command goes on\n')
-    assert names(desk)[-1] == 'x/random-f1-s0' and not (desk / 'runs/cv/x/failed').exists()
+    assert names(desk)[-1] == 'cv/x/random-f1-s0' and not (desk / 'runs/cv/x/failed').exists()
     (desk / 'orders.json').unlink()
     assert call(desk, small_corpus, '--only_folds', '1') == 0
-    assert names(desk) == ['x/random-f1-s0', 'x/cnn-f1-s0', 'x/cnn_gru_matched-f1-s0', 'x/f1-s1'] + [
-        f'x/{model}-f1-s1' for model in MODELS.split(',')]  # the run that hung was ended, else its log would be locked
+    assert names(desk) == ['cv/x/random-f1-s0', 'cv/x/cnn-f1-s0', 'cv/x/cnn_gru_matched-f1-s0', 'cv/x/f1-s1'] + [
+        f'cv/x/{model}-f1-s1' for model in MODELS.split(',')]  # the run that hung was ended, else its log would be locked
 
 
 def test_a_kill_that_leaves_a_run_behind_repeats_nothing(desk, small_corpus):
     """Killed, not to be caught: the run goes on alone. The same command waits for it and does not make it twice."""
-    (desk / 'orders.json').write_text(json.dumps({'x/cnn-f1-s0': '1.5'}))
+    (desk / 'orders.json').write_text(json.dumps({'cv/x/cnn-f1-s0': '1.5'}))
     process = launch(desk, small_corpus, '--only_folds', '1', seeds='0')
-    wait_for(lambda: (desk / 'runs/augment/x/cnn-f1-s0').exists())
+    wait_for(lambda: (desk / 'runs/augment/cv/x/cnn-f1-s0').exists())
     process.kill()
     process.join()
-    assert not (desk / 'runs/augment/x/cnn-f1-s0/results.json').exists()
+    assert not (desk / 'runs/augment/cv/x/cnn-f1-s0/results.json').exists()
     assert call(desk, small_corpus, '--only_folds', '1', seeds='0') == 0
     assert collections.Counter(names(desk)) == collections.Counter(all_names(seeds=[0], folds=[1]))
     assert table().startswith('4 of 4 runs are there.\n')
@@ -308,11 +312,11 @@ def test_whatever_is_there_is_not_made_again(desk, small_corpus):
 
 
 def test_side_by_side_waits_for_what_it_needs(desk, small_corpus):
-    (desk / 'orders.json').write_text(json.dumps({'x/f1-s0': '1', 'x/searched-f1-s0': '.5'}))
+    (desk / 'orders.json').write_text(json.dumps({'cv/x/f1-s0': '1', 'cv/x/searched-f1-s0': '.5'}))
     assert call(desk, small_corpus, '--jobs', '4', seeds='0') == 0
     made = names(desk)
     assert collections.Counter(made) == collections.Counter(all_names(seeds=[0]))
-    assert made.index('x/random-f1-s0') < made.index('x/searched-f1-s0') < made.index('x/cnn_gru_matched-f1-s0')
+    assert made.index('cv/x/random-f1-s0') < made.index('cv/x/searched-f1-s0') < made.index('cv/x/cnn_gru_matched-f1-s0')
 
 
 def test_a_flag_beats_the_file_and_what_is_said_of_one_program_what_is_said_of_both(tmp_path):
@@ -329,11 +333,34 @@ def test_a_flag_beats_the_file_and_what_is_said_of_one_program_what_is_said_of_b
     assert found == {'search': {**both, 'layers': 8, 'epochs': 1}, 'augment': {**both, 'layers': 9, 'epochs': 7}, **svm}
 
 
-def test_sizes_of_the_search_are_those_of_every_network(desk, small_corpus):
-    assert call(desk, small_corpus, '--search.layers', '5', '--search.rnn_layers', '2', '--augment.rnn_layers', '1',
-                models='random', seeds='0') == 0
+def test_sizes_and_space_of_the_search_are_those_of_every_network(desk, small_corpus):
+    sizes = ['--search.layers', '5', '--search.rnn_layers', '2', '--augment.rnn_layers', '1', '--search.cnn_ops', 'conv']
+    assert call(desk, small_corpus, *sizes, models='random', seeds='0') == 0
     kept = yaml.safe_load((desk / 'runs/cv/x/config.yaml').read_text())
-    assert kept['augment']['layers'] == 5 and kept['augment']['rnn_layers'] == 1
+    assert kept['augment']['layers'] == 5 and kept['augment']['rnn_layers'] == 1 and kept['augment']['cnn_ops'] == 'conv'
+
+
+def test_finished_runs_of_other_settings_are_not_taken(desk, small_corpus):
+    assert call(desk, small_corpus, '--augment.epochs', '5', models='cnn', seeds='0') == 0
+    folder = Path('runs/augment/cv/x/cnn-f2-s0')
+    made = cf.AugmentConfig(name='cv/x/cnn-f2-s0', dataset='manifest', folds='3', fold=2, epochs=5, model='cnn')
+    (folder / 'config.yaml').write_text(yaml.safe_dump({k: v for k, v in asdict(made).items() if k not in utils.CURRENT}))
+    shutil.rmtree('runs/cv')
+    calls(desk)
+    with pytest.raises(utils.UserError, match='cnn-f2-s0 was made with epochs 5, not 6: delete it'):
+        call(desk, small_corpus, '--augment.epochs', '6', models='cnn', seeds='0')
+    assert not (desk / 'calls.txt').exists()
+    shutil.rmtree('runs/cv')
+    assert call(desk, small_corpus, '--augment.epochs', '5', models='cnn', seeds='0') == 0
+
+
+def test_another_labelling_of_the_same_speakers_is_refused(desk, small_corpus):
+    assert call(desk, small_corpus, models='cnn', seeds='0') == 0
+    text = small_corpus.read_text().replace('angry,', 'other,').replace('sad,', 'angry,').replace('other,', 'sad,')
+    swapped = small_corpus.with_name('swapped.csv')
+    swapped.write_text(text)
+    with pytest.raises(utils.UserError, match='labels or speakers are not those'):
+        call(desk, swapped, models='cnn', seeds='0')
 
 
 @pytest.mark.parametrize('more, said', [
@@ -341,6 +368,7 @@ def test_sizes_of_the_search_are_those_of_every_network(desk, small_corpus):
     (['--n_mels', '9'], 'n_mels of search.py is 9'), (['--epochs', '9'], 'unknown argument --epochs'),
     (['--search.epoch', '9'], 'nearest valid one is --search.epochs'), (['--seed', '1'], 'nearest valid one is --seeds'),
     (['--augment.lr', '-1'], '--lr -1.0'), (['--search.n_mels', '9'], 'n_mels is 9 for search, 32 for augment'),
+    (['--search.n_nodes', '4', '--augment.n_nodes', '3'], 'n_nodes is 4 for search, 3 for augment: all models must be of one'),
     (['--models', 'serched'], '--models serched'), (['--models', 'cnn_matched'], 'name searched too'),
     (['--models', 'cnn,cnn'], 'named twice'), (['--seeds', '0,a'], '--seeds 0,a'), (['--only_folds', '4'], 'from 1 to 3'),
     (['--shard', '3/2'], '--shard 3/2'), (['--jobs', '0'], '--jobs 0'), (['--name', 'a/b'], '--name a/b'),
@@ -402,9 +430,9 @@ def test_models_seeds_and_places_may_change(desk, small_corpus):
 
 def test_what_a_reader_must_know_is_said(desk, small_corpus):
     call(desk, small_corpus, models='searched,cnn', seeds='0')
-    path = desk / 'runs/augment/x/searched-f1-s0/results.json'
+    path = desk / 'runs/augment/cv/x/searched-f1-s0/results.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'search_heard_test_speakers': ['spk1']}))
-    path = desk / 'runs/augment/x/cnn-f2-s0/predictions.csv'
+    path = desk / 'runs/augment/cv/x/cnn-f2-s0/predictions.csv'
     path.write_text('\n'.join(path.read_text().splitlines()[:-1]) + '\n')
     assert call(desk, small_corpus, '--table', models='searched,cnn', seeds='0') == 0
     assert 'WARNING: the search heard test speakers in searched-f1-s0 (spk1)' in table()
@@ -434,13 +462,13 @@ def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
     small = ('--device cpu --threads 1 --duration .8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 '
              '--rnn_channels 4 --search.epochs 2 --search.batch_size 10 --n_nodes 1 --rnn_nodes 1 '
              '--augment.epochs 2 --augment.batch_size 10 --only_folds 1 --jobs 2').split()
-    models = ['searched', 'random', 'cnn_matched', 'svm']
+    models = ['searched', 'random', 'lstm_matched', 'svm']
     argv = flags(small_corpus, *small, models=','.join(models), seeds='4')
     argv = [sys.executable, str(ROOT / 'scripts/cross_validate.py'), *argv]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0 and 'runs/cv/x/table.md: 4 of 4 runs are there.' in done.stdout, done.stdout + done.stderr
     assert table().startswith('4 of 4 runs are there.\n') and 'WARNING' not in table() and 'Fold 1 of 3' in table()
-    found = {model: json.loads((tmp_path / f'runs/augment/x/{model}-f1-s4/results.json').read_text()) for model in models}
+    found = {model: json.loads((tmp_path / f'runs/augment/cv/x/{model}-f1-s4/results.json').read_text()) for model in models}
     scored = {row['model']: row for row in rows('table.csv')}
     for model in models:
         pooled = [row for row in rows('predictions.csv') if row['model'] == model]
@@ -450,4 +478,4 @@ def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
         assert float(scored[model]['params']) == found[model]['n_params']
     assert float(scored['searched']['search_minutes']) > 0
     assert found['random']['genotype'] == gt.to_str(gt.draw(np.random.default_rng([4, 1]), 1, 1))
-    assert abs(found['cnn_matched']['n_params'] / found['searched']['n_params'] - 1) < .1
+    assert abs(found['lstm_matched']['n_params'] / found['searched']['n_params'] - 1) < .1

@@ -59,7 +59,7 @@ def test_csv_quotes(tmp_path):
         assert list(csv.reader(f)) == [['path', 'x'], ['a,"b".wav', '1']]
 
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1))
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d')
 
 
 def run(section='search', **settings):
@@ -83,8 +83,12 @@ def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     assert [json.loads(line)['epoch'] for line in open(again.file('metrics.jsonl'))] == [1]
     again.close()
     with pytest.raises(utils.UserError, match='training audio'):
-        run(resume=True).open(SimpleNamespace(mean=torch.ones(2, 1), std=torch.ones(2, 1)))
-    again.save_checkpoint({'w': torch.ones(2), 'rng': {'cpu': torch.get_rng_state()}})
+        run(resume=True).open(SimpleNamespace(mean=torch.ones(2, 1), std=torch.ones(2, 1), digest='d'))
+    with pytest.raises(utils.UserError, match='labels or speakers'):
+        run(resume=True).open(SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='e'))
+    with pytest.raises(utils.UserError, match='amp is None'):  # another program's run
+        utils.Run('search', cf.Reading(name='x', resume=True))
+    utils.write_torch(again.file('checkpoint.pt'), {'w': torch.ones(2), 'mean': DATA.mean, 'std': DATA.std, 'history': []})
     with pytest.raises(utils.UserError, match='earlier version'):
         run(resume=True).open(DATA)
     with open(again.file('checkpoint.pt'), 'wb') as f:
@@ -94,6 +98,17 @@ def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     anew = run(overwrite=True)
     assert anew.open(DATA) is None and anew.history == []
     anew.close()
+
+
+def test_a_folder_of_runs_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inner = utils.Run('search', cf.SearchConfig(name='x/y/z'))
+    inner.open(DATA)
+    inner.close()
+    for how in ({}, {'overwrite': True}, {'resume': True}):
+        with pytest.raises(utils.UserError, match='folder of other runs, as runs/search/x/y/z; take another'):
+            run(**how)
+    assert os.path.exists(inner.file('config.yaml'))
 
 
 def test_resuming_what_never_began_begins(tmp_path, monkeypatch):
