@@ -13,7 +13,8 @@ NO_AGREEMENT = 'X'
 LABEL_FILES = ('Evalution.txt', 'Evaluation.txt')
 HEAD = re.compile(r'(\S+)\.(?:avi|wav)\s*;\s*(\w+)\s*;')  # turn, emotion; then attributes
 # Sentence and intended emotion, the actor whose target sentence it is, scenario, and from whom to whom the turn goes: the
-# partner's turns in a dialogue bear the actor's name too, so that the speaker is the first letter before the number.
+# partner's turns in a dialogue bear the actor's name too, so that the speaker is taken to be the first letter before the
+# number: an assumption drawn from public lists of file names, not checked on a release.
 TURN = re.compile(r'(?:UTD|MSP)-IMPROV-(S\d\d[AHSN]-[FM]0([1-6])-([PRST])-([FM])[FM]?\d+)$')
 
 EXAMPLE = 'anger,happiness,neutral,sadness'
@@ -22,22 +23,23 @@ DEFAULT_FOLDS = 'session'
 
 
 def scan(root):
-    """Utterances below `root`, the folder that holds Evalution.txt; the sessions lie beside it or in Audio/."""
+    """Utterances below `root`, which holds Evalution.txt or the folder that does. Sessions lie in either, or in its Audio/."""
     root = Path(root)
     found = [p for name in LABEL_FILES for p in (root / name, *sorted(root.glob(f'*/{name}'))) if p.is_file()]
     if len(found) != 1:
         raise UserError(f'--data_path {root}: ' + (f'two label files, {found[0]} and {found[1]}; remove one' if found else
                                                    f'no {LABEL_FILES[0]} there; name the folder that holds it'))
-    rows, lines = {}, {}
+    release, rows, lines = found[0].parent, {}, {}
     for number, line in blocks(found[0], ('UTD-', 'MSP-')):
         where = f'{found[0]}, line {number}'
-        turn, utterance = _utterance(line, where, root)
+        turn, utterance = _utterance(line, where, release)
         add(rows, turn, utterance, where, lines)
-    folders = [p for above in (root, root / 'Audio') for p in above.glob('[sS]ession[1-6]/*/*') if p.is_dir()]
+    above = {folder / name for folder in (root, release) for name in ('', 'Audio')}
+    folders = {p for folder in above for p in folder.glob('[sS]ession[1-6]/*/*') if p.is_dir()}
     return matched(rows, audio_in(folders))
 
 
-def _utterance(line, where, root):
+def _utterance(line, where, release):
     head = HEAD.match(line)
     if not head:
         raise UserError(f'{where}: a block must begin as "UTD-IMPROV-S01A-F01-S-FM01.avi; N; ...", not {line!r}')
@@ -48,6 +50,6 @@ def _utterance(line, where, root):
     if emotion not in (*EMOTIONS, NO_AGREEMENT):
         raise UserError(f'{where}: {emotion!r} is none of {" ".join(EMOTIONS)} {NO_AGREEMENT}')
     fields, session, scenario, gender = name.groups()
-    path = root / f'session{session}' / fields.partition('-')[0] / scenario / f'MSP-IMPROV-{fields}.wav'
+    path = release / f'session{session}' / fields.partition('-')[0] / scenario / f'MSP-IMPROV-{fields}.wav'
     return path.stem, Utterance(str(path), EMOTIONS.get(emotion, ''), f'{gender}0{session}', session, gender.lower(),
                                 part=scenario, left_out='no agreement' if emotion == NO_AGREEMENT else None)

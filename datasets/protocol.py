@@ -38,6 +38,9 @@ def apply(dataset, corpus, utterances, folds, labels, flags):
     kept = keep(kept, lambda u: None if u.label in class_of else f'--labels: {u.label}')
     if folds.partition(':')[0] == OFFICIAL:
         kept = _official(dataset, corpus, kept, folds, keep)
+        if gone := sorted({*class_of.values()} - {class_of[u.label] for u in kept}):
+            raise UserError(f'--folds {folds}: no utterance of class {", ".join(gone)} is left in its sets: leave it out of '
+                            '--labels, or take other sets; left out: ' + ', '.join(_counted(_rows(left_out))))
     kept = [u if u.label == class_of[u.label] else replace(u, label=class_of[u.label]) for u in kept]
     return kept, {'labels': labels, **flags, 'found': len(utterances), 'kept': len(kept),
                   'classes': dict(sorted(Counter(u.label for u in kept).items())), 'left_out': _rows(left_out)}
@@ -90,6 +93,8 @@ def _classes(dataset, labels, example, counts):
     class_of = {}
     for name in (part.strip() for part in labels.split(',')):
         for label in (part.strip() for part in name.split('+')):
+            if not label:
+                raise UserError(f'--labels {labels}: a class without a name, at a comma or + too many; there are {there}')
             if label not in counts:
                 raise UserError(f'--labels {labels}: no utterance of class {label!r}; there are {there}')
             if label in class_of:

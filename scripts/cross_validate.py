@@ -50,8 +50,8 @@ class Settings:
     name: str | None = cf.setting(None, 'name of the experiment: runs/cv/NAME')
     config: str | None = cf.setting(None, 'YAML file with settings of search.py and augment.py; a flag beats it')
     models: str = cf.setting('searched,random', 'what is compared, with commas: searched, random (a genotype drawn at random), '
-                             'cnn rnn lstm cnn_lstm cnn_lstm_att cnn_gru svm, and all but svm with _matched behind the '
-                             'name: as many parameters as the searched network of the same fold and seed')
+                             'svm, cnn rnn lstm cnn_lstm cnn_lstm_att cnn_gru, and these six with _matched behind the name: '
+                             'as many parameters as the searched network of the same fold and seed')
     seeds: str = cf.setting('0', 'with commas, or 0-4')
     only_folds: str | None = cf.setting(None, 'these folds only, with commas')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers took part in no choice of the recipe: the tables are '

@@ -5,14 +5,22 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 
 def draw(experiment, results, folds):
-    """Writes figures/*.png of what is there."""
+    """Writes figures/*.png of what is there, and removes those of models that were not asked for."""
+    asked = {confusion_name(run.job.model) for run in results.runs}
+    for path in (experiment.path / 'figures').glob(confusion_name('*') + '.png'):
+        if path.stem not in asked:
+            path.unlink(missing_ok=True)  # another shard may have been first
     found = results.summaries(folds)
     if not found:
         return
     figures = {'folds': box_plot(found), 'parameters': against_parameters(found)}
-    figures.update({f'confusion-{one["model"]}': confusion(one, results.labels) for one in found})
+    figures.update({confusion_name(one['model']): confusion(one, results.labels) for one in found})
     for name, figure in figures.items():
         experiment.publish(f'figures/{name}.png', lambda path, figure=figure: figure.savefig(path, dpi=110, format='png'))
+
+
+def confusion_name(model):
+    return f'confusion-{model}'
 
 
 def title(one):

@@ -29,7 +29,9 @@ class Run:
 
     @property
     def minutes(self):
-        return self.found['seconds'] / 60
+        """None where nobody took the time."""
+        seconds = self.found.get('seconds')
+        return None if seconds is None else seconds / 60
 
 
 @dataclass
@@ -99,6 +101,12 @@ def describe(pairs, folds):
                                    for seed, there in by_seed.items())
 
 
+def left_out(results, pairs, folds, *models):
+    """How many seeds that these models were all asked for in these folds are in none of the scored pairs."""
+    asked = [{run.job.seed for run in results.runs if run.job.model == model and run.job.fold in folds} for model in models]
+    return len(set.intersection(*asked) - {seed for seed, _ in pairs})
+
+
 def stack(pairs, *models):
     """For each model, a list of runs: the counts (n_seeds, n_speakers, n_classes, n_classes) of these pairs, folds added; only
     of speakers whom the first model was tested on.
@@ -114,8 +122,9 @@ def stack(pairs, *models):
 def summarise(results, model, folds):
     """A model over these folds as a dict, or None where nothing of it is there.
 
-    pairs: those scored; 'ua', 'wa', 'macro_f1': {'seeds': (mean, sd), 'interval', 'folds': (mean, sd), 'by_fold': {fold: (mean,
-    sd)}}; 'params', 'search_minutes', 'minutes': (mean, sd) or None; 'confusion', over all seeds.
+    pairs: those scored; left_out: seeds that are not; 'ua', 'wa', 'macro_f1': {'seeds': (mean, sd), 'interval', 'folds': (mean,
+    sd), 'by_fold': {fold: (mean, sd)}}; 'params', 'search_minutes', 'minutes': (mean, sd) or None; 'confusion', over all seeds.
+    A partial model has no sd over seeds: its seeds have different folds.
     """
     runs = results.finished(model)
     pairs = choose([run.pair for run in runs], folds)
@@ -125,26 +134,32 @@ def summarise(results, model, folds):
     counts, = stack(pairs, runs)
     pooled, spread = st.measures(counts.sum(axis=1)), st.bootstrap(counts)
     alone = {run.pair: st.measures(run.counts.sum(axis=0)) for run in runs}
-    found = {'model': model, 'pairs': pairs, 'partial': describe(pairs, folds).startswith('partial'),
+    partial = describe(pairs, folds).startswith('partial')
+    found = {'model': model, 'pairs': pairs, 'partial': partial, 'left_out': left_out(results, pairs, folds, model),
              'confusion': counts.sum(axis=(0, 1)), 'n_test': int(counts[0].sum()), 'n_speakers': counts.shape[1],
              'params': _spread(run.found.get('n_params') for run in runs), 'minutes': _spread(run.minutes for run in runs),
              'search_minutes': _spread(run.search_minutes for run in runs)}
     for name in st.MEASURES:
         by_fold = {fold: st.mean_sd([alone[pair][name] for pair in pairs if pair[1] == fold])
                    for fold in sorted({fold for _, fold in pairs})}
-        found[name] = {'seeds': st.mean_sd(pooled[name]), 'interval': spread[name], 'by_fold': by_fold,
+        mean, sd = st.mean_sd(pooled[name])
+        found[name] = {'seeds': (mean, None if partial else sd), 'interval': spread[name], 'by_fold': by_fold,
                        'folds': st.mean_sd([mean for mean, _ in by_fold.values()])}
     return found
 
 
 def compare(results, folds):
-    """searched - X for every other model: [{'model', 'pairs', 'ua': (difference, interval, p), ..., 'holm'}]"""
+    """searched - X for every other model: [{'model', 'pairs', 'left_out', 'n_speakers', 'ua': (difference, interval, p), ...,
+    'holm'}]
+    """
     searched, rows = results.finished(SEARCHED), []
     for model in results.models():
         runs = results.finished(model)
         pairs = choose({run.pair for run in searched} & {run.pair for run in runs}, folds)
         if model != SEARCHED and pairs:
-            rows.append({'model': model, 'pairs': pairs, **st.paired(*stack(pairs, searched, runs))})
+            ours, theirs = stack(pairs, searched, runs)
+            rows.append({'model': model, 'pairs': pairs, 'left_out': left_out(results, pairs, folds, SEARCHED, model),
+                         'n_speakers': ours.shape[1], **st.paired(ours, theirs)})
     for row, p in zip(rows, st.holm([row['ua'][2] for row in rows])):
         row['holm'] = p
     return rows

@@ -32,7 +32,10 @@ class Runner:
             self.learn(job)
 
     def learn(self, job):
-        seconds = self.experiment.seconds(job)
+        try:
+            seconds = self.experiment.seconds(job)
+        except KeyError:  # results.json does not say
+            seconds = None
         if seconds is not None:
             self.seconds[job.model].append(seconds)
 
@@ -99,7 +102,7 @@ class Runner:
         lines = self.experiment.log(job).with_suffix('.err').read_text(errors='replace').splitlines()
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'it said nothing')
         if code < 0:
-            reason = f'ended by {signal.Signals(-code).name}'
+            reason = f'ended by {name_of(-code)}'
         elif code == 0:
             reason = f'exit code 0, but {self.experiment.product(job)} is not there'
         else:
@@ -158,6 +161,13 @@ class Runner:
                     del self.running[job]
                 except subprocess.TimeoutExpired:
                     pass
+
+
+def name_of(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f'signal {number}'
 
 
 def duration(seconds):

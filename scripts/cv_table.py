@@ -5,17 +5,19 @@ import io
 import cv_figures
 import cv_results as cr
 import cv_statistics as st
-from cv_plan import RANDOM, SEARCHED
+from cv_plan import RANDOM, SEARCHED, SVM
 
 NAMES = {'ua': 'UA', 'wa': 'WA', 'macro_f1': 'macro F1'}
 FROM_RESULTS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'device', 'genotype')
 OF_SCORES = '''In percent. UA, WA and macro F1: of the predictions of all folds at once, mean ± standard deviation over
 seeds; the interval is of UA, by resampling speakers with all their utterances and seeds: of few speakers it is too narrow.
 Over folds: mean ± standard deviation, each fold first averaged over seeds. A seed that lacks folds is left out where another
-has them all. Minutes are of one run. Chance of WA is the share of the largest class.'''
+has them all, in brackets how many are: where their runs failed, that is a choice among seeds. A partial row has no deviation
+over seeds, for its seeds have different folds. Minutes are of one run. Chance of WA is the share of the largest class.'''
+OF_SVM = 'The SVM draws nothing by its seed: its standard deviation over seeds is 0 by construction.'
 OF_DIFFERENCES = '''Differences in points, of the seeds and folds that both have. p: two-sided randomization test that swaps the
-two models' predictions speaker by speaker; Holm corrects UA for the number of rows. Seeds are averaged within a model first:
-interval and test are about other speakers, not about other seeds.'''
+two models' predictions speaker by speaker; Holm corrects that of UA for the number of rows; those of WA and macro F1 are not
+corrected. Seeds are averaged within a model first: interval and test are about other speakers, not about other seeds.'''
 OF_OPERATIONS = '''Percent of the edges of all cells of a kind, in brackets in how many cells the operation is; last, the
 percent of edges whose operations two cells of different folds or seeds share, on average.'''
 
@@ -75,12 +77,13 @@ def predictions_csv(results):
 def table_csv(results, folds):
     """A row a model, in plain numbers."""
     ends = ('', '_sd', '_low', '_high', '_folds', '_folds_sd')
-    header = ['model', 'seeds', 'n_folds', 'n_test', 'n_speakers', *(name + end for name in st.MEASURES for end in ends),
+    header = ['model', 'seeds', 'seeds_left_out', 'n_folds', 'n_test', 'n_speakers',
+              *(name + end for name in st.MEASURES for end in ends),
               'params', 'params_sd', 'search_minutes', 'search_minutes_sd', 'minutes', 'minutes_sd']
     rows = []
     for found in results.summaries(folds):
-        row = [found['model'], cr.describe(found['pairs'], folds), len({fold for _, fold in found['pairs']}), found['n_test'],
-               found['n_speakers']]
+        row = [found['model'], cr.describe(found['pairs'], folds), found['left_out'], len({fold for _, fold in found['pairs']}),
+               found['n_test'], found['n_speakers']]
         for name in st.MEASURES:
             row += [*found[name]['seeds'], *(found[name]['interval'] or (None, None)), *found[name]['folds']]
         rows.append(row + [x for name in ('params', 'search_minutes', 'minutes') for x in found[name] or (None, None)])
@@ -97,7 +100,8 @@ def markdown(name, plan, results):
     parts += scores(results, folds, which[0].upper() + which[1:])
     if plan['clean_folds']:
         left_out = [fold for fold in folds if fold not in clean]
-        heading = f'Only fold{"s" * (len(clean) > 1)} {listed(clean)}, whose test speakers took part in no choice'
+        named = clean or plan['clean_folds']
+        heading = f'Only fold{"s" * (len(named) > 1)} {listed(named)}, whose test speakers took part in no choice'
         if left_out:
             heading += f' (those of fold{"s" * (len(left_out) > 1)} {listed(left_out)} did take part in choices of the recipe)'
         parts += scores(results, clean, heading) if clean else [f'## {heading}', 'Nothing was asked for in these folds.']
@@ -142,7 +146,7 @@ def scores(results, folds, heading):
     rows = []
     for one in found:
         ua = one['ua']
-        rows.append([one['model'], cr.describe(one['pairs'], folds), one['n_test'], one['n_speakers'],
+        rows.append([one['model'], seeds(one, folds), one['n_test'], one['n_speakers'],
                      spread(ua['seeds']), between(ua['interval']), *(spread(one[name]['seeds']) for name in ('wa', 'macro_f1')),
                      *(spread(one[name]['folds']) for name in st.MEASURES), spread(one['params'], ',.0f', 1),
                      ' + '.join(spread(one[name], '.1f', 1) for name in ('search_minutes', 'minutes') if one[name])])
@@ -151,16 +155,29 @@ def scores(results, folds, heading):
     rows.append(['chance', '', '', '', chance[0], '', chance[1], *[''] * 6])
     parts.append(table(['model', 'seeds', 'n test', 'speakers', 'UA', '95% interval', 'WA', 'macro F1', 'UA over folds',
                         'WA over folds', 'macro F1 over folds', 'parameters', 'minutes search + training'], rows))
-    parts.append(OF_SCORES)
-    rows, smallest = [], st.smallest_p(found[0]['n_speakers'])
-    for one in cr.compare(results, folds):
+    by_construction = any(one['model'] == SVM and one['ua']['seeds'][1] is not None for one in found)
+    parts.append(f'{OF_SCORES} {OF_SVM}' if by_construction else OF_SCORES)
+    rows, compared = [], cr.compare(results, folds)
+    for one in compared:
         cells = [cell for name in st.MEASURES for cell in (signed(one[name][0]), between(one[name][1]), p_value(one[name][2]))]
-        rows.append([one['model'], cr.describe(one['pairs'], folds), *cells[:3], p_value(one['holm']), *cells[3:]])
+        rows.append([one['model'], seeds(one, folds), one['n_speakers'], *cells[:3], p_value(one['holm']), *cells[3:]])
     if rows:
-        parts += [table(['searched minus', 'seeds', 'UA', '95% interval', 'p', 'p (Holm)', 'WA', '95% interval', 'p',
-                         'macro F1', '95% interval', 'p'], rows),
-                  f'{OF_DIFFERENCES} With {found[0]["n_speakers"]} speakers no p is under {smallest:.2g}.']
+        header = ['searched minus', 'seeds', 'speakers', 'UA', '95% interval', 'p', 'p (Holm)', 'WA', '95% interval', 'p',
+                  'macro F1', '95% interval', 'p']
+        parts += [table(header, rows), f'{OF_DIFFERENCES} {least_p(compared)}']
     return parts
+
+
+def seeds(one, folds):
+    """Which are scored, and how many of those asked for are not."""
+    return cr.describe(one['pairs'], folds) + (f' ({one["left_out"]} left out)' if one['left_out'] else '')
+
+
+def least_p(compared):
+    """What the speakers of the rows allow."""
+    numbers = sorted({one['n_speakers'] for one in compared})
+    allowed = ', '.join(f'{st.smallest_p(n):.2g} with {n} speaker{"s" * (n > 1)}' for n in numbers)
+    return f'The smallest p there can be: {allowed}.'
 
 
 def per_fold(results, folds, plan):

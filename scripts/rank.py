@@ -30,25 +30,34 @@ SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'features', 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('search', type=Path, help='folder of a finished search')
-    parser.add_argument('runs', type=Path, nargs='+', help='folders of augment.py; those of other networks are passed over')
+    parser.add_argument('runs', type=Path, nargs='+', help='folders of augment.py; those of other networks or data, and '
+                        'those not finished, are passed over and counted')
     parser.add_argument('--data_path', help='folder of the corpus')
     parser.add_argument('--cache', default='.cache', help='folder of extracted features (default: %(default)s)')
     args = parser.parse_args(argv)
     settings = read(args.search / 'config.yaml', yaml.safe_load)
     config = cf.build('search', {**settings, 'data_path': args.data_path, 'cache': args.cache})
-    networks = retrained(args.runs, settings)
-    if len(networks) < 2:
-        raise utils.UserError(f'{len(networks)} of these runs retrained a genotype on the data of {args.search}: 2 are needed')
+    networks, passed = retrained(args.runs, settings)
+    check_number(networks, passed, args)
     utils.set_threads(config.threads)
     data = datasets.load(config, ('train', 'dev'))
     utils.set_seed(config.seed)
     net = search.make_net(config, data, [config.batch_size])
     path = args.search / 'checkpoint.pt'
     net.load_state_dict(read(path, lambda _: torch.load(path, map_location='cpu', weights_only=True)['net']))
+    fitting = []
+    for name, genotype, dev_ua in networks:
+        try:
+            fitting.append((name, mixtures(net, genotype), dev_ua))
+        except utils.UserError as error:
+            passed.setdefault(str(error), []).append(name)
+    check_number(fitting, passed, args)
     rows = []
-    for name, genotype, dev_ua in tqdm(networks, 'networks', disable=None, leave=False):
-        found = score(net, mixtures(net, genotype), data, config)
+    for name, weights, dev_ua in tqdm(fitting, 'networks', disable=None, leave=False):
+        found = score(net, weights, data, config)
         rows.append((dev_ua, found['ua'], found['loss'], name))
+    if passed:
+        print(f'{counted(passed)}\n')
     print('| dev UA retrained | dev UA in the supernet | dev loss in the supernet | run |\n|---|---|---|---|')
     for dev_ua, ua, loss, name in sorted(rows, reverse=True):
         print(f'| {100 * dev_ua:.1f} | {100 * ua:.1f} | {loss:.3f} | {name} |')
@@ -59,15 +68,42 @@ def main(argv=None):
 
 
 def retrained(folders, settings):
-    """[(folder, Genotype, dev UA), ...] of the runs that retrained a genotype on the search's fold and features, each once."""
-    found, seen = [], set()
+    """[(folder, Genotype, dev UA), ...] of the runs that retrained a genotype on the search's fold and features, each once, and
+    {why: folders} of those that are passed over. A folder that is not there is a UserError.
+    """
+    found, passed, seen = [], {}, set()
     for folder in folders:
+        if folder.is_dir() and not (folder / 'results.json').exists():
+            passed.setdefault('not finished', []).append(folder)
+            continue
         results, its = read(folder / 'results.json', json.loads), read(folder / 'config.yaml', yaml.safe_load)
         text = results.get('genotype')
-        if text and text not in seen and all(its[name] == settings[name] for name in SAME):
+        others = [name for name in SAME if its.get(name) != settings.get(name)]  # None where a run is older than the setting
+        if not text:
+            why = 'no genotype'
+        elif others:
+            why = f'other {" ".join(others)}'
+        elif text in seen:
+            why = 'a genotype that another run has'
+        else:
             seen.add(text)
             found.append((folder, gt.from_str(text), results['dev_ua']))
-    return found
+            continue
+        passed.setdefault(why, []).append(folder)
+    return found, passed
+
+
+def check_number(networks, passed, args):
+    """UserError where there are too few to rank."""
+    if len(networks) < 2:
+        raise utils.UserError(f'{len(networks)} of these runs retrained a genotype of the space and data of {args.search}: 2 '
+                              f'are needed; {counted(passed) or "name more folders"}')
+
+
+def counted(passed):
+    """{why: folders} as a line."""
+    reasons = ', '.join(f'{why} {len(folders)} (first {folders[0]})' for why, folders in passed.items())
+    return reasons and f'passed over {sum(map(len, passed.values()))} of the runs: {reasons}'
 
 
 def read(path, parse):
@@ -84,7 +120,7 @@ def mixtures(net, genotype):
         names, gene = net.primitives_of(kind), getattr(genotype, kind)
         weights[kind] = [torch.zeros_like(w) for w in net.op_weights(kind)]
         if len(gene) != len(weights[kind]) or not {op for node in gene for op, _ in node} <= set(names):
-            raise utils.UserError(f'{gt.to_str(genotype)}: its {kind} cell has other nodes or operations than the supernet')
+            raise utils.UserError(f'a {kind} cell with other nodes or operations than the supernet')
         for node, weight in zip(gene, weights[kind]):
             for op, state in node:
                 weight[state, names.index(op)] = 1.

@@ -7,10 +7,12 @@ predictions.csv to runs/augment/NAME as augment.py does. What stands there as pr
 """
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -23,6 +25,7 @@ from models.report import report  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
 PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C, the smallest of equals is taken
+MAX_ITER = 10_000
 
 
 def main(argv=None):
@@ -36,8 +39,12 @@ def main(argv=None):
     y = {name: part.labels.numpy() for name, part in data.sets.items()}
     best = {'ua': -1.}
     for C in PENALTIES:
-        machine = make_pipeline(StandardScaler(), LinearSVC(C=C, class_weight='balanced', dual=False))
-        machine.fit(x['train'], y['train'])
+        machine = make_pipeline(StandardScaler(), LinearSVC(C=C, class_weight='balanced', dual=False, max_iter=MAX_ITER))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ConvergenceWarning)  # said in the log, with its C
+            machine.fit(x['train'], y['train'])
+        if machine[-1].n_iter_ >= MAX_ITER:
+            run.logger.info('C %.2g: not converged after %d iterations', C, MAX_ITER)
         ua = utils.scores(y['dev'], machine.predict(x['dev']))['ua']
         run.logger.info('C %.2g: dev UA %.3f', C, ua)
         if ua > best['ua']:

@@ -1,11 +1,13 @@
 """Hand-designed networks, genotypes by chance, the linear floor: baselines must be sound, and of the size they claim."""
 import collections
 import json
+import random
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from test_programs import SMALL
@@ -111,19 +113,54 @@ def test_the_trainer_takes_them_all(small_corpus, tmp_path, monkeypatch):
     assert all(found['search_heard_test_speakers'] == [] and found['search'] is None for found in (net, luck))
 
 
-def test_the_linear_floor_is_scikit_learns(small_corpus, tmp_path, monkeypatch):
+@pytest.fixture
+def noisy_corpus(small_corpus, tmp_path):
+    """small_corpus with half of its labels drawn anew: what is best on dev is not what is best on test."""
+    rng = random.Random(20)
+    header, *rows = small_corpus.read_text().splitlines()
+    rows = [row.split(',') for row in rows]
+    path = tmp_path / 'noisy.csv'
+    path.write_text('\n'.join([header] + [
+        ','.join([str(small_corpus.parent / name), rng.choice(['angry', 'sad']) if rng.random() < .5 else label, *rest])
+        for name, label, *rest in rows]) + '\n')
+    return path
+
+
+def test_the_linear_floor_is_scikit_learns(noisy_corpus, tmp_path, monkeypatch):
+    """Its C is the smallest of those that are best on dev, and another one than test would choose."""
     monkeypatch.chdir(tmp_path)
-    argv = ['--name', 'svm', '--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '8']
+    argv = ['--name', 'svm', '--dataset', 'manifest', '--data_path', str(noisy_corpus), '--n_mels', '8']
     svm.main(argv)
     found = json.loads((tmp_path / 'runs/augment/svm/results.json').read_text())
-    data = datasets.load(cf.build('svm', cf.given('svm', argv)), ('train', 'test'))
+    data = datasets.load(cf.build('svm', cf.given('svm', argv)), ('train', 'dev', 'test'))
     x = {name: np.stack([functionals_by_hand(part, i) for i in range(len(part))]) for name, part in data.sets.items()}
     assert np.allclose(svm.functionals(data.sets['test']), x['test'], atol=1e-4)
-    scaler = StandardScaler().fit(x['train'])
-    machine = LinearSVC(C=found['C'], class_weight='balanced', dual=False)
-    machine.fit(scaler.transform(x['train']), data.sets['train'].labels)
-    assert found['wa'] == pytest.approx(machine.score(scaler.transform(x['test']), data.sets['test'].labels))
+    scaler, ua, machines = StandardScaler().fit(x['train']), {'dev': [], 'test': []}, []
+    for C in svm.PENALTIES:
+        machine = LinearSVC(C=C, class_weight='balanced', dual=False, max_iter=100_000)
+        machines.append(machine.fit(scaler.transform(x['train']), data.sets['train'].labels))
+        for name in ua:
+            ua[name].append(balanced_accuracy_score(data.sets[name].labels, machine.predict(scaler.transform(x[name]))))
+    best = ua['dev'].index(max(ua['dev']))
+    assert (found['C'], found['dev_ua']) == (svm.PENALTIES[best], pytest.approx(ua['dev'][best]))
+    assert 0 < best < len(machines) - 1 and best != ua['test'].index(max(ua['test'])) and ua['dev'].count(max(ua['dev'])) > 1
+    assert found['wa'] == pytest.approx(machines[best].score(scaler.transform(x['test']), data.sets['test'].labels))
     assert found['n_params'] == 2 * (6 * 8 + 1) and found['model'] == 'svm'
+
+
+def test_a_floor_that_does_not_converge_says_so(small_corpus, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(svm, 'PENALTIES', (1e-4, 10.))
+    argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '8']
+    svm.main(['--name', 'whole', *argv])
+    assert svm.MAX_ITER > LinearSVC().max_iter and 'converged' not in (tmp_path / 'runs/augment/whole/augment.log').read_text()
+    monkeypatch.setattr(svm, 'MAX_ITER', 10)
+    allowed = []
+    monkeypatch.setattr(svm, 'LinearSVC', lambda **kwargs: allowed.append(kwargs['max_iter']) or LinearSVC(**kwargs))
+    svm.main(['--name', 'cut', *argv])
+    said = (tmp_path / 'runs/augment/cut/augment.log').read_text()
+    assert f'C 10: not converged after {svm.MAX_ITER} iterations' in said and 'C 0.0001: not' not in said
+    assert allowed == [10, 10] and not [one for one in recwarn if 'converge' in str(one.message)]
 
 
 def functionals_by_hand(part, i):

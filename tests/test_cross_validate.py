@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,7 +214,8 @@ def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus, capsys)
     text = table()
     assert text.startswith('19 of 24 runs are there; 5 failed: searched (fold 1 seed 0, fold 3 seed 1), cnn (fold 2 seed 1), ')
     assert '| searched | partial: seed 0 folds 2 3; seed 1 folds 1 2 | 32 | 6 |' in text
-    assert '| cnn | 0 | 48 | 6 |' in text and f'- searched-f3-s1: {why}' in text  # seed 1 lacks a fold, seed 0 has all
+    assert '| cnn | 0 (1 left out) | 48 | 6 |' in text  # seed 1 lacks a fold, seed 0 has all
+    assert f'- searched-f3-s1: {why}' in text
     calls(desk)
     (desk / 'orders.json').unlink()
     assert call(desk, small_corpus, '--jobs', '2') == 0
@@ -222,10 +224,11 @@ def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus, capsys)
     assert table().startswith('24 of 24 runs are there.\n') and not any((desk / 'runs/cv/x/failed').iterdir())
 
 
-def test_a_run_ended_by_a_signal_says_which(desk, small_corpus):
-    (desk / 'augment.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGKILL)')
+@pytest.mark.parametrize('number, name', [(signal.SIGKILL, 'SIGKILL'), (signal.SIGRTMIN + 6, f'signal {signal.SIGRTMIN + 6}')])
+def test_a_run_ended_by_a_signal_says_which(number, name, desk, small_corpus):
+    (desk / 'augment.py').write_text(f'import os\nos.kill(os.getpid(), {int(number)})')
     assert call(desk, small_corpus, '--only_folds', '2', models='cnn', seeds='0') == 1
-    assert [row['failed'] for row in rows()] == ['ended by SIGKILL']
+    assert [row['failed'] for row in rows()] == [f'ended by {name}']
 
 
 def test_shards_share_the_work_and_the_table_says_what_is_missing(desk, small_corpus):
@@ -439,6 +442,22 @@ def test_what_a_reader_must_know_is_said(desk, small_corpus):
     assert 'WARNING: in fold 2 not all runs were tested on the same utterances' in table()
 
 
+def test_a_finished_run_that_does_not_say_how_long_it_took_stops_nothing(desk, small_corpus, capsys):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    for fold in (1, 2):
+        path = desk / f'runs/augment/cv/x/cnn-f{fold}-s0/results.json'
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}))
+    assert call(desk, small_corpus, models='cnn', seeds='0,1') == 0
+    assert table().startswith('6 of 6 runs are there.\n') and 'could not be made' not in capsys.readouterr().out
+
+
+def test_the_help_of_models_names_those_that_there_are():
+    said = cross_validate.Settings.__dataclass_fields__['models'].metadata['help']
+    sized = re.search(r'svm, ([a-z_ ]+), and these six with _matched', said)[1].split()
+    assert {'searched', 'random', 'svm', *sized, *(f'{name}_matched' for name in sized)} == set(cv_plan.MODELS)
+    assert len(sized) == 6 and 'searched, random (' in said
+
+
 def test_time_left_is_measured_or_said_to_be_unknown(desk, monkeypatch):
     experiment, jobs = cv_plan.Experiment('x'), cv_plan.jobs_of(['searched', 'cnn'], [1, 2, 3], [0])
     monkeypatch.setattr(cv_plan.Experiment, 'seconds', lambda self, job: {'search': 600, 'cnn': 3000}[job.model])
@@ -448,7 +467,7 @@ def test_time_left_is_measured_or_said_to_be_unknown(desk, monkeypatch):
         return cv_runner.Runner(experiment, jobs, None, n_parallel, None).time_left()
     assert left([], 1) == 'no estimate yet for 2 models and the search'
     assert left(jobs[:1], 1) == 'about 20 min left + no estimate yet for 2 models'
-    done = [job for job in jobs if job.model == 'searched'][:0] + [jobs[0], jobs[2]]  # the search and cnn of fold 1
+    done = [jobs[0], jobs[2]]  # the search and cnn of fold 1
     assert left(done, 1) == 'about 2 h 00 min left + no estimate yet for 1 model'
     assert left(done, 2) == 'about 60 min left + no estimate yet for 1 model'
     assert left(done, 8) == 'about 50 min left + no estimate yet for 1 model'  # no run is shorter for company

@@ -66,7 +66,8 @@ def test_scenarios(scenarios, kept, n_other, tmp_path):
     ('iemocap', dict(labels='ang,sad', turns='all'), "--labels ang,sad: no utterance of class 'sad'; there are ang 1"),
     ('iemocap', dict(labels='ang,xxx', turns='all'), "no utterance of class 'xxx'"),
     ('iemocap', dict(labels='ang,neu+ang', turns='all'), 'ang stands there twice'),
-    ('iemocap', dict(labels='ang,', turns='all'), "no utterance of class ''"),
+    ('iemocap', dict(labels='ang,', turns='all'), '--labels ang,: a class without a name, .*; there are ang 1'),
+    ('iemocap', dict(labels='ang+,neu', turns='all'), 'a class without a name'),
     ('iemocap', dict(labels='ang,neu', turns='impro'), "--turns impro: 'impro' is none of iemocap; say all, or"),
     ('iemocap', dict(labels='ang,neu', turns='all', scenarios='P'), '--scenarios P: does not apply to iemocap'),
     ('iemocap', dict(labels='ang,neu', turns='all', folds='official'), '--folds official: iemocap has no official sets'),
@@ -114,6 +115,23 @@ def test_official_sets_of_msp_podcast(tmp_path):
         select(made_up.protocol('msp_podcast', root, labels=FOUR, folds='official:Test3'))
     kept, folds, _ = select(made_up.protocol('msp_podcast', root, labels=FOUR, folds='4'))
     assert len(kept) == 67 and sorted(s for fold in folds for s in fold.test) == sorted({u.speaker for u in kept})
+
+
+@pytest.mark.parametrize('gone', ['sadness', 'happiness', 'happiness,sadness'])
+def test_a_class_that_the_official_sets_lack_is_named(gone, tmp_path):
+    """Of Test2 alone, or of a training speaker who is tested too."""
+    codes = {name[0].upper() for name in gone.split(',')}
+    rows = [row for row in podcast_rows() if row[1] not in codes or row[4] == 'Test2' or row[0] == 'P_31_x.wav']
+    rows += [(f'P_31_{code}.wav', code, '31', 'Female', 'Train') for code in codes]
+    root = made_up.msp_podcast(tmp_path, rows)
+    with pytest.raises(UserError, match=f'official: no utterance of class {gone.replace(",", ", ")} is left') as error:
+        select(made_up.protocol('msp_podcast', root, labels=FOUR))
+    assert '\n' not in str(error.value) and 'Test2' in str(error.value)
+    rest = [name for name in FOUR.split(',') if name not in gone]
+    assert set(select(made_up.protocol('msp_podcast', root, labels=','.join(rest)))[2]['classes']) == {*rest}
+    merged = '+'.join(('anger', *gone.split(',')))  # of a class that others fill nothing vanishes
+    _, _, report = select(made_up.protocol('msp_podcast', root, labels=f'{merged},neutral'))
+    assert set(report['classes']) == {merged, 'neutral'}
 
 
 def emotional_iemocap(root):

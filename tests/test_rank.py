@@ -1,8 +1,12 @@
 """scripts/rank.py: a network's score inside the supernet is that of the network."""
+import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from scipy.stats import kendalltau
 from test_networks import one_hot, supernet
 from test_programs import SMALL
@@ -64,13 +68,39 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
     augment.main(['--name', 'other', *small, '--model', 'rnn', '--params', '300'])
     augment.main(['--name', 'fold2', *small, '--genotype', 'random', '--fold', '2'])
     capsys.readouterr()
-    folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2')]
+    folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2', 'begun', 'old', 'wide')]
+    made_from_r0('begun', 'old', 'wide')
     rank.main(['runs/search/s', *folders, '--data_path', str(small_corpus)])
     said = capsys.readouterr().out
     rows = [[float(x) for x in line.split(' | ')[1:3]] + [float(line[2:].split(' | ')[0])] for line in said.splitlines()
-            if 'runs/augment' in line]
+            if re.search(r'\| runs/augment', line)]
     assert len(rows) == 3 and 'Kendall tau, 3 networks' in said
+    assert said.splitlines()[0] == 'passed over 6 of the runs: ' + ', '.join(
+        f'{why} 1 (first runs/augment/{name})' for why, name in (
+            ('a genotype that another run has', 'r0'), ('no genotype', 'other'), ('other fold', 'fold2'),
+            ('not finished', 'begun'), ('other n_mels time_pool', 'old'),
+            ('a normal cell with other nodes or operations than the supernet', 'wide')))
     tau = kendalltau([row[2] for row in rows], [-row[1] for row in rows]).statistic
     assert float(re.search(r'low to high: (\S+)', said)[1]) == pytest.approx(tau, abs=.01, nan_ok=True)
-    with pytest.raises(UserError, match='1 of these runs'):
-        rank.main(['runs/search/s', *folders[3:], '--data_path', str(small_corpus)])
+    for some, why in ((folders[3:-1], 'no genotype 1'), (folders[2:3] + folders[-1:], 'a normal cell with'),
+                      (folders[:1], 'name more folders')):
+        with pytest.raises(UserError, match=f'^1 of these runs .*: 2 are needed; .*{why}'):
+            rank.main(['runs/search/s', *some, '--data_path', str(small_corpus)])
+    with pytest.raises(UserError, match='runs/augment/typo/results.json: cannot be read'):
+        rank.main(['runs/search/s', *folders, 'runs/augment/typo', '--data_path', str(small_corpus)])
+
+
+def made_from_r0(begun, old, wide):
+    """Runs beside runs/augment/r0: one without results, one older than two settings, one with a node too many."""
+    runs = Path('runs/augment')
+    for name in (begun, old, wide):
+        shutil.copytree(runs / 'r0', runs / name)
+    (runs / begun / 'results.json').unlink()
+    settings = yaml.safe_load((runs / old / 'config.yaml').read_text())
+    older = {name: value for name, value in settings.items() if name not in ('n_mels', 'time_pool', 'scenarios')}
+    (runs / old / 'config.yaml').write_text(yaml.safe_dump(older))
+    results = json.loads((runs / wide / 'results.json').read_text())
+    genotype = gt.from_str(results['genotype'])
+    genotype = genotype._replace(normal=genotype.normal * 2, normal_concat=range(2, 4))
+    (runs / wide / 'results.json').write_text(json.dumps({**results, 'genotype': gt.to_str(genotype)}))
+

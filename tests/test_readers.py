@@ -114,6 +114,19 @@ def test_msp_improv_by_hand(audio, labels, tmp_path):
         'MSP-IMPROV-S01A-F01-S-FM09.wav': ('', '', None, None, None, 'no label')}
 
 
+@pytest.mark.parametrize('beside', [True, False])
+@pytest.mark.parametrize('audio', ['', 'Audio'])
+def test_msp_improv_below_the_folder_that_is_named(beside, audio, tmp_path):
+    """Its label file in a folder of its own, the sessions beside the file or beside that folder."""
+    release = made_up.msp_improv(tmp_path / 'release', IMPROV, audio=audio, silent=[IMPROV[0][0]])
+    if not beside:
+        for folder in [path for path in release.iterdir() if path.is_dir()]:
+            folder.rename(tmp_path / folder.name)
+    found = msp_improv.scan(tmp_path)
+    assert Counter(u.left_out for u in found) == {None: 5, 'no agreement': 1, 'no audio file': 1}
+    assert found[0].path == str(release / 'session1/S01A/S/MSP-IMPROV-S01A-F01-S-FM01.wav')  # where it should be
+
+
 @pytest.mark.parametrize('old, new, named', [
     ('.avi; A;', '.avi; Z;', "Evalution.txt, line 1: 'Z' is none of A"), ('.avi; A;', ' A', 'line 1: a block must begin'),
     ('S01A-F01-S-FM01', 'S01A-F07-S-FM01', 'line 1: .*is not a turn'),
