@@ -15,6 +15,7 @@ import config as cf
 import datasets
 import genotypes as gt
 import utils
+from datasets import scoring
 from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
 from models import distributed
@@ -195,7 +196,7 @@ def schedule(epoch, warmup, epochs):
 
 def train_epoch(net, criterion, optim, train, shared, autocast, config, epoch):
     """One pass over the training speakers. shared: draws batches and masks; every rank works on its share of them."""
-    tally, place = utils.Tally(), distributed.place()
+    tally, place = scoring.Tally(), distributed.place()
     sizes = batch_sizes(len(train), config.batch_size, distributed.world_size())
     bar = tqdm(train.batches(config.batch_size, None, shared, **place), f'epoch {epoch}/{config.epochs}', len(sizes),
                disable=None if distributed.is_main() else True, leave=False)
@@ -218,7 +219,7 @@ def score(net, dataset, criterion, autocast, config):
     net.eval()
     with autocast:
         forward = distributed.sharing(lambda X: net(X)[0])
-        found = utils.evaluate(forward, dataset, config.batch_size, criterion.weight)
+        found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
     net.train()
     return distributed.gather(found)[0]  # of rank 0: that all choose the same epoch must not hang on the last bit
 

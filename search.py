@@ -14,6 +14,7 @@ import config as cf
 import datasets
 import genotypes as gt
 import utils
+from datasets import scoring
 from datasets.dataset import batch_sizes
 from datasets.folds import halves
 from datasets.transforms import spec_augment
@@ -80,7 +81,7 @@ def main(argv=None):
                                   'on from the epoch before')
         net.eval()
         with autocast:
-            dev, _ = utils.evaluate(distributed.sharing(net), data.sets['dev'], config.batch_size, net.criterion.weight)
+            dev, _ = scoring.evaluate(distributed.sharing(net), data.sets['dev'], config.batch_size, net.criterion.weight)
         net.train()
         genotype = net.genotype()
         row = {'epoch': epoch, **scored, 'dev': dev, 'lr': lr, 'entropy': entropies(net), 'ops': gt.op_counts(genotype),
@@ -130,7 +131,7 @@ def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half,
 
     shared: the generator that draws batches and masks; every rank works on its share of them.
     """
-    tally, val_loss, place = utils.Tally(), [], distributed.place()
+    tally, val_loss, place = scoring.Tally(), [], distributed.place()
     val_batches = itertools.chain.from_iterable(
         train.batches(config.batch_size, alpha_half, shared, **place) for _ in itertools.count())
     sizes = batch_sizes(len(w_half), config.batch_size, distributed.world_size())

@@ -6,6 +6,7 @@ from pathlib import Path
 from sklearn.metrics import confusion_matrix
 
 import utils
+from datasets import scoring
 from models import distributed
 from models.visualize import plot_confusion
 
@@ -14,7 +15,7 @@ def report(run, probabilities, config, data, facts):
     """Writes all of it, from probabilities (n_test, n_classes). facts: of the network and its training."""
     held_out = data.sets['test']
     labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
-    found = utils.scores(labels, predicted)
+    found = scoring.scores(labels, predicted)
     root = Path(config.data_path or '').parent if config.dataset == 'manifest' else Path(config.data_path or '')
     timed = any(u.start is not None or u.end is not None for u in held_out.utterances)
     rows = []

@@ -19,7 +19,7 @@ def count(speakers, labels, predicted, n_speakers, n_classes):
 
 
 def measures(confusion):
-    """utils.scores of confusion matrices (..., n_classes, n_classes): {'ua', 'wa', 'macro_f1'}, each (...).
+    """scoring.scores of confusion matrices (..., n_classes, n_classes): {'ua', 'wa', 'macro_f1'}, each (...).
 
     UA is of the classes that occur, F1 of those that occur or are predicted: a resample that lacks a class is judged by the
     others. nan where there is nothing.

@@ -23,6 +23,7 @@ import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
+from datasets import scoring  # noqa: E402
 
 SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'features', 'n_mels', 'hop_ms', 'time_pool', 'duration')
 
@@ -141,7 +142,7 @@ def score(net, weights, data, config):
             norm.momentum = 1 / (i + 1)  # running statistics become the mean over batches
         net.net.forward_cells(X, weights)
     net.eval()
-    return utils.evaluate(lambda X: net.net.forward_cells(X, weights)[0], data.sets['dev'], config.batch_size,
+    return scoring.evaluate(lambda X: net.net.forward_cells(X, weights)[0], data.sets['dev'], config.batch_size,
                           data.class_weights)[0]
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from datasets import scoring  # noqa: E402
 from models.report import report  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
@@ -45,7 +46,7 @@ def main(argv=None):
             machine.fit(x['train'], y['train'])
         if machine[-1].n_iter_ >= MAX_ITER:
             run.logger.info('C %.2g: not converged after %d iterations', C, MAX_ITER)
-        ua = utils.scores(y['dev'], machine.predict(x['dev']))['ua']
+        ua = scoring.scores(y['dev'], machine.predict(x['dev']))['ua']
         run.logger.info('C %.2g: dev UA %.3f', C, ua)
         if ua > best['ua']:
             best = {'ua': ua, 'machine': machine, 'C': C}

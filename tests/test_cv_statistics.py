@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from conftest import ROOT
 
-import utils
+from datasets import scoring
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import cv_results  # noqa: E402
@@ -24,9 +24,9 @@ def speech(n_speakers=5, n_classes=3, n_seeds=2, n=60, hit=.6, seed=0):
 
 
 def plain(speakers, labels, predicted, drawn):
-    """Mean over seeds of utils.scores where each speaker stands as often as he is in `drawn`."""
+    """Mean over seeds of scoring.scores where each speaker stands as often as he is in `drawn`."""
     rows = np.concatenate([np.flatnonzero(speakers == speaker) for speaker in drawn])
-    found = [utils.scores(labels[rows], p[rows]) for p in predicted]
+    found = [scoring.scores(labels[rows], p[rows]) for p in predicted]
     return {name: np.mean([one[name] for one in found]) for name in st.MEASURES}
 
 

@@ -23,7 +23,7 @@ import datasets
 import search
 import utils
 from datasets import features as ft
-from datasets import synthetic
+from datasets import scoring, synthetic
 from datasets.dataset import SpeechDataset, batch_sizes
 from datasets.transforms import spec_augment
 from datasets.utterance import Utterance
@@ -93,7 +93,7 @@ def corpus(n=11):
 
 def epoch_numbers():
     """Batches with their masks, and the training scores of an epoch."""
-    data, tally, seen, place = corpus(), utils.Tally(), [], distributed.place()
+    data, tally, seen, place = corpus(), scoring.Tally(), [], distributed.place()
     shared = torch.Generator().manual_seed(1)
     criterion, sizes = CrossEntropyLoss(WEIGHTS.float()), batch_sizes(len(data), N, distributed.world_size())
     for (X, y), n in zip(data.batches(N, None, shared, **place), sizes, strict=True):
@@ -218,7 +218,7 @@ SMALL = ('--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --in
 
 def double(program, setattr=setattr):
     """Makes search or augment work in float64: in float32 kinks of ReLU and pooling carry the last bit far."""
-    load, finished, make_net, evaluate = datasets.load, SpeechDataset._finish, program.make_net, utils.evaluate
+    load, finished, make_net, evaluate = datasets.load, SpeechDataset._finish, program.make_net, scoring.evaluate
 
     def load_double(*args):
         data = load(*args)
@@ -226,7 +226,7 @@ def double(program, setattr=setattr):
     setattr(datasets, 'load', load_double)
     setattr(SpeechDataset, '_finish', lambda self, *args: finished(self, *args).double())
     setattr(program, 'make_net', lambda *args: make_net(*args).double())
-    setattr(utils, 'evaluate', lambda forward, data, size, weights: evaluate(forward, data, size, weights.float()))
+    setattr(scoring, 'evaluate', lambda forward, data, size, weights: evaluate(forward, data, size, weights.float()))
 
 
 def launch(cwd, program, *argv):

@@ -18,7 +18,7 @@ import augment
 import config as cf
 import datasets
 import genotypes as gt
-import utils
+from datasets import scoring
 from models.augment_cnn import AugmentCNN
 
 SMALL = ('--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 --rnn_channels 4 '
@@ -132,13 +132,13 @@ def test_the_saved_network_gives_the_saved_predictions(finished, small_corpus):
 
 def test_the_best_network_reads_the_test_speakers_once_at_the_end(finished, small_corpus, monkeypatch, capsys):
     """With a dev UA made to fall from epoch to epoch the first network is the best, though the last is at hand."""
-    read, evaluate = [], utils.evaluate
+    read, evaluate = [], scoring.evaluate
 
     def falling(forward, dataset, *rest):
         found, probabilities = evaluate(forward, dataset, *rest)
         read.append({u.speaker for u in dataset.utterances})
         return {**found, 'ua': 1. / len(read)}, probabilities
-    monkeypatch.setattr(utils, 'evaluate', falling)
+    monkeypatch.setattr(scoring, 'evaluate', falling)
     monkeypatch.chdir(finished)
     augment.main(list(map(str, augment_args(small_corpus, 'falling', 'runs/search/a/genotype.json'))))
     found = results(finished / 'runs/augment/falling')
