@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from datasets import synthetic
 
 ROOT = Path(__file__).parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job, and so in what we start
 torch.set_num_threads(1)  # the networks here are tiny: threads would only wait for each other
 
 
