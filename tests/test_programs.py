@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_corpus
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 import augment
 import config as cf
 import datasets
 import genotypes as gt
+import search
+import utils
 from datasets import scoring
 from models.augment_cnn import AugmentCNN
 
@@ -225,14 +227,14 @@ def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
     assert found['search_heard_test_speakers'] == found['test_speakers'] and 'WARNING' in done.stdout
 
 
-def test_a_run_does_not_go_on_with_other_audio(small_corpus, tmp_path):
-    rows = small_corpus.read_text().splitlines()
-    whole = [rows[0]] + [f'{small_corpus.parent}/{row}' for row in rows[1:]]
-    (tmp_path / 'm.csv').write_text('\n'.join(whole))
-    run(tmp_path, 'search.py', *search_args('m.csv', 'x', '--epochs', 1))
-    (tmp_path / 'm.csv').write_text('\n'.join(row for row in whole if 'sad_3' not in row))
-    done = run(tmp_path, 'search.py', *search_args('m.csv', 'x', '--epochs', 1, '--resume'), ok=False)
-    assert 'the training audio' in done.stderr
+def test_a_run_does_not_go_on_with_other_data(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fewer, other = small_corpus.with_name('fewer.csv'), write_corpus(tmp_path / 'other', shift=4)
+    fewer.write_text('\n'.join(row for row in small_corpus.read_text().splitlines() if 'sad_3' not in row))
+    search.main(list(map(str, search_args(small_corpus, 'x', '--epochs', 1))))
+    for corpus, said in ((fewer, 'labels or speakers'), (other, 'the training audio')):
+        with pytest.raises(utils.UserError, match=said):
+            search.main(list(map(str, search_args(corpus, 'x', '--epochs', 1, '--resume'))))
 
 
 def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
