@@ -73,9 +73,9 @@ class Experiment:
             raise utils.UserError(f'{self.product(job)} is damaged ({error}): delete it, and the run is made again') from None
 
     def seconds(self, job):
-        """Training (or search) seconds of a finished run."""
+        """Training (or search) seconds of a finished run; None where it does not say."""
         if job.model != SEARCH:
-            return self.results(job)['seconds']
+            return self.results(job).get('seconds')
         try:
             with open(self.folder(job) / 'metrics.jsonl') as f:
                 return sum(json.loads(line)['seconds'] for line in f)

@@ -32,10 +32,7 @@ class Runner:
             self.learn(job)
 
     def learn(self, job):
-        try:
-            seconds = self.experiment.seconds(job)
-        except KeyError:  # results.json does not say
-            seconds = None
+        seconds = self.experiment.seconds(job)
         if seconds is not None:
             self.seconds[job.model].append(seconds)
 
