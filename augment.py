@@ -15,7 +15,7 @@ import config as cf
 import datasets
 import genotypes as gt
 import utils
-from datasets import scoring
+from datasets import features, scoring
 from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
 from models import distributed
@@ -34,8 +34,9 @@ def main(argv=None):
     device = utils.choose_device(config.device, distributed.local_rank())
     distributed.start(device)
     run = distributed.together(lambda: utils.Run('augment', config, distributed.is_main()))
-    data = distributed.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device, not run.writes))
-    train, dev = data.sets['train'], data.sets['dev']
+    data = distributed.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device, not run.writes,
+                                                      config.train_on_dev))
+    train, dev = data.sets['train'], data.sets.get('dev')
 
     utils.set_seed(config.seed)
     shared = torch.Generator().manual_seed(config.seed)  # of batches and masks, which are drawn alike on every rank
@@ -67,7 +68,7 @@ def main(argv=None):
     distributed.broadcast_(net.state_dict().values())
     log, hardware = run.logger.info, utils.describe_device(device, distributed.world_size())
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
-        config.dataset, config.fold, len(train), len(dev), len(data.sets['test']), f'{n_params:,}', hardware)
+        config.dataset, config.fold, len(train), len(dev or ()), len(data.sets['test']), f'{n_params:,}', hardware)
     distributed.announce(log, checkpoint)
     for line in datasets.protocol.lines(data.protocol):
         log('%s', line)
@@ -93,25 +94,28 @@ def main(argv=None):
         if distributed.differs(net.state_dict().values()):
             raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
                                   'on from the epoch before')
-        dev_scores, probabilities = score(net, dev, criterion, autocast, config)
+        scores = {'train': trained}
+        if dev:
+            scores['dev'], probabilities = score(net, dev, criterion, autocast, config)
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
-        if (dev_scores['ua'], -dev_scores['loss']) > (best['ua'], -best['loss']):
-            best = {'epoch': epoch, 'ua': dev_scores['ua'], 'loss': dev_scores['loss'],
+        if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
+            best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
                     'file': portable(net, genotype, data, config, epoch)}
             if run.writes:
                 utils.write_torch(run.file('best.pt'), best['file'])
-                figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
-                run.writer.add_figure('confusion/dev', figure, epoch)
+                if dev:
+                    figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
+                    run.writer.add_figure('confusion/dev', figure, epoch)
         rng = distributed.rng_state(shared, device)
         if run.writes:
-            run.end_epoch({'epoch': epoch, 'train': trained, 'dev': dev_scores, 'lr': lr, 'seconds': time.time() - began})
+            run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
             run.save_checkpoint({'rng': rng, 'best': best, **{name: part.state_dict() for name, part in parts.items()}})
-        log('epoch %d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f (best UA %.3f, epoch %d)', epoch,
-            *(s[name] for s in (trained, dev_scores) for name in ('loss', 'ua', 'wa')), best['ua'], best['epoch'])
+        said = ' | '.join(f'{part} loss {s["loss"]:.3f} UA {s["ua"]:.3f} WA {s["wa"]:.3f}' for part, s in scores.items())
+        log('epoch %d: %s%s', epoch, said, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})' if dev else '')
 
     net.load_state_dict(best['file']['weights'])
     test(run, net, criterion, autocast, config, data, dict(
-        model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'],
+        model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'] if dev else None,
         genotype=genotype and gt.to_str(genotype), search=found_by.get('search'), search_heard_test_speakers=heard,
         device=hardware, seconds=sum(row['seconds'] for row in run.history)))
     if run.writes:
@@ -227,8 +231,8 @@ def score(net, dataset, criterion, autocast, config):
 def portable(net, genotype, data, config, epoch):
     """Contents of best.pt: everything that scoring a new recording needs; plain values and tensors only."""
     settings = asdict(config)
-    names = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels', 'dropout', 'features', 'n_mels',
-             'hop_ms', 'time_pool', 'duration', 'model', 'params')
+    names = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels', 'dropout', 'model', 'params',
+             *features.NAMES)
     return {'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
             'settings': {name: settings[name] for name in names}, 'auxiliary': bool(genotype) and config.aux_weight > 0,

@@ -47,6 +47,7 @@ class Reading:
     n_mels: int = setting(32, 'mel bands (cepstral coefficients for mfcc)', low=1)
     hop_ms: float = setting(16., 'ms between frames')
     time_pool: int = setting(2, 'keep the largest of so many frames', low=1)
+    trim_db: float = setting(0., 'cut from both ends what is so many dB below the loudest 128 ms; 0: keep silence', low=0.)
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
 
     def __post_init__(self):
@@ -110,7 +111,14 @@ class SearchConfig(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Common):
+class Final(Reading):
+    """What the programs share that train what is tested."""
+    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks: dev then picks no epoch, the last one is tested; '
+                                 'SVM: after C is chosen on dev')
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig(Common, Final):
     model: str = setting('genotype', 'network: the one of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
     genotype: str | None = setting(None, 'genotype.json of a search, a file with pt.darts\' Genotype(...), or random: drawn by '
                                    'seed and fold from the space of n_nodes, rnn_nodes, cnn_ops, rnn_ops')
@@ -127,8 +135,13 @@ class AugmentConfig(Common):
     aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0.)
     drop_path_prob: float = setting(.1, 'drop-path at the last epoch, rising from 0', low=0., high=.99)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patience and self.train_on_dev:
+            raise UserError('--patience asks the dev speakers, whom --train_on_dev trains on: leave one of them out')
 
-SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Reading}
+
+SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Final}
 
 
 def given(section, argv=None):

@@ -14,7 +14,7 @@ import config as cf
 import datasets
 import genotypes as gt
 import utils
-from datasets import scoring
+from datasets import features, scoring
 from datasets.dataset import batch_sizes
 from datasets.folds import halves
 from datasets.transforms import spec_augment
@@ -205,7 +205,7 @@ def record(config, net, data):
     return {
         'network': take('init_channels', 'layers', 'n_nodes', 'stem_multiplier', 'rnn_layers', 'rnn_nodes', 'rnn_channels'),
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},
-        'features': take('features', 'n_mels', 'hop_ms', 'time_pool', 'duration'),
+        'features': take(*features.NAMES),
         'search': {**take('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'seed', 'epochs', 'order', 'hessian',
                           'alpha_split', 'partial_channels'),
                    'protocol': data.protocol,

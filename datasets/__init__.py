@@ -26,7 +26,7 @@ class Data:
     fold: Fold
     mean: torch.Tensor  # (F, 1), of the training speakers
     std: torch.Tensor
-    sets: dict[str, SpeechDataset]  # 'train', 'dev', 'test', as many as were asked for
+    sets: dict[str, SpeechDataset]  # of 'train', 'dev', 'test' those that were asked for
     class_weights: torch.Tensor  # (n_classes,) n / (n_classes * n_c) over the training set
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
     digest: str  # of the names, labels and speakers of all these utterances
@@ -72,9 +72,9 @@ def digest(utterances):
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
-def load(config, splits, device='cpu', quiet=False):
+def load(config, splits, device='cpu', quiet=False, train_on_dev=False):
     """Data of the fold that `config` (see config.py) names, with the sets `splits`; other sets' audio is not read.
-    quiet: no progress bar.
+    quiet: no progress bar. train_on_dev: the dev speakers belong to the set 'train', and there is no set 'dev'.
 
     Raises UserError on a fold that is not there, fewer than two classes, or a class that no training speaker has.
     """
@@ -84,13 +84,16 @@ def load(config, splits, device='cpu', quiet=False):
     fold = folds[config.fold - 1]
     labels = sorted({u.label for u in utterances})
     parts = {name: fold.split(utterances, name) for name in splits}
+    if train_on_dev:
+        parts['train'] += fold.split(utterances, 'dev')
+        parts.pop('dev', None)
     targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}
     counts = torch.bincount(torch.tensor(targets['train']), minlength=len(labels))
     if len(labels) < 2 or (counts == 0).any():
         missing = [label for label, n in zip(labels, counts) if n == 0]
         raise UserError(f'--fold {config.fold}: ' + (f'no training speaker has {missing[0]!r}' if missing else
                                                      f'only one class, {labels[0]!r}: nothing to learn'))
-    features = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool)
+    features = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool, config.trim_db)
     n_frames = max(1, round(config.duration * features.frame_rate))
     every = [u for part in parts.values() for u in part]
     rest, arrays = cached_features(every, features, os.path.join(config.cache, 'features'), config.workers, quiet), {}
@@ -99,6 +102,6 @@ def load(config, splits, device='cpu', quiet=False):
         arrays[name], rest = rest[:len(part)], rest[len(part):]
     mean, std = statistics(arrays['train'])
     sets = {name: SpeechDataset(parts[name], arrays.pop(name), targets[name], mean, std, n_frames, device, resident)
-            for name in splits}  # pop: an array is let go once its set holds it
+            for name in parts}  # pop: an array is let go once its set holds it
     return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()), report,
                 digest(every))

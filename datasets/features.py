@@ -1,5 +1,6 @@
 """Audio file -> 16 kHz mono -> log-mel or MFCC -> cache."""
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cache, lru_cache
 
 import librosa
@@ -26,6 +27,7 @@ N_FFT = 2_048  # samples; the window is padded with zeros, so that even 128 mel 
 MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame is centred on the first sample and mirrors as much
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
 FLOOR = 1e-6  # mel power under which all is silence; added before the logarithm
+TRIM_FRAME, TRIM_HOP = 2_048, 512  # samples; frames of which the loudness is asked where silence is cut
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
 WORKER_START = 5.  # s until a worker process has imported torch
 CHUNK = 16  # utterances that a worker takes at a time
@@ -37,12 +39,15 @@ class FeatureConfig:
     n_mels: int = 64  # mel bands, or cepstral coefficients
     hop_ms: float = 16.  # ms between frames
     time_pool: int = 1  # the largest of so many frames is kept (the paper's input: 4)
+    trim_db: float = 0.  # both ends lose what is so many dB below the loudest frame; 0: nothing
 
     def __post_init__(self):
         if self.features not in ('logmel', 'mfcc'):
             raise UserError(f'--features {self.features}: must be logmel or mfcc')
         if self.n_mels < 1 or self.time_pool < 1:
             raise UserError(f'--n_mels {self.n_mels} and --time_pool {self.time_pool} must be 1 or more')
+        if not 0. <= self.trim_db < math.inf:
+            raise UserError(f'--trim_db {self.trim_db}: must be 0, which keeps silence, or a positive number')
         if not 1. <= self.hop_ms <= 1000 * WIN_LENGTH / SAMPLE_RATE:
             raise UserError(f'--hop_ms {self.hop_ms}: must be from 1 to {1000 * WIN_LENGTH / SAMPLE_RATE:.0f} ms, the window: '
                             'a longer hop would skip audio')
@@ -54,6 +59,9 @@ class FeatureConfig:
     @property
     def frame_rate(self):
         return SAMPLE_RATE / self.hop_length / self.time_pool  # frames a second
+
+
+NAMES = (*(f.name for f in fields(FeatureConfig)), 'duration')  # settings that say what a network is given
 
 
 @lru_cache(maxsize=4)
@@ -71,6 +79,7 @@ def mel_spectrogram(config):
 
 def extract(wave, config):
     """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_mels, n_frames)."""
+    wave = trim(wave, config.trim_db) if config.trim_db else wave
     mel = mel_spectrogram(config)(torch.from_numpy(np.ascontiguousarray(wave)))
     x = torch.log(mel + FLOOR)  # (n_mels, n_frames)
     if config.features == 'mfcc':
@@ -78,6 +87,16 @@ def extract(wave, config):
     if config.time_pool > 1:
         x = torch.nn.functional.max_pool1d(x, config.time_pool, ceil_mode=True)
     return x.numpy()
+
+
+def trim(wave, top_db):
+    """Wave (n_samples,) without the silence at both ends, which is what is more than top_db dB below the loudest frame.
+
+    As librosa.effects.trim, but MIN_SAMPLES are left, of what lies around.
+    """
+    first, last = librosa.effects.trim(wave, top_db=top_db, frame_length=TRIM_FRAME, hop_length=TRIM_HOP)[1]
+    first = max(0, min(first, (first + last - MIN_SAMPLES) // 2, len(wave) - MIN_SAMPLES))
+    return wave[first:max(last, first + MIN_SAMPLES)]
 
 
 def load_audio(utterance):

@@ -35,14 +35,15 @@ import augment  # noqa: E402
 import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from datasets import features  # noqa: E402
 
 PROGRAMS = {'search': ROOT / 'search.py', 'augment': ROOT / 'augment.py', 'svm': ROOT / 'scripts' / 'svm.py'}
 OWNED = {'name', 'config', 'seed', 'fold', 'resume', 'overwrite', 'genotype', 'model', 'params'}
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # where and how, not what: may differ later
 NETWORK = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels')
 SPACE = ('n_nodes', 'rnn_nodes', 'cnn_ops', 'rnn_ops')
-SHARED = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache', 'features', 'n_mels', 'hop_ms',
-          'time_pool', 'duration')
+SHARED = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache',
+          *features.NAMES, 'train_on_dev')
 
 
 @dataclass(frozen=True, kw_only=True)

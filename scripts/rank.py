@@ -23,9 +23,9 @@ import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
-from datasets import scoring  # noqa: E402
+from datasets import features, scoring  # noqa: E402
 
-SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'features', 'n_mels', 'hop_ms', 'time_pool', 'duration')
+SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *features.NAMES)
 
 
 def main(argv=None):
@@ -84,6 +84,8 @@ def retrained(folders, settings):
             why = 'no genotype'
         elif others:
             why = f'other {" ".join(others)}'
+        elif results['dev_ua'] is None:
+            why = 'trained on dev'
         elif text in seen:
             why = 'a genotype that another run has'
         else:

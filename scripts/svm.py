@@ -40,22 +40,29 @@ def main(argv=None):
     y = {name: part.labels.numpy() for name, part in data.sets.items()}
     best = {'ua': -1.}
     for C in PENALTIES:
-        machine = make_pipeline(StandardScaler(), LinearSVC(C=C, class_weight='balanced', dual=False, max_iter=MAX_ITER))
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', ConvergenceWarning)  # said in the log, with its C
-            machine.fit(x['train'], y['train'])
-        if machine[-1].n_iter_ >= MAX_ITER:
-            run.logger.info('C %.2g: not converged after %d iterations', C, MAX_ITER)
+        machine = fitted(C, x['train'], y['train'], run.logger)
         ua = scoring.scores(y['dev'], machine.predict(x['dev']))['ua']
         run.logger.info('C %.2g: dev UA %.3f', C, ua)
         if ua > best['ua']:
             best = {'ua': ua, 'machine': machine, 'C': C}
+    if config.train_on_dev:
+        best['machine'] = fitted(best['C'], *(np.concatenate([part['train'], part['dev']]) for part in (x, y)), run.logger)
     values = best['machine'].decision_function(x['test'])  # (n, n_classes), or (n,) of two classes
     values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
     report(run, softmax(values, axis=1), config, data, dict(
         model='svm', n_params=len(data.labels) * (x['train'].shape[1] + 1), C=best['C'], dev_ua=best['ua'],
         genotype=None, search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began))
     run.close()
+
+
+def fitted(C, x, y, logger):
+    machine = make_pipeline(StandardScaler(), LinearSVC(C=C, class_weight='balanced', dual=False, max_iter=MAX_ITER))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)  # said in the log, with its C
+        machine.fit(x, y)
+    if machine[-1].n_iter_ >= MAX_ITER:
+        logger.info('C %.2g: not converged after %d iterations', C, MAX_ITER)
+    return machine
 
 
 def functionals(dataset):

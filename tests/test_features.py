@@ -48,7 +48,26 @@ def test_time_pool_keeps_every_frame():
     assert ft.FeatureConfig(hop_ms=16, time_pool=4).frame_rate == 15.625
 
 
-@pytest.mark.parametrize('wrong', [dict(n_mels=2000), dict(n_mels=0), dict(hop_ms=40.), dict(hop_ms=0.), dict(features='plp')])
+def test_silence_is_cut_from_both_ends():
+    rng = np.random.default_rng(0)
+    wave = np.concatenate([1e-4 * rng.standard_normal(9000), WAVE, 1e-4 * rng.standard_normal(7000)]).astype(np.float32)
+    cut = ft.trim(wave, 30.)
+    np.testing.assert_array_equal(cut, librosa.effects.trim(wave, top_db=30.)[0])
+    assert len(WAVE) - 4096 < len(cut) < len(WAVE) + 4096
+    np.testing.assert_array_equal(ft.extract(wave, ft.FeatureConfig(n_mels=40, trim_db=30.)), ft.extract(cut, CONFIG))
+    assert np.array_equal(ft.trim(np.zeros(9000, np.float32), 30.), np.zeros(9000))  # nothing is louder than the rest
+
+
+@pytest.mark.parametrize('click', [0, 300, 5000, 8999])
+def test_a_click_keeps_as_many_samples_as_features_need(click):
+    wave = np.zeros(9000, np.float32)
+    wave[click] = 1.
+    cut = ft.trim(wave, 60.)
+    assert len(cut) >= ft.MIN_SAMPLES and cut.max() == 1. and ft.extract(wave, ft.FeatureConfig(n_mels=40, trim_db=60.)).size
+
+
+@pytest.mark.parametrize('wrong', [dict(n_mels=2000), dict(n_mels=0), dict(hop_ms=40.), dict(hop_ms=0.), dict(features='plp'),
+                                   dict(trim_db=-1.)])
 def test_impossible_parameters_name_their_flag(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         ft.extract(WAVE, ft.FeatureConfig(**wrong))
@@ -100,10 +119,10 @@ def test_cache_is_keyed_by_content_and_parameters(tmp_path, monkeypatch):
     write(tmp_path / 'x.wav', WAVE * .5)
     assert not np.array_equal(ft.cached_features([u], CONFIG, cache)[0], first) and len(calls) == 2
     for config in (ft.FeatureConfig(n_mels=41), ft.FeatureConfig(n_mels=40, hop_ms=10.), ft.FeatureConfig('mfcc', 40),
-                   ft.FeatureConfig(n_mels=40, time_pool=2)):
+                   ft.FeatureConfig(n_mels=40, time_pool=2), ft.FeatureConfig(n_mels=40, trim_db=30.)):
         ft.cached_features([u], config, cache)
     ft.cached_features([Utterance(u.path, 'x', 'a', start=.5)], CONFIG, cache)
-    assert len(calls) == 7
+    assert len(calls) == 8
 
 
 def test_an_interrupted_or_damaged_cache_is_made_whole(tmp_path, monkeypatch):
