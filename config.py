@@ -113,7 +113,7 @@ class SearchConfig(Common):
 @dataclass(frozen=True, kw_only=True)
 class Final(Reading):
     """What the programs share that train what is tested."""
-    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks: dev then picks no epoch, the last one is tested; '
+    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks: dev then picks no epoch, the last is tested; '
                                  'SVM: after C is chosen on dev')
 
 

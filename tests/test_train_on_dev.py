@@ -45,7 +45,8 @@ def test_the_last_epoch_is_tested_and_a_killed_run_goes_on(small_corpus, tmp_pat
     assert '0 for dev' in said and 'epoch 3, the last:' in said and 'best UA' not in said and 'dev loss' not in said
     found = json.loads((tmp_path / 'runs/augment/whole/results.json').read_text())
     assert (found['best_epoch'], found['dev_ua'], found['train_on_dev']) == (3, None, True)
-    best, last = (torch.load(tmp_path / 'runs/augment/whole' / name, weights_only=True) for name in ('best.pt', 'checkpoint.pt'))
+    folder = tmp_path / 'runs/augment/whole'
+    best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pt', 'checkpoint.pt'))
     assert best['epoch'] == 3 and all(torch.equal(x, last['net'][name]) for name, x in best['weights'].items())
     history = [json.loads(line) for line in (tmp_path / 'runs/augment/whole/metrics.jsonl').read_text().splitlines()]
     assert len(history) == 3 and not any('dev' in row for row in history)
