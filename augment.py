@@ -95,15 +95,15 @@ def main(argv=None):
             raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
                                   'on from the epoch before')
         scores = {'train': trained}
-        if dev:
+        if dev is not None:
             scores['dev'], probabilities = score(net, dev, criterion, autocast, config)
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
-        if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
-            best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
+        if dev is None or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
+            best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev is not None else {}),
                     'file': portable(net, genotype, data, config, epoch)}
             if run.writes:
                 utils.write_torch(run.file('best.pt'), best['file'])
-                if dev:
+                if dev is not None:
                     figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
                     run.writer.add_figure('confusion/dev', figure, epoch)
         rng = distributed.rng_state(shared, device)
@@ -111,11 +111,11 @@ def main(argv=None):
             run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
             run.save_checkpoint({'rng': rng, 'best': best, **{name: part.state_dict() for name, part in parts.items()}})
         said = ' | '.join(f'{part} loss {s["loss"]:.3f} UA {s["ua"]:.3f} WA {s["wa"]:.3f}' for part, s in scores.items())
-        log('epoch %d: %s%s', epoch, said, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})' if dev else '')
+        log('epoch %d: %s%s', epoch, said, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})' if dev is not None else '')
 
     net.load_state_dict(best['file']['weights'])
     test(run, net, criterion, autocast, config, data, dict(
-        model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'] if dev else None,
+        model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=None if dev is None else best['ua'],
         genotype=genotype and gt.to_str(genotype), search=found_by.get('search'), search_heard_test_speakers=heard,
         device=hardware, seconds=sum(row['seconds'] for row in run.history)))
     if run.writes:
@@ -243,7 +243,8 @@ def test(run, net, criterion, autocast, config, data, facts):
     """Reads the test speakers, once."""
     _, probabilities = score(net, data.sets['test'], criterion, autocast, config)
     if run.writes:
-        report(run, probabilities, config, data, facts)
+        chosen = 'the last' if config.train_on_dev else 'picked on dev'
+        report(run, probabilities, config, data, facts, f'epoch {facts["best_epoch"]}, {chosen}')
 
 
 if __name__ == '__main__':

@@ -138,7 +138,8 @@ class AugmentConfig(Common, Final):
     def __post_init__(self):
         super().__post_init__()
         if self.patience and self.train_on_dev:
-            raise UserError('--patience asks the dev speakers, whom --train_on_dev trains on: leave one of them out')
+            raise UserError('--patience asks the dev speakers, whom --train_on_dev trains on: say --no-train_on_dev or '
+                            '--patience 0')
 
 
 SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Final}
@@ -167,7 +168,7 @@ def read_yaml(path, section):
     if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
         raise UserError(f'--config {path}: must hold settings as "name: value"')
     names = {s: [f.name for f in fields(cls)] for s, cls in SECTIONS.items()}
-    common = [f.name for f in fields(Common)]
+    common = [f.name for f in _shared()]
     for where, keys, valid in [(None, [k for k in tree if k not in SECTIONS], common),
                                *((s, tree.get(s) or {}, names[s]) for s in SECTIONS)]:
         for key in keys:
@@ -189,13 +190,14 @@ def given_to_all(cls, argv, owned):
     """(settings of cls, {'search': {...}, 'augment': {...}, 'svm': {...}}) of a program that runs the others, as `given`.
 
     cls: dataclass of its own settings, `config` among them. owned: settings of the others that it chooses itself, so that
-    neither flags nor the file may. A setting of Common goes to all that have it, --search.epochs to one; a flag beats the file.
+    neither flags nor the file may. A setting of Common or Final goes to all that have it, --search.epochs to one; a flag beats
+    the file.
     """
-    parts = {'': cls, 'all.': Common, **{f'{section}.': SECTIONS[section] for section in SECTIONS}}
+    parts = {'': fields(cls), 'all.': _shared(), **{f'{section}.': fields(SECTIONS[section]) for section in SECTIONS}}
     parser, valid = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
                             epilog='--search.SETTING and --augment.SETTING go to one program, whose --help lists them'), []
-    for part, of in parts.items():
-        for f in fields(of):
+    for part, settings in parts.items():
+        for f in settings:
             if not part or f.name not in owned:
                 valid.append(f'--{part.removeprefix("all.")}{f.name}')
                 _add(parser, f, valid[-1], part + f.name, hidden=part not in ('', 'all.'))
@@ -211,6 +213,11 @@ def given_to_all(cls, argv, owned):
         has = {f.name for f in fields(of)}
         found[section] = {name: _convert(of, name, value) for name, value in values.items() if name in has}
     return cls(**own), found
+
+
+def _shared():
+    """Fields that stand for several programs at once."""
+    return list({f.name: f for cls in (Common, Final) for f in fields(cls)}.values())
 
 
 def _parse(section, argv):

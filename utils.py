@@ -17,6 +17,8 @@ from tensorboardX import SummaryWriter
 
 # What a resumed run may have otherwise: where and how it is made. That the data are the same is seen by Data.digest and mean.
 CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
+# What runs did that are older than the setting.
+YOUNGER = {'trim_db': 0., 'train_on_dev': False}
 
 
 class UserError(Exception):
@@ -153,7 +155,7 @@ class Run:
             raise UserError(f'{self.file("config.yaml")} is damaged: begin anew with --overwrite') from None
         before = {key: value for key, value in (before or {}).items() if key not in CURRENT}
         for key in {**before, **self.settings}:
-            then, now = before.get(key), self.settings.get(key)
+            then, now = recorded(before, key), self.settings.get(key)
             if then != now:
                 raise UserError(f'--resume: {key} is {now}, but {self.path} began with {then}')
 
@@ -225,6 +227,11 @@ class Run:
 
     def close(self):
         self.writer.close()
+
+
+def recorded(settings, name):
+    """A setting of an earlier run's config.yaml; None where it says nothing."""
+    return settings.get(name, YOUNGER.get(name))
 
 
 def _json_line(row):

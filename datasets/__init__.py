@@ -24,7 +24,7 @@ class Data:
     """One fold of a corpus, ready for a network."""
     labels: list[str]  # class names, sorted; a class's index is its place
     fold: Fold
-    mean: torch.Tensor  # (F, 1), of the training speakers
+    mean: torch.Tensor  # (F, 1), of the set 'train'
     std: torch.Tensor
     sets: dict[str, SpeechDataset]  # of 'train', 'dev', 'test' those that were asked for
     class_weights: torch.Tensor  # (n_classes,) n / (n_classes * n_c) over the training set
@@ -66,6 +66,14 @@ def select(config):
     return utterances, folds_of(config.dataset, utterances, config.folds), report
 
 
+def check_sessions(train, dev, test):
+    """UserError where dev, were it trained on, would bring a session of the test speakers that train has nothing of."""
+    sessions = [{u.session for u in part if u.session} for part in (train, dev, test)]
+    if both := sorted(sessions[1] & sessions[2] - sessions[0]):
+        raise UserError(f'--train_on_dev: the dev speakers are partners of the test speakers (session {both[0]}): '
+                        '--no-train_on_dev, or --folds session')
+
+
 def digest(utterances):
     """Hex digest of who says what under which label, in this order; where the corpus lies does not matter."""
     rows = [(os.path.basename(u.path), u.start, u.end, u.label, u.speaker) for u in utterances]
@@ -85,6 +93,7 @@ def load(config, splits, device='cpu', quiet=False, train_on_dev=False):
     labels = sorted({u.label for u in utterances})
     parts = {name: fold.split(utterances, name) for name in splits}
     if train_on_dev:
+        check_sessions(parts['train'], *(fold.split(utterances, name) for name in ('dev', 'test')))
         parts['train'] += fold.split(utterances, 'dev')
         parts.pop('dev', None)
     targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}

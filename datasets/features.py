@@ -136,7 +136,8 @@ def file_digest(path):
 def cache_key(utterance, config, digest_of=file_digest):
     """Hex key of what the features depend on: the file's bytes, the segment, every parameter."""
     digest = digest_of(utterance.path).copy()
-    constants = (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, torchaudio.__version__, librosa.__version__)
+    constants = (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, TRIM_FRAME, TRIM_HOP, torchaudio.__version__,
+                 librosa.__version__)
     digest.update(repr((constants, astuple(config), utterance.start, utterance.end)).encode())
     return digest.hexdigest()
 

@@ -11,8 +11,10 @@ from models import distributed
 from models.visualize import plot_confusion
 
 
-def report(run, probabilities, config, data, facts):
-    """Writes all of it, from probabilities (n_test, n_classes). facts: of the network and its training."""
+def report(run, probabilities, config, data, facts, chosen):
+    """Writes all of it, from probabilities (n_test, n_classes). facts: of the network and its training. chosen: how,
+    in words.
+    """
     held_out = data.sets['test']
     labels, predicted = held_out.labels.cpu().numpy(), probabilities.argmax(axis=1)
     found = scoring.scores(labels, predicted)
@@ -37,8 +39,7 @@ def report(run, probabilities, config, data, facts):
     for name in ('ua', 'wa', 'macro_f1'):
         run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
     run.logger.info('network:     %s', config.genotype if facts['genotype'] else facts['model'])
-    run.logger.info('test (%d utterances of held-out speakers %s), epoch %d, %s:', len(held_out), ' '.join(data.fold.test),
-                    facts['best_epoch'], 'the last' if config.train_on_dev else 'picked on dev')
+    run.logger.info('test (%d utterances of held-out speakers %s), %s:', len(held_out), ' '.join(data.fold.test), chosen)
     run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],
                     found['wa'], chance['wa'], found['macro_f1'])
     run.logger.info('results:     %s', run.file('results.json'))

@@ -152,9 +152,9 @@ def check_finished(experiment, job, argv):
     else:
         config = cf.build(program_of(job), cf.given(program_of(job), argv[1:]))
     for name, now in asdict(config).items():
-        if name not in utils.CURRENT and then.get(name) != now:
-            raise utils.UserError(f'{path.parent} was made with {name} {then.get(name)}, not {now}: delete it, or take another '
-                                  '--name')
+        before = utils.recorded(then, name)
+        if name not in utils.CURRENT and before != now:
+            raise utils.UserError(f'{path.parent} was made with {name} {before}, not {now}: delete it, or take another --name')
 
 
 def keep_settings(experiment, given):

@@ -79,13 +79,13 @@ def retrained(folders, settings):
             continue
         results, its = read(folder / 'results.json', json.loads), read(folder / 'config.yaml', yaml.safe_load)
         text = results.get('genotype')
-        others = [name for name in SAME if its.get(name) != settings.get(name)]  # None where a run is older than the setting
+        others = [name for name in SAME if utils.recorded(its, name) != utils.recorded(settings, name)]
         if not text:
             why = 'no genotype'
         elif others:
             why = f'other {" ".join(others)}'
         elif results['dev_ua'] is None:
-            why = 'trained on dev'
+            why = 'trained on dev (--no-train_on_dev leaves a dev UA)'
         elif text in seen:
             why = 'a genotype that another run has'
         else:

@@ -2,7 +2,7 @@
 
     python scripts/svm.py --name svm --dataset emodb --data_path DIR --fold 1
 
-Takes the settings that search.py and augment.py share, reads those of corpus, fold and features, and writes results.json and
+Takes settings of augment.py, those of corpus, fold and features and train_on_dev, and writes results.json and
 predictions.csv to runs/augment/NAME as augment.py does. What stands there as probabilities is the softmax of decision values.
 """
 import sys
@@ -51,7 +51,8 @@ def main(argv=None):
     values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
     report(run, softmax(values, axis=1), config, data, dict(
         model='svm', n_params=len(data.labels) * (x['train'].shape[1] + 1), C=best['C'], dev_ua=best['ua'],
-        genotype=None, search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began))
+        genotype=None, search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began),
+        f'C {best["C"]:.2g}, chosen on dev' + ', which is trained on too' * config.train_on_dev)
     run.close()
 
 

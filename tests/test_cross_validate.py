@@ -372,6 +372,7 @@ def test_another_labelling_of_the_same_speakers_is_refused(desk, small_corpus):
     (['--search.epoch', '9'], 'nearest valid one is --search.epochs'), (['--seed', '1'], 'nearest valid one is --seeds'),
     (['--augment.lr', '-1'], '--lr -1.0'), (['--search.n_mels', '9'], 'n_mels is 9 for search, 32 for augment'),
     (['--search.n_nodes', '4', '--augment.n_nodes', '3'], 'n_nodes is 4 for search, 3 for augment: all models must be of one'),
+    (['--models', 'cnn,svm', '--augment.train_on_dev'], 'train_on_dev is True for augment, False for svm: all models'),
     (['--models', 'serched'], '--models serched'), (['--models', 'cnn_matched'], 'name searched too'),
     (['--models', 'cnn,cnn'], 'named twice'), (['--seeds', '0,a'], '--seeds 0,a'), (['--only_folds', '4'], 'from 1 to 3'),
     (['--shard', '3/2'], '--shard 3/2'), (['--jobs', '0'], '--jobs 0'), (['--name', 'a/b'], '--name a/b'),

@@ -20,12 +20,12 @@ import datasets
 import genotypes as gt
 import search
 import utils
-from datasets import scoring
+from datasets import features, scoring
 from models.augment_cnn import AugmentCNN
 
 SMALL = ('--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 --rnn_channels 4 '
          '--batch_size 10').split()
-SEARCH = '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --alpha_lr 0.05'.split()
+SEARCH = '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --alpha_lr 0.05 --trim_db 50'.split()
 
 
 def run(cwd, program, *argv, ok=True, **kwargs):
@@ -69,7 +69,8 @@ def test_a_search_leaves_what_is_promised(finished):
                                                   'checkpoint.pt', 'tb'}
     genotype, record = gt.load(folder / 'genotype.json')
     assert gt.to_str(genotype) == rows(folder / 'metrics.jsonl')[-1]['genotype']
-    assert record['network']['layers'] == 3 and record['features']['n_mels'] == 16
+    assert record['network']['layers'] == 3
+    assert record['features'] == dict(features='logmel', n_mels=16, hop_ms=32., time_pool=1, trim_db=50., duration=.8)
     assert record['operations']['rnn'] == list(gt.RNN_OP_SETS['mixed'])
     assert yaml.safe_load((folder / 'config.yaml').read_text())['alpha_lr'] == .05
     first, last = rows(folder / 'metrics.jsonl')[0], rows(folder / 'metrics.jsonl')[-1]
@@ -117,9 +118,9 @@ def check_saved_network(folder, corpus):
     net = AugmentCNN(None, 1, s['init_channels'], len(best['labels']), s['layers'], best['auxiliary'],
                      gt.from_str(best['genotype']), s['stem_multiplier'], s['rnn_layers'], s['rnn_channels'], s['dropout'])
     net.load_state_dict(best['weights'])
-    features = {name: s[name] for name in ('features', 'n_mels', 'hop_ms', 'time_pool', 'duration')}
+    given = {name: s[name] for name in features.NAMES}
     config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(corpus),
-                              cache=str(folder / '../../../.cache'), **features)
+                              cache=str(folder / '../../../.cache'), **given)
     data = datasets.load(config, ('train', 'test'))
     assert torch.equal(data.mean, best['mean']) and torch.equal(data.std, best['std'])
     probabilities = data.sets['test'].score(lambda x: net.eval()(x)[0], 7)

@@ -67,17 +67,19 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
         augment.main(['--name', f'r{seed}', *small, '--genotype', 'random', '--seed', seed])
     augment.main(['--name', 'other', *small, '--model', 'rnn', '--params', '300'])
     augment.main(['--name', 'fold2', *small, '--genotype', 'random', '--fold', '2'])
+    augment.main(['--name', 'nodev', *small, '--genotype', 'random', '--seed', '3', '--train_on_dev'])
     capsys.readouterr()
-    folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2', 'begun', 'old', 'wide')]
+    folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2', 'nodev', 'begun', 'old', 'wide')]
     made_from_r0('begun', 'old', 'wide')
     rank.main(['runs/search/s', *folders, '--data_path', str(small_corpus)])
     said = capsys.readouterr().out
     rows = [[float(x) for x in line.split(' | ')[1:3]] + [float(line[2:].split(' | ')[0])] for line in said.splitlines()
             if re.search(r'\| runs/augment', line)]
     assert len(rows) == 3 and 'Kendall tau, 3 networks' in said
-    assert said.splitlines()[0] == 'passed over 6 of the runs: ' + ', '.join(
+    assert said.splitlines()[0] == 'passed over 7 of the runs: ' + ', '.join(
         f'{why} 1 (first runs/augment/{name})' for why, name in (
             ('a genotype that another run has', 'r0'), ('no genotype', 'other'), ('other fold', 'fold2'),
+            ('trained on dev (--no-train_on_dev leaves a dev UA)', 'nodev'),
             ('not finished', 'begun'), ('other n_mels time_pool', 'old'),
             ('a normal cell with other nodes or operations than the supernet', 'wide')))
     tau = kendalltau([row[2] for row in rows], [-row[1] for row in rows]).statistic

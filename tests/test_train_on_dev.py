@@ -1,9 +1,12 @@
 """--train_on_dev: the dev speakers train, and nothing is left to pick an epoch."""
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import write_corpus
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
@@ -42,7 +45,7 @@ def test_the_last_epoch_is_tested_and_a_killed_run_goes_on(small_corpus, tmp_pat
     argv = [*SMALL, '--data_path', str(small_corpus), '--epochs', '3', '--train_on_dev']
     augment.main(['--name', 'whole', *argv])
     said = capsys.readouterr().out
-    assert '0 for dev' in said and 'epoch 3, the last:' in said and 'best UA' not in said and 'dev loss' not in said
+    assert ', 0 for dev' in said and 'epoch 3, the last:' in said and 'best UA' not in said and 'dev loss' not in said
     found = json.loads((tmp_path / 'runs/augment/whole/results.json').read_text())
     assert (found['best_epoch'], found['dev_ua'], found['train_on_dev']) == (3, None, True)
     folder = tmp_path / 'runs/augment/whole'
@@ -71,11 +74,12 @@ def test_the_linear_floor_is_fitted_again_with_the_penalty_of_dev(small_corpus, 
     argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '8']
     monkeypatch.setattr(SummaryWriter, 'add_figure', lambda *args: None)
     given = {}
-    monkeypatch.setattr(svm, 'report', lambda run, probabilities, config, data, facts: given.update(
-        {run.config.name: (probabilities, facts)}))
+    monkeypatch.setattr(svm, 'report', lambda run, probabilities, config, data, facts, chosen: given.update(
+        {run.config.name: (probabilities, facts, chosen)}))
     svm.main(['--name', 'apart', *argv])
     svm.main(['--name', 'joined', *argv, '--train_on_dev'])
     assert given['apart'][1]['C'] == given['joined'][1]['C'] and given['apart'][1]['dev_ua'] == given['joined'][1]['dev_ua']
+    assert [given[name][2].partition(', ')[2] for name in given] == ['chosen on dev', 'chosen on dev, which is trained on too']
     sets = load(small_corpus).sets
     x, y = {name: svm.functionals(part) for name, part in sets.items()}, {name: part.labels for name, part in sets.items()}
     machine = make_pipeline(StandardScaler(), LinearSVC(C=given['joined'][1]['C'], class_weight='balanced', dual=False))
@@ -89,3 +93,48 @@ def test_what_would_ask_dev_is_refused():
     with pytest.raises(utils.UserError, match='--patience .*--train_on_dev'):
         cf.build('augment', {'name': 'x', 'patience': 3, 'train_on_dev': True})
     cf.build('augment', {'name': 'x', 'patience': 3})
+
+
+@pytest.mark.parametrize('folds, leaks', [('speaker', True), ('session', False)])
+def test_a_partner_of_the_test_speaker_is_not_let_in(folds, leaks, tmp_path):
+    write_corpus(tmp_path, n_speakers=6)
+    head, *rows = (tmp_path / 'corpus.csv').read_text().splitlines()
+    speakers = sorted({row.split(',')[2] for row in rows})
+    session = {name: f'S{i // 2}' for i, name in enumerate(speakers)}
+    rows = [f'{row},{session[row.split(",")[2]]}' for row in rows]
+    (tmp_path / 'corpus.csv').write_text('\n'.join([f'{head},session', *rows]))
+    config = cf.build('svm', {'name': 'x', 'dataset': 'manifest', 'data_path': str(tmp_path / 'corpus.csv'), 'n_mels': 8,
+                              'folds': folds, 'cache': str(tmp_path / 'cache')})
+    datasets.load(config, ('train', 'test'), quiet=True)
+    if leaks:
+        with pytest.raises(utils.UserError, match='--train_on_dev: .* partners of the test speakers .session S0'):
+            datasets.load(config, ('train', 'test'), quiet=True, train_on_dev=True)
+    else:
+        datasets.load(config, ('train', 'test'), quiet=True, train_on_dev=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    config: str | None = cf.setting(None, 'YAML')
+
+
+def test_one_flag_or_row_is_for_networks_and_the_svm(tmp_path):
+    (tmp_path / 'c.yaml').write_text('train_on_dev: true\n')
+    assert 'train_on_dev' not in cf.read_yaml(tmp_path / 'c.yaml', 'search')
+    for argv in (['--train_on_dev'], ['--config', str(tmp_path / 'c.yaml')]):
+        found = cf.given_to_all(Own, argv, {'config'})[1]
+        assert [found[section].get('train_on_dev') for section in ('search', 'augment', 'svm')] == [None, True, True]
+
+
+def test_a_run_older_than_the_setting_goes_on(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ['--name', 'old', *SMALL, '--data_path', str(small_corpus)]
+    augment.main([*argv, '--epochs', '1'])
+    path = tmp_path / 'runs/augment/old/config.yaml'
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({name: x for name, x in settings.items() if name not in ('trim_db', 'train_on_dev')}))
+    augment.main([*argv, '--epochs', '1', '--resume'])
+    for flags in (['--trim_db', '30'], ['--train_on_dev']):
+        path.write_text(yaml.safe_dump({name: x for name, x in settings.items() if name not in ('trim_db', 'train_on_dev')}))
+        with pytest.raises(utils.UserError, match=f'--resume: {flags[0][2:]} is .* began with'):
+            augment.main([*argv, '--epochs', '1', '--resume', *flags])
