@@ -230,7 +230,7 @@ class Run:
 
 
 def recorded(settings, name):
-    """A setting of an earlier run's config.yaml; None where it says nothing."""
+    """A setting of an earlier run's config.yaml, or what runs did before there was one; None where neither is known."""
     return settings.get(name, YOUNGER.get(name))
 
 

@@ -34,6 +34,8 @@ def main(argv=None):
     utils.set_threads(config.threads)
     run = utils.Run('augment', config)
     data = datasets.load(config, ('train', 'dev', 'test'))
+    if config.train_on_dev:
+        datasets.check_sessions(*(data.sets[name].utterances for name in ('train', 'dev', 'test')))
     run.open(data)
     began = time.time()
     x = {name: functionals(part) for name, part in data.sets.items()}

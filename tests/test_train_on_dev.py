@@ -96,7 +96,7 @@ def test_what_would_ask_dev_is_refused():
 
 
 @pytest.mark.parametrize('folds, leaks', [('speaker', True), ('session', False)])
-def test_a_partner_of_the_test_speaker_is_not_let_in(folds, leaks, tmp_path):
+def test_a_partner_of_the_test_speaker_is_not_let_in(folds, leaks, tmp_path, monkeypatch):
     write_corpus(tmp_path, n_speakers=6)
     head, *rows = (tmp_path / 'corpus.csv').read_text().splitlines()
     speakers = sorted({row.split(',')[2] for row in rows})
@@ -109,6 +109,10 @@ def test_a_partner_of_the_test_speaker_is_not_let_in(folds, leaks, tmp_path):
     if leaks:
         with pytest.raises(utils.UserError, match='--train_on_dev: .* partners of the test speakers .session S0'):
             datasets.load(config, ('train', 'test'), quiet=True, train_on_dev=True)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(utils.UserError, match='partners of the test speakers'):
+            svm.main(['--name', 'x', '--dataset', 'manifest', '--data_path', 'corpus.csv', '--folds', folds, '--train_on_dev'])
+        assert not (tmp_path / 'runs').exists()
     else:
         datasets.load(config, ('train', 'test'), quiet=True, train_on_dev=True)
 
