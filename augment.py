@@ -248,4 +248,4 @@ def test(run, net, criterion, autocast, config, data, facts):
 
 
 if __name__ == '__main__':
-    utils.cli(main, distributed.first_to_speak)
+    utils.cli(main, distributed.first_to_speak, distributed.leave)

@@ -213,4 +213,4 @@ def record(config, net, data):
 
 
 if __name__ == '__main__':
-    utils.cli(main, distributed.first_to_speak)
+    utils.cli(main, distributed.first_to_speak, distributed.leave)

@@ -25,9 +25,9 @@ class UserError(Exception):
     """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
 
 
-def cli(main, speaks=lambda: True):
+def cli(main, speaks=lambda: True, leave=sys.exit):
     """Runs main() as a program: a user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
-    speaks() tells whether this process says so, where several end for one reason.
+    speaks() tells whether this process says so, where several end for one reason; leave(code) ends it.
     """
     def say(message):
         if speaks():
@@ -36,16 +36,16 @@ def cli(main, speaks=lambda: True):
         main()
     except UserError as error:
         say(str(error))
-        sys.exit(2)
+        leave(2)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output went away
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
             say(f'{error.filename}: {error.strerror or error}' if error.filename else str(error.strerror or error))
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
         say('interrupted; the same command with --resume goes on')
-        sys.exit(130)
+        leave(130)
 
 
 def set_threads(n):

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import os
+import sys
 import time
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,6 +65,9 @@ def start(device):
     """Joins the other processes that torchrun started; `stop` ends it."""
     if not dist.is_torchelastic_launched():
         return
+    # Its default arguments keep the group that exists when it is first imported, which torch.optim does later: the group would
+    # outlive `stop`, and a thread of gloo that frees a tensor while Python ends aborts the process.
+    import torch.distributed.nn  # noqa: F401
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     store, rank, world_size = _rendezvous()
@@ -76,6 +80,15 @@ def stop():
     """Only at a good end: after a failure others may be waiting in a sum, and this would wait with them."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code):
+    """Ends this process after a failure, at once: Python's own end aborts it while threads of gloo are at work."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def first_to_speak():

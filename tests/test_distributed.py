@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn as nn
 from conftest import ROOT
@@ -174,8 +176,10 @@ def rank_main(rank, port, folder):
                       MASTER_PORT=str(port), TORCHELASTIC_RUN_ID='test')
     torch.set_num_threads(1)
     distributed.start(torch.device('cpu'))
-    torch.save((numbers(), what_only_ranks_have(folder)), os.path.join(folder, f'{rank}.pt'))
+    found, group = (numbers(), what_only_ranks_have(folder)), weakref.ref(dist.group.WORLD)
     distributed.stop()
+    found[1]['nothing keeps the threads of gloo'] = group() is None
+    torch.save(found, os.path.join(folder, f'{rank}.pt'))
 
 
 @pytest.fixture(scope='module')
@@ -201,7 +205,7 @@ def test_two_processes_find_the_numbers_of_one(ranks):
 
 def test_what_only_ranks_have(ranks):
     for _, claims in ranks:
-        assert len(claims) == 10 and [claim for claim, held in claims.items() if not held] == []
+        assert len(claims) == 11 and [claim for claim, held in claims.items() if not held] == []
 
 
 def test_every_batch_has_an_utterance_for_every_process():
@@ -238,13 +242,13 @@ def launch(cwd, program, *argv):
 
 
 def finish(process, program, ok=True):
-    """stdout, and the lines of stderr that are the program's own."""
+    """stdout, and the lines of stderr that are the program's own. No process may have crashed."""
     try:
         out, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    assert (process.returncode == 0) == ok, out + err
+    assert (process.returncode == 0) == ok and 'terminate called' not in err, out + err
     return out, [line for line in err.splitlines() if line.startswith(f'{program}: ')]
 
 
@@ -262,7 +266,7 @@ def in_double(folder, name):
     path = folder / f'{name}64.py'
     path.write_text(f'import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / "tests")]}\n'
                     f'import test_distributed, {name}, utils\nfrom models import distributed\n'
-                    f'test_distributed.double({name})\nutils.cli({name}.main, distributed.first_to_speak)\n')
+                    f'test_distributed.double({name})\nutils.cli({name}.main, distributed.first_to_speak, distributed.leave)\n')
     return path
 
 
@@ -337,3 +341,15 @@ def test_a_mistake_under_torchrun_is_one_line(finished):
     before = rows(finished.cwd / 'runs/search/two')
     out, said = finish(launch(finished.cwd, ROOT / 'search.py', *finished.argv), 'search.py', ok=False)  # rank 0 alone looks
     assert len(said) == 1 and '--overwrite' in said[0] and out == '' and rows(finished.cwd / 'runs/search/two') == before
+
+
+def test_a_mistake_found_late_under_torchrun_is_one_line(tmp_path):
+    """While threads of gloo still hold the tensors of the last sums."""
+    program = tmp_path / 'late.py'
+    program.write_text(f'import sys\nsys.path[:0] = [{str(ROOT)!r}]\nimport torch\nimport utils\n'
+                       'from models import distributed\ndef main():\n    distributed.start(torch.device("cpu"))\n'
+                       '    x = torch.ones(9, requires_grad=True)\n    for _ in range(50):\n'
+                       '        distributed.sum_over_ranks(x).sum().backward()\n        distributed.gather(1)\n'
+                       '    raise utils.UserError("too late")\n'
+                       'utils.cli(main, distributed.first_to_speak, distributed.leave)\n')
+    assert finish(launch(tmp_path, program), 'late.py', ok=False) == ('', ['late.py: too late'])
