@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 # What a resumed run may have otherwise: where and how it is made. That the data are the same is seen by Data.digest and mean.
 CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 # What runs did that are older than the setting.
-YOUNGER = {'trim_db': 0., 'train_on_dev': False}
+YOUNGER = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus'}
 
 
 class UserError(Exception):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from datasets import cremad, emodb, iemocap, manifest, msp_improv, msp_podcast, protocol, ravdess, savee, synthetic
-from datasets.dataset import SpeechDataset, fits, statistics
+from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
 from datasets.features import FeatureConfig, cached_features
 from datasets.folds import Fold, make_folds
 from utils import UserError
@@ -109,6 +109,8 @@ def load(config, splits, device='cpu', quiet=False, train_on_dev=False):
     resident = fits(sum(x.nbytes for x in rest), config.resident, device)
     for name, part in parts.items():
         arrays[name], rest = rest[:len(part)], rest[len(part):]
+        if config.normalise == 'speaker':
+            arrays[name] = by_speaker(part, arrays[name])  # set by set: what is tested can reach no other
     mean, std = statistics(arrays['train'])
     sets = {name: SpeechDataset(parts[name], arrays.pop(name), targets[name], mean, std, n_frames, device, resident)
             for name in parts}  # pop: an array is let go once its set holds it

@@ -18,6 +18,18 @@ def statistics(features):
     return torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(np.sqrt(variance), 1e-5)).float()
 
 
+def by_speaker(utterances, features):
+    """[(F, T), ...] in their dtype, each mel band by its mean and deviation over all frames of the utterance's speaker.
+
+    Speaker normalisation: no label is read, but scoring an utterance then needs the others of its speaker.
+    """
+    own = {}
+    for u, x in zip(utterances, features, strict=True):
+        own.setdefault(u.speaker, []).append(x)
+    of = {speaker: [x.numpy() for x in statistics(frames)] for speaker, frames in own.items()}
+    return [((x - of[u.speaker][0]) / of[u.speaker][1]).astype(x.dtype) for u, x in zip(utterances, features)]
+
+
 def fits(n_bytes, resident, device):
     """Whether n_bytes of features are kept on the device, by --resident."""
     if resident == 'auto' and torch.device(device).type == 'cuda':

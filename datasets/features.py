@@ -61,7 +61,7 @@ class FeatureConfig:
         return SAMPLE_RATE / self.hop_length / self.time_pool  # frames a second
 
 
-NAMES = (*(f.name for f in fields(FeatureConfig)), 'duration')  # settings that say what a network is given
+NAMES = (*(f.name for f in fields(FeatureConfig)), 'normalise', 'duration')  # settings that say what a network is given
 
 
 @lru_cache(maxsize=4)

@@ -34,12 +34,14 @@ def report(run, probabilities, config, data, facts, chosen):
         'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(held_out), **facts,
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev),
-        'test_speakers': list(data.fold.test), 'train_on_dev': config.train_on_dev, 'seed': config.seed, 'command': command()})
+        'test_speakers': list(data.fold.test), 'train_on_dev': config.train_on_dev,
+        'normalise': config.normalise, 'seed': config.seed, 'command': command()})
     run.writer.add_figure('confusion/test', plot_confusion(labels, predicted, data.labels), facts['best_epoch'])
     for name in ('ua', 'wa', 'macro_f1'):
         run.writer.add_scalar(f'test/{name}', found[name], facts['best_epoch'])
     run.logger.info('network:     %s', config.genotype if facts['genotype'] else facts['model'])
-    run.logger.info('test (%d utterances of held-out speakers %s), %s:', len(held_out), ' '.join(data.fold.test), chosen)
+    run.logger.info('test (%d utterances of held-out speakers %s), %s%s:', len(held_out), ' '.join(data.fold.test), chosen,
+                    ', each speaker normalised by all they say' if config.normalise == 'speaker' else '')
     run.logger.info('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'],
                     found['wa'], chance['wa'], found['macro_f1'])
     run.logger.info('results:     %s', run.file('results.json'))

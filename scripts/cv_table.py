@@ -8,7 +8,8 @@ import cv_statistics as st
 from cv_plan import RANDOM, SEARCHED, SVM
 
 NAMES = {'ua': 'UA', 'wa': 'WA', 'macro_f1': 'macro F1'}
-FROM_RESULTS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'device', 'genotype')
+FROM_RESULTS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
+                'genotype')
 OF_SCORES = '''In percent. UA, WA and macro F1: of the predictions of all folds at once, mean ± standard deviation over
 seeds; the interval is of UA, by resampling speakers with all their utterances and seeds: of few speakers it is too narrow.
 Over folds: mean ± standard deviation, each fold first averaged over seeds. A seed that lacks folds is left out where another
@@ -109,6 +110,9 @@ def markdown(name, plan, results):
     devices = sorted({run.found['device'] for run in results.finished()})
     if any(run.found.get('train_on_dev') for run in results.finished()):
         parts[-1] += '\n\nDev speakers were trained on too: of networks the last epoch was tested, and none has a UA on dev.'
+    if any(run.found.get('normalise') == 'speaker' for run in results.finished()):
+        parts[-1] += ('\n\nEvery speaker was normalised by all that they say, test speakers too: no label is read for it, but '
+                      'one recording of a stranger cannot be scored like this.')
     parts += ['## Made by', f'Hardware: {"; ".join(devices)}. Command:', f'    {plan["command"]}']
     return '\n\n'.join(parts) + '\n'
 

@@ -136,9 +136,9 @@ def test_a_run_older_than_the_setting_goes_on(small_corpus, tmp_path, monkeypatc
     augment.main([*argv, '--epochs', '1'])
     path = tmp_path / 'runs/augment/old/config.yaml'
     settings = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({name: x for name, x in settings.items() if name not in ('trim_db', 'train_on_dev')}))
+    path.write_text(yaml.safe_dump({name: x for name, x in settings.items() if name not in utils.YOUNGER}))
     augment.main([*argv, '--epochs', '1', '--resume'])
-    for flags in (['--trim_db', '30'], ['--train_on_dev']):
-        path.write_text(yaml.safe_dump({name: x for name, x in settings.items() if name not in ('trim_db', 'train_on_dev')}))
+    for flags in (['--trim_db', '30'], ['--train_on_dev'], ['--normalise', 'speaker']):
+        path.write_text(yaml.safe_dump({name: x for name, x in settings.items() if name not in utils.YOUNGER}))
         with pytest.raises(utils.UserError, match=f'--resume: {flags[0][2:]} is .* began with'):
             augment.main([*argv, '--epochs', '1', '--resume', *flags])

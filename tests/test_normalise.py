@@ -1,0 +1,105 @@
+"""--normalise speaker: each speaker by all that they say, and by nothing else."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import write_corpus
+from sklearn.preprocessing import StandardScaler
+
+import augment
+import config as cf
+import datasets
+import utils
+from datasets import features as ft
+from datasets.dataset import SpeechDataset
+from scripts import svm
+
+
+def load(corpus, cache, splits=('train', 'dev', 'test'), normalise='speaker', **kwargs):
+    config = cf.build('svm', {'name': 'x', 'dataset': 'manifest', 'data_path': str(corpus), 'n_mels': 8, 'cache': str(cache),
+                              'normalise': normalise})
+    return datasets.load(config, splits, **kwargs)
+
+
+def of_speaker(part, speaker):
+    """Frames (F, T) of all that a speaker says."""
+    chosen = [i for i, u in enumerate(part.utterances) if u.speaker == speaker]
+    return np.concatenate([part.frames[:, part.offsets[i]:part.offsets[i] + part.lengths[i]].numpy() for i in chosen], axis=1)
+
+
+@pytest.mark.parametrize('train_on_dev', [False, True])
+def test_every_speaker_as_scikit_learn_scales_them(small_corpus, tmp_path, train_on_dev):
+    raw = load(small_corpus, tmp_path, normalise='corpus', train_on_dev=train_on_dev)
+    data = load(small_corpus, tmp_path, train_on_dev=train_on_dev)
+    assert data.digest == raw.digest and len(data.sets) == 3 - train_on_dev
+    for name, part in data.sets.items():
+        assert [u.path for u in part.utterances] == [u.path for u in raw.sets[name].utterances]
+        for speaker in {u.speaker for u in part.utterances}:
+            own = of_speaker(raw.sets[name], speaker).astype(np.float64)
+            np.testing.assert_allclose(of_speaker(part, speaker), StandardScaler().fit_transform(own.T).T, atol=5e-3)
+    torch.testing.assert_close(data.mean, torch.zeros(8, 1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(data.std, torch.ones(8, 1), atol=1e-3, rtol=0)
+
+
+def test_neither_labels_nor_other_sets_nor_other_speakers_matter(tmp_path):
+    csv = write_corpus(tmp_path / 'c')
+    before = load(csv, tmp_path / 'cache')
+    without = load(csv, tmp_path / 'cache', ('train', 'dev'))  # as in search.py
+    other, test = write_corpus(tmp_path / 'other', shift=7), before.sets['test'].utterances
+    changed = {u.path for u in test if u.speaker == test[0].speaker}
+    for path in changed:
+        (tmp_path / 'c' / path).write_bytes((other.parent / path.rsplit('/')[-1]).read_bytes())
+    after = load(csv, tmp_path / 'cache')
+    for name in ('train', 'dev'):
+        assert torch.equal(before.sets[name].frames, without.sets[name].frames)
+        assert torch.equal(before.sets[name].frames, after.sets[name].frames)
+    for u in test:
+        same = np.array_equal(of_speaker(before.sets['test'], u.speaker), of_speaker(after.sets['test'], u.speaker))
+        assert same == (u.path not in changed)
+    csv.write_text(csv.read_text().replace('angry,', 'happy,'))
+    assert torch.equal(load(csv, tmp_path / 'cache').sets['test'].frames, after.sets['test'].frames)
+
+
+def test_a_microphone_of_ones_own_is_taken_off(tmp_path):
+    """A fixed filter and gain, below which no band is silent, shift a speaker's log-mel by a constant a band."""
+    csv = write_corpus(tmp_path / 'c')
+    before = {how: load(csv, tmp_path / 'cache', normalise=how) for how in ('speaker', 'corpus')}
+    speaker = before['speaker'].fold.test[0]
+    for u in before['speaker'].sets['test'].utterances:
+        if u.speaker == speaker:
+            wave, rate = soundfile.read(u.path)
+            soundfile.write(u.path, .3 * wave, rate, subtype='FLOAT')
+    change = {how: np.abs(of_speaker(data.sets['test'], speaker).astype(np.float64)
+                          - of_speaker(load(csv, tmp_path / 'cache', normalise=how).sets['test'], speaker)).mean()
+              for how, data in before.items()}
+    assert change['speaker'] < .1 and change['corpus'] > 2  # log(.3^2) is -2.4
+
+
+def test_a_speaker_who_is_silent_stays_finite():
+    silent = [np.full((8, 20), np.log(ft.FLOOR), np.float16)]
+    utterances = [type('Utterance', (), {'speaker': 'a'})]
+    found = datasets.by_speaker(utterances, silent)[0]
+    assert found.dtype == np.float16 and np.abs(found).max() < 1e3
+    assert SpeechDataset(utterances, [found], [0], torch.zeros(8, 1), torch.ones(8, 1), 20).frames.isfinite().all()
+
+
+def test_results_and_log_say_it_and_a_run_keeps_it(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '16', '--hop_ms', '32', '--duration', '0.8']
+    network = ['--device', 'cpu', '--model', 'rnn', '--params', '300', '--epochs', '1', '--batch_size', '10']
+    scores = {}
+    for how in ('speaker', 'corpus'):
+        augment.main(['--name', how, *argv, *network, '--normalise', how])
+        svm.main(['--name', f'svm-{how}', *argv, '--normalise', how])
+        for run in (how, f'svm-{how}'):
+            folder = tmp_path / 'runs/augment' / run
+            results = json.loads((folder / 'results.json').read_text())
+            assert results['normalise'] == how
+            assert ('each speaker normalised' in next(folder.glob('*.log')).read_text()) == (how == 'speaker')
+            scores[run] = (folder / 'predictions.csv').read_text()
+    assert len(set(scores.values())) == 4
+    assert torch.load('runs/augment/speaker/best.pt')['settings']['normalise'] == 'speaker'
+    with pytest.raises(utils.UserError, match='--resume: normalise is'):
+        augment.main(['--name', 'speaker', *argv, *network, '--resume', '--normalise', 'corpus'])
