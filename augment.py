@@ -79,6 +79,8 @@ def main(argv=None):
     elif heard:
         log('WARNING: the search heard test speakers of this fold: %s. The scores below are not speaker-independent.',
             ' '.join(heard))
+    if others := other_features(found_by, config):
+        log('NOTE: features are not those of the search: %s', ', '.join(others))
     if run.writes and genotype:
         run.writer.add_figure('genotype', plot(genotype), 0)
 
@@ -167,6 +169,13 @@ def recorded_settings(found_by, given):
             searched.pop('fold', None)
     names = {f.name for f in fields(cf.AugmentConfig)}
     return {name: value for name, value in searched.items() if name in names}
+
+
+def other_features(found_by, config):
+    """['duration 2.0 (there 3.0)', ...]: what a flag or preset has otherwise than the search had it."""
+    then = found_by.get('features')
+    return [f'{name} {getattr(config, name)} (there {utils.recorded(then, name)})' for name in features.NAMES
+            if then and utils.recorded(then, name) != getattr(config, name)]
 
 
 def speakers_heard(found_by, config, data):

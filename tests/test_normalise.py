@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 import augment
 import config as cf
 import datasets
+import genotypes as gt
 import utils
 from datasets import features as ft
 from datasets.dataset import SpeechDataset
@@ -103,3 +104,18 @@ def test_results_and_log_say_it_and_a_run_keeps_it(small_corpus, tmp_path, monke
     assert torch.load('runs/augment/speaker/best.pt')['settings']['normalise'] == 'speaker'
     with pytest.raises(utils.UserError, match='--resume: normalise is'):
         augment.main(['--name', 'speaker', *argv, *network, '--resume', '--normalise', 'corpus'])
+
+
+def test_other_features_than_the_search_had_are_noted(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = [[('skip_connect', 0), ('max_pool_3x3', 1)]]
+    genotype = gt.Genotype(cell, [2], cell, [2], [[('gru_1', 0), ('skip_connect', 1)]], [2])
+    had = dict(features='logmel', n_mels=16, hop_ms=32., time_pool=1, duration=.8)  # older than trim_db and normalise
+    gt.save(tmp_path / 'g.json', genotype, {'features': had, 'network': {'init_channels': 2, 'rnn_channels': 4}})
+    argv = ['--genotype', 'g.json', '--dataset', 'manifest', '--data_path', str(small_corpus), '--epochs', '1',
+            '--device', 'cpu']
+    for name, flags, note in (('as', [], None), ('other', ['--normalise', 'speaker', '--duration', '1'],
+                                                 'normalise speaker (there corpus), duration 1.0 (there 0.8)\n')):
+        augment.main(['--name', name, *argv, *flags])
+        notes = [line for line in open(f'runs/augment/{name}/augment.log') if 'not those of the search' in line]
+        assert [line.split('search: ')[1] for line in notes] == ([note] if note else [])
