@@ -70,7 +70,7 @@ def main(argv=None):
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev or ()), len(data.sets['test']), f'{n_params:,}', hardware)
     distributed.announce(log, checkpoint)
-    for line in datasets.protocol.lines(data.protocol):
+    for line in datasets.describe(config, data):
         log('%s', line)
     heard = speakers_heard(found_by, config, data) if from_file(config) else []
     if heard is None:
@@ -175,7 +175,7 @@ def other_features(found_by, config):
     """['duration 2.0 (there 3.0)', ...]: what a flag or preset has otherwise than the search had it."""
     then = found_by.get('features')
     return [f'{name} {getattr(config, name)} (there {utils.recorded(then, name)})' for name in features.NAMES
-            if then and utils.recorded(then, name) != getattr(config, name)]
+            if then and utils.recorded(then, name) not in (None, getattr(config, name))]
 
 
 def speakers_heard(found_by, config, data):
@@ -238,7 +238,10 @@ def score(net, dataset, criterion, autocast, config):
 
 
 def portable(net, genotype, data, config, epoch):
-    """Contents of best.pt: everything that scoring a new recording needs; plain values and tensors only."""
+    """Contents of best.pt: everything that scoring a new recording needs; plain values and tensors only.
+
+    Its mean and deviation are of what the network was given: with normalise 'speaker' a recording comes first by its speaker's.
+    """
     settings = asdict(config)
     names = ('init_channels', 'layers', 'stem_multiplier', 'rnn_layers', 'rnn_channels', 'dropout', 'model', 'params',
              *features.NAMES)

@@ -49,7 +49,7 @@ class Reading:
     time_pool: int = setting(2, 'keep the largest of so many frames', low=1)
     trim_db: float = setting(0., 'cut from both ends what is so many dB below the loudest 128 ms; 0: keep silence', low=0.)
     normalise: str = setting('corpus', 'every band by mean and deviation over the training speakers (corpus), or over all '
-                             'recordings of whoever speaks (speaker), labels unread: test speakers are then heard whole',
+                             'recordings that take part of whoever speaks (speaker), test speakers too',
                              choices=('corpus', 'speaker'))
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
 

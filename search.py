@@ -64,7 +64,7 @@ def main(argv=None):
         len(w_half), len(alpha_half), len(data.sets['dev']), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device, n_ranks))
     distributed.announce(log, checkpoint)
-    for line in datasets.protocol.lines(data.protocol):
+    for line in datasets.describe(config, data):
         log('%s', line)
 
     warmup = min(config.alpha_warmup, config.epochs - 1)

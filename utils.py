@@ -1,4 +1,5 @@
 """What both programs need around their loops: errors, seeds, and the folder of a run."""
+import contextlib
 import csv
 import glob
 import io
@@ -8,6 +9,7 @@ import os
 import random
 import shutil
 import sys
+import traceback
 from dataclasses import asdict
 
 import numpy as np
@@ -20,6 +22,8 @@ CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'th
 # What runs did that are older than the setting.
 YOUNGER = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus'}
 
+_open = set()  # runs that are being written
+
 
 class UserError(Exception):
     """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
@@ -29,23 +33,28 @@ def cli(main, speaks=lambda: True, leave=sys.exit):
     """Runs main() as a program: a user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
     speaks() tells whether this process says so, where several end for one reason; leave(code) ends it.
     """
-    def say(message):
-        if speaks():
+    def end(code, message=None):
+        if message and speaks():
             print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
+        for run in list(_open):  # a run that goes on draws nothing again that TensorBoard should have
+            with contextlib.suppress(OSError):  # the disk may be full
+                run.close()
+        leave(code)
     try:
         main()
     except UserError as error:
-        say(str(error))
-        leave(2)
+        end(2, str(error))
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output went away
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            end(2)
         else:
-            say(f'{error.filename}: {error.strerror or error}' if error.filename else str(error.strerror or error))
-        leave(2)
+            end(2, f'{error.filename}: {error.strerror or error}' if error.filename else str(error.strerror or error))
     except KeyboardInterrupt:
-        say('interrupted; the same command with --resume goes on')
-        leave(130)
+        end(130, 'interrupted; the same command with --resume goes on')
+    except Exception:  # a mistake of ours
+        traceback.print_exc()
+        end(1)
 
 
 def set_threads(n):
@@ -177,7 +186,8 @@ class Run:
         self.history = checkpoint['history'] if checkpoint else []
         # Rows after the checkpoint belong to an epoch that will be run again.
         write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
-        self.writer = SummaryWriter(self.file('tb'), purge_step=len(self.history) + 1 if checkpoint else None)
+        self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=len(self.history) + 1 if checkpoint else None)
+        _open.add(self)
         if not checkpoint:
             table = '\n'.join(['|setting|value|', '|---|---|'] + [f'|{k}|{v}|' for k, v in self.settings.items()])
             self.writer.add_text('parameters', table, 0)
@@ -226,6 +236,7 @@ class Run:
         write_torch(self.file('checkpoint.pt'), {**state, **self.data, 'history': self.history})
 
     def close(self):
+        _open.discard(self)
         self.writer.close()
 
 

@@ -5,6 +5,7 @@ for, and one row here.
 """
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from utils import UserError
 
 CORPORA = {'iemocap': iemocap, 'msp_improv': msp_improv, 'msp_podcast': msp_podcast, 'emodb': emodb, 'ravdess': ravdess,
            'cremad': cremad, 'savee': savee, 'manifest': manifest, 'synthetic': synthetic}
+FEW = 10  # recordings of a speaker; with fewer, on EMO-DB, --normalise speaker lost to corpus (docs/results.md)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,18 @@ def select(config):
         config.dataset, CORPORA[config.dataset], scan(config.dataset, config.data_path, config.cache),
         _folds(config.dataset, config.folds), config.labels, {'turns': config.turns, 'scenarios': config.scenarios})
     return utterances, folds_of(config.dataset, utterances, config.folds), report
+
+
+def describe(config, data):
+    """Lines for the reader of a log: what the protocol kept, and by how much each speaker is known."""
+    yield from protocol.lines(data.protocol)
+    if config.normalise == 'speaker':
+        counts = Counter(u.speaker for part in data.sets.values() for u in part.utterances)
+        fewest = min(counts, key=counts.get)
+        yield f'every speaker is normalised by their own recordings here; the fewest are {counts[fewest]}, of {fewest}'
+        if few := [speaker for speaker, n in counts.items() if n < FEW]:
+            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings: too few to know a voice by, '
+                   '--normalise corpus may do better')
 
 
 def check_sessions(train, dev, test):

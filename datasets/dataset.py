@@ -21,7 +21,7 @@ def statistics(features):
 def by_speaker(utterances, features):
     """[(F, T), ...] in their dtype, each mel band by its mean and deviation over all frames of the utterance's speaker.
 
-    Speaker normalisation: no label is read, but scoring an utterance then needs the others of its speaker.
+    Speaker normalisation: no label enters, but scoring an utterance needs the others of its speaker.
     """
     own = {}
     for u, x in zip(utterances, features, strict=True):

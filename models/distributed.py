@@ -84,11 +84,13 @@ def stop():
 
 def leave(code):
     """Ends this process after a failure, at once: Python's own end aborts it while threads of gloo are at work."""
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        sys.exit(code)
+    try:
         sys.stdout.flush()
         sys.stderr.flush()
+    finally:  # a full disk behind them changes nothing
         os._exit(code)
-    sys.exit(code)
 
 
 def first_to_speak():

@@ -92,7 +92,7 @@ def table_csv(results, folds):
 
 
 def markdown(name, plan, results):
-    parts = [standing(results), f'# {name}', *warnings(results)]
+    parts = [standing(results), f'# {name}', *warnings(results), *notes(results)]
     if not results.finished():
         return '\n\n'.join(parts) + '\n'
     folds, clean = folds_of(results), folds_of(results, plan['clean_folds'] or [0])
@@ -108,11 +108,6 @@ def markdown(name, plan, results):
         parts += scores(results, clean, heading) if clean else [f'## {heading}', 'Nothing was asked for in these folds.']
     parts += [*per_fold(results, folds, plan), *genotypes(results), *operations(results)]
     devices = sorted({run.found['device'] for run in results.finished()})
-    if any(run.found.get('train_on_dev') for run in results.finished()):
-        parts[-1] += '\n\nDev speakers were trained on too: of networks the last epoch was tested, and none has a UA on dev.'
-    if any(run.found.get('normalise') == 'speaker' for run in results.finished()):
-        parts[-1] += ('\n\nEvery speaker was normalised by all that they say, test speakers too: no label is read for it, but '
-                      'one recording of a stranger cannot be scored like this.')
     parts += ['## Made by', f'Hardware: {"; ".join(devices)}. Command:', f'    {plan["command"]}']
     return '\n\n'.join(parts) + '\n'
 
@@ -142,6 +137,15 @@ def warnings(results):
         lines.append(f'**WARNING: in fold {fold} not all runs were tested on the same utterances: they are not comparable.**')
     failed = [f'- {run.job}: {run.failed}' for run in results.runs if run.state == 'failed']
     return lines + ['\n'.join(['Failed:', '', *failed])] * bool(failed)
+
+
+def notes(results):
+    """What of the protocol a reader of any table must know."""
+    if any(run.found.get('train_on_dev') for run in results.finished()):
+        yield 'Dev speakers were trained on too: of networks the last epoch was tested, and none has a UA on dev.'
+    if any(run.found.get('normalise') == 'speaker' for run in results.finished()):
+        yield ('**Every speaker was normalised by all that they say here, test speakers too**: without their labels, but one '
+               'recording of a stranger cannot be scored like this.')
 
 
 def scores(results, folds, heading):

@@ -37,6 +37,8 @@ def main(argv=None):
     if config.train_on_dev:
         datasets.check_sessions(*(data.sets[name].utterances for name in ('train', 'dev', 'test')))
     run.open(data)
+    for line in datasets.describe(config, data):
+        run.logger.info('%s', line)
     began = time.time()
     x = {name: functionals(part) for name, part in data.sets.items()}
     y = {name: part.labels.numpy() for name, part in data.sets.items()}

@@ -49,8 +49,8 @@ def predict(model, seed, label, rng):
     return label if rng.random() < {'searched': .8, 'random': .75}.get(model, .7) else rng.choice(['angry', 'sad', 'calm'])
 
 
-def make(asked, missing=(), clean=(), unsaid=(), figures=False):
-    """table.md of the runs `asked`, all there but the missing ones. unsaid: what results.json lacks."""
+def make(asked, missing=(), clean=(), unsaid=(), figures=False, **more):
+    """table.md of the runs `asked`, all there but the missing ones. unsaid: what results.json lacks; more: what it has."""
     experiment = cv_plan.Experiment('x')
     for model, fold, seed in asked:
         if (model, fold, seed) in missing:
@@ -62,7 +62,7 @@ def make(asked, missing=(), clean=(), unsaid=(), figures=False):
             csv.writer(f).writerows([['path', 'speaker', 'label', 'predicted']] + [
                 [*row, predict(model, seed, row[2], rng)] for row in speech(fold)])
         found = {'labels': ['angry', 'calm', 'sad'], 'n_params': 1000, 'seconds': 120, 'device': 'none',
-                 'genotype': GENOTYPE if model in ('searched', 'random') else None, 'search_heard_test_speakers': []}
+                 'genotype': GENOTYPE if model in ('searched', 'random') else None, 'search_heard_test_speakers': [], **more}
         (folder / 'results.json').write_text(json.dumps({k: v for k, v in found.items() if k not in unsaid}))
     plan = {'runs': asked, 'test_speakers': SPEAKERS, 'clean_folds': list(clean), 'command': 'python scripts/cross_validate.py'}
     cv_table.make(experiment, plan, figures)
@@ -148,6 +148,14 @@ def test_of_the_svm_it_is_said_that_no_seed_changes_it(models, seeds, said, desk
     text = make(runs('searched', *models, seeds=seeds))
     assert ('deviation over seeds is 0 by construction' in text) == said
     assert ('± 0.0' in cells(text, 'svm')[3]) == said if 'svm' in models else True
+
+
+@pytest.mark.parametrize('more, said', [({'train_on_dev': True}, 'none has a UA on dev'),
+                                        ({'normalise': 'speaker'}, 'test speakers too**')])
+def test_how_the_speakers_were_used_stands_before_any_score(more, said, desk):
+    text = make(runs('cnn', seeds=[0]), **more)
+    assert 0 < text.find(said) < text.find('| model |')
+    assert said not in make(runs('cnn', seeds=[0]), normalise='corpus', train_on_dev=False)
 
 
 def test_clean_folds_that_were_not_asked_for_are_named(desk):

@@ -343,13 +343,16 @@ def test_a_mistake_under_torchrun_is_one_line(finished):
     assert len(said) == 1 and '--overwrite' in said[0] and out == '' and rows(finished.cwd / 'runs/search/two') == before
 
 
-def test_a_mistake_found_late_under_torchrun_is_one_line(tmp_path):
-    """While threads of gloo still hold the tensors of the last sums."""
+@pytest.mark.parametrize('error, code, said', [('utils.UserError("too late")', 2, ['late.py: too late']),
+                                               ('KeyError(1)', 1, [])])
+def test_a_process_that_fails_late_ends_at_once_with_its_own_exit_code(error, code, said, tmp_path):
+    """Python's end would now and then abort it, while threads of gloo hold the tensors of the last sums."""
     program = tmp_path / 'late.py'
-    program.write_text(f'import sys\nsys.path[:0] = [{str(ROOT)!r}]\nimport torch\nimport utils\n'
+    program.write_text(f'import atexit, sys\nsys.path[:0] = [{str(ROOT)!r}]\nimport torch\nimport utils\n'
                        'from models import distributed\ndef main():\n    distributed.start(torch.device("cpu"))\n'
-                       '    x = torch.ones(9, requires_grad=True)\n    for _ in range(50):\n'
-                       '        distributed.sum_over_ranks(x).sum().backward()\n        distributed.gather(1)\n'
-                       '    raise utils.UserError("too late")\n'
-                       'utils.cli(main, distributed.first_to_speak, distributed.leave)\n')
-    assert finish(launch(tmp_path, program), 'late.py', ok=False) == ('', ['late.py: too late'])
+                       '    atexit.register(print, "Python ends")\n    distributed.gather(1)\n'
+                       f'    raise {error}\nutils.cli(main, distributed.first_to_speak, distributed.leave)\n')
+    process = launch(tmp_path, program)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == '' and f'exitcode  : {code} ' in err
+    assert [line for line in err.splitlines() if line.startswith('late.py: ')] == said and ('KeyError: 1' in err) == (code == 1)

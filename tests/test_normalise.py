@@ -59,8 +59,13 @@ def test_neither_labels_nor_other_sets_nor_other_speakers_matter(tmp_path):
     for u in test:
         same = np.array_equal(of_speaker(before.sets['test'], u.speaker), of_speaker(after.sets['test'], u.speaker))
         assert same == (u.path not in changed)
-    csv.write_text(csv.read_text().replace('angry,', 'happy,'))
-    assert torch.equal(load(csv, tmp_path / 'cache').sets['test'].frames, after.sets['test'].frames)
+    rows = csv.read_text().splitlines()
+    rows[1::3] = [row.replace(',angry,', ',calm,').replace(',sad,', ',angry,').replace(',calm,', ',sad,') for row in rows[1::3]]
+    csv.write_text('\n'.join(rows))
+    swapped = load(csv, tmp_path / 'cache')
+    assert swapped.digest != after.digest
+    for name, part in swapped.sets.items():
+        assert torch.equal(part.frames, after.sets[name].frames)
 
 
 def test_a_microphone_of_ones_own_is_taken_off(tmp_path):
@@ -98,7 +103,9 @@ def test_results_and_log_say_it_and_a_run_keeps_it(small_corpus, tmp_path, monke
             folder = tmp_path / 'runs/augment' / run
             results = json.loads((folder / 'results.json').read_text())
             assert results['normalise'] == how
-            assert ('each speaker normalised' in next(folder.glob('*.log')).read_text()) == (how == 'speaker')
+            log = next(folder.glob('*.log')).read_text()
+            assert ('each speaker normalised' in log) == ('the fewest are 8, of spk' in log) == (how == 'speaker')
+            assert ('NOTE: 6 of 6 speakers have fewer than 10' in log) == (how == 'speaker')
             scores[run] = (folder / 'predictions.csv').read_text()
     assert len(set(scores.values())) == 4
     assert torch.load('runs/augment/speaker/best.pt')['settings']['normalise'] == 'speaker'

@@ -69,6 +69,24 @@ def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
     anew.close()
 
 
+@pytest.mark.parametrize('error, code', [(utils.UserError('no'), 2), (OSError('no'), 2), (KeyboardInterrupt(), 130),
+                                         (KeyError(), 1)])
+def test_tensorboard_has_what_was_drawn_before_a_failure(error, code, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    monkeypatch.chdir(tmp_path)
+
+    def fails():
+        one = run()
+        one.open(DATA)
+        one.end_epoch({'epoch': 1, 'train': {'ua': .5}})
+        raise error
+    codes = []
+    utils.cli(fails, leave=codes.append)
+    events = EventAccumulator('runs/search/x/tb')
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars('train/ua')] == [(1, .5)] and codes == [code]
+
+
 def test_a_folder_of_runs_is_no_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inner = utils.Run('search', cf.SearchConfig(name='x/y/z'))
