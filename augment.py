@@ -18,7 +18,7 @@ import utils
 from datasets import features, scoring
 from datasets.dataset import batch_sizes
 from datasets.transforms import spec_augment
-from models import distributed
+from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.report import report
@@ -31,10 +31,10 @@ RANDOM = 'random'  # --genotype: drawn, not found
 def main(argv=None):
     config, genotype, found_by = settings_and_genotype(cf.given('augment', argv))
     utils.set_threads(config.threads)
-    device = utils.choose_device(config.device, distributed.local_rank())
-    distributed.start(device)
-    run = distributed.together(lambda: utils.Run('augment', config, distributed.is_main()))
-    data = distributed.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device, not run.writes,
+    device = utils.choose_device(config.device, parallel.local_rank())
+    parallel.start(device)
+    run = parallel.together(lambda: utils.Run('augment', config, parallel.is_main()))
+    data = parallel.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device, not run.writes,
                                                       config.train_on_dev))
     train, dev = data.sets['train'], data.sets.get('dev')
 
@@ -52,8 +52,8 @@ def main(argv=None):
     parts = dict(net=net, optim=optim, scheduler=scheduler)
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
-    distributed.seed_own(config.seed)
-    checkpoint = distributed.from_main(lambda: run.open(data))
+    parallel.seed_own(config.seed)
+    checkpoint = parallel.from_main(lambda: run.open(data))
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
     if checkpoint:
         run.history, best = checkpoint['history'], checkpoint['best']
@@ -64,12 +64,12 @@ def main(argv=None):
         # A run killed between the two files may have left the network of an epoch that is now run again.
         if run.writes:
             utils.write_torch(run.file('best.pt'), best['file'])
-        distributed.set_rng_state(checkpoint['rng'], shared, device)
-    distributed.broadcast_(net.state_dict().values())
-    log, hardware = run.logger.info, utils.describe_device(device, distributed.world_size())
+        parallel.set_rng_state(checkpoint['rng'], shared, device)
+    parallel.broadcast_(net.state_dict().values())
+    log, hardware = run.logger.info, utils.describe_device(device, parallel.world_size())
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev or ()), len(data.sets['test']), f'{n_params:,}', hardware)
-    distributed.announce(log, checkpoint)
+    parallel.announce(log, checkpoint)
     for line in datasets.describe(config, data):
         log('%s', line)
     heard = speakers_heard(found_by, config, data) if from_file(config) else []
@@ -93,7 +93,7 @@ def main(argv=None):
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
         trained = train_epoch(net, criterion, optim, train, shared, autocast, config, epoch)
         scheduler.step()
-        if distributed.differs(net.state_dict().values()):
+        if parallel.differs(net.state_dict().values()):
             raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
                                   'on from the epoch before')
         scores = {'train': trained}
@@ -108,7 +108,7 @@ def main(argv=None):
                 if dev is not None:
                     figure = plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
                     run.writer.add_figure('confusion/dev', figure, epoch)
-        rng = distributed.rng_state(shared, device)
+        rng = parallel.rng_state(shared, device)
         if run.writes:
             run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
             run.save_checkpoint({'rng': rng, 'best': best, **{name: part.state_dict() for name, part in parts.items()}})
@@ -122,7 +122,7 @@ def main(argv=None):
         device=hardware, seconds=sum(row['seconds'] for row in run.history)))
     if run.writes:
         run.close()
-    distributed.stop()
+    parallel.stop()
 
 
 def settings_and_genotype(given):
@@ -194,7 +194,7 @@ def make_net(config, data, genotype):
     try:
         net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
                          config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
-        net.check_batches(config.n_mels, train.n_frames, batch_sizes(len(train), config.batch_size, distributed.world_size()))
+        net.check_batches(config.n_mels, train.n_frames, batch_sizes(len(train), config.batch_size, parallel.world_size()))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
     return net
@@ -209,10 +209,10 @@ def schedule(epoch, warmup, epochs):
 
 def train_epoch(net, criterion, optim, train, shared, autocast, config, epoch):
     """One pass over the training speakers. shared: draws batches and masks; every rank works on its share of them."""
-    tally, place = scoring.Tally(), distributed.place()
-    sizes = batch_sizes(len(train), config.batch_size, distributed.world_size())
+    tally, place = scoring.Tally(), parallel.place()
+    sizes = batch_sizes(len(train), config.batch_size, parallel.world_size())
     bar = tqdm(train.batches(config.batch_size, None, shared, **place), f'epoch {epoch}/{config.epochs}', len(sizes),
-               disable=None if distributed.is_main() else True, leave=False)
+               disable=None if parallel.is_main() else True, leave=False)
     for (X, y), n in zip(bar, sizes):
         X = spec_augment(X, config.n_masks, config.max_freq, config.max_time, shared, n, **place)
         optim.zero_grad()
@@ -221,20 +221,20 @@ def train_epoch(net, criterion, optim, train, shared, autocast, config, epoch):
             loss = criterion(logits, y)
             total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
         total.backward()
-        distributed.sum_gradients(net.parameters())
+        parallel.sum_gradients(net.parameters())
         nn.utils.clip_grad_norm_(net.parameters(), config.grad_clip)
         optim.step()
         tally.add(loss, logits, y, n)
-    return tally.scores(distributed.gather)
+    return tally.scores(parallel.gather)
 
 
 def score(net, dataset, criterion, autocast, config):
     net.eval()
     with autocast:
-        forward = distributed.sharing(lambda X: net(X)[0])
+        forward = parallel.sharing(lambda X: net(X)[0])
         found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
     net.train()
-    return distributed.gather(found)[0]  # of rank 0: that all choose the same epoch must not hang on the last bit
+    return parallel.gather(found)[0]  # of rank 0: that all choose the same epoch must not hang on the last bit
 
 
 def portable(net, genotype, data, config, epoch):
@@ -260,4 +260,4 @@ def test(run, net, criterion, autocast, config, data, facts):
 
 
 if __name__ == '__main__':
-    utils.cli(main, distributed.first_to_speak, distributed.leave)
+    utils.cli(main, parallel.first_to_speak, parallel.leave)

@@ -18,7 +18,7 @@ from datasets import features, scoring
 from datasets.dataset import batch_sizes
 from datasets.folds import halves
 from datasets.transforms import spec_augment
-from models import distributed
+from models import parallel
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
@@ -30,17 +30,17 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 def main(argv=None):
     config = cf.build('search', cf.given('search', argv))
     utils.set_threads(config.threads)
-    device = utils.choose_device(config.device, distributed.local_rank())
-    distributed.start(device)
-    run = distributed.together(lambda: utils.Run('search', config, distributed.is_main()))
+    device = utils.choose_device(config.device, parallel.local_rank())
+    parallel.start(device)
+    run = parallel.together(lambda: utils.Run('search', config, parallel.is_main()))
     # Test speakers' audio is not even read.
-    data = distributed.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes))
+    data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes))
     train = data.sets['train']
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
     shared = torch.Generator().manual_seed(config.seed)  # of batches and masks, which are drawn alike on every rank
-    n_ranks = distributed.world_size()
+    n_ranks = parallel.world_size()
     sizes = [n for half in (w_half, alpha_half) for n in batch_sizes(len(half), config.batch_size, n_ranks)]
     net = make_net(config, data, sizes).to(device)
     if config.channels_last:
@@ -51,19 +51,19 @@ def main(argv=None):
     architect = Architect(net, config.w_momentum, config.w_weight_decay, config.hessian)
     parts = dict(net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
 
-    distributed.seed_own(config.seed)
-    checkpoint = distributed.from_main(lambda: run.open(data))
+    parallel.seed_own(config.seed)
+    checkpoint = parallel.from_main(lambda: run.open(data))
     if checkpoint:
         run.history = checkpoint['history']
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        distributed.set_rng_state(checkpoint['rng'], shared, device)
-    distributed.broadcast_(net.state_dict().values())
+        parallel.set_rng_state(checkpoint['rng'], shared, device)
+    parallel.broadcast_(net.state_dict().values())
     log = run.logger.info
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
         len(w_half), len(alpha_half), len(data.sets['dev']), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device, n_ranks))
-    distributed.announce(log, checkpoint)
+    parallel.announce(log, checkpoint)
     for line in datasets.describe(config, data):
         log('%s', line)
 
@@ -76,18 +76,18 @@ def main(argv=None):
         scored = train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, shared, autocast, config, epoch,
                              with_alpha=epoch > warmup)
         scheduler.step()
-        if distributed.differs(net.state_dict().values()):
+        if parallel.differs(net.state_dict().values()):
             raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
                                   'on from the epoch before')
         net.eval()
         with autocast:
-            dev, _ = scoring.evaluate(distributed.sharing(net), data.sets['dev'], config.batch_size, net.criterion.weight)
+            dev, _ = scoring.evaluate(parallel.sharing(net), data.sets['dev'], config.batch_size, net.criterion.weight)
         net.train()
         genotype = net.genotype()
         row = {'epoch': epoch, **scored, 'dev': dev, 'lr': lr, 'entropy': entropies(net), 'ops': gt.op_counts(genotype),
                'genotype': gt.to_str(genotype), 'alpha': op_weights(net), 'beta': edge_weights(net),
                'seconds': time.time() - began}
-        rng = distributed.rng_state(shared, device)
+        rng = parallel.rng_state(shared, device)
         if run.writes:
             run.end_epoch(row)
             show(run, net, genotype, row)
@@ -96,7 +96,7 @@ def main(argv=None):
     if run.writes:
         finish(run, net, config, data)
         run.close()
-    distributed.stop()
+    parallel.stop()
 
 
 def finish(run, net, config, data):
@@ -131,12 +131,12 @@ def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half,
 
     shared: the generator that draws batches and masks; every rank works on its share of them.
     """
-    tally, val_loss, place = scoring.Tally(), [], distributed.place()
+    tally, val_loss, place = scoring.Tally(), [], parallel.place()
     val_batches = itertools.chain.from_iterable(
         train.batches(config.batch_size, alpha_half, shared, **place) for _ in itertools.count())
-    sizes = batch_sizes(len(w_half), config.batch_size, distributed.world_size())
+    sizes = batch_sizes(len(w_half), config.batch_size, parallel.world_size())
     bar = tqdm(train.batches(config.batch_size, w_half, shared, **place), f'epoch {epoch}/{config.epochs}', len(sizes),
-               disable=None if distributed.is_main() else True, leave=False)
+               disable=None if parallel.is_main() else True, leave=False)
     for (trn_X, trn_y), n in zip(bar, sizes):
         trn_X = spec_augment(trn_X, config.n_masks, config.max_freq, config.max_time, shared, n, **place)
         if with_alpha:
@@ -153,11 +153,11 @@ def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half,
             logits = net(trn_X)
             loss = net.criterion(logits, trn_y)
         loss.backward()
-        distributed.sum_gradients(net.weights())
+        parallel.sum_gradients(net.weights())
         nn.utils.clip_grad_norm_(net.weights(), config.w_grad_clip)
         w_optim.step()
         tally.add(loss, logits, trn_y, n)
-    return {'train': tally.scores(distributed.gather), 'alpha_loss': float(torch.stack(val_loss).mean()) if val_loss else None}
+    return {'train': tally.scores(parallel.gather), 'alpha_loss': float(torch.stack(val_loss).mean()) if val_loss else None}
 
 
 def op_weights(net):
@@ -213,4 +213,4 @@ def record(config, net, data):
 
 
 if __name__ == '__main__':
-    utils.cli(main, distributed.first_to_speak, distributed.leave)
+    utils.cli(main, parallel.first_to_speak, parallel.leave)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from datasets import cremad, emodb, iemocap, manifest, msp_improv, msp_podcast, protocol, ravdess, savee, synthetic
+from datasets import protocol
 from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
 from datasets.features import FeatureConfig, cached_features
 from datasets.folds import Fold, make_folds
+from datasets.readers import cremad, emodb, iemocap, manifest, msp_improv, msp_podcast, ravdess, savee, synthetic
 from utils import UserError
 
 CORPORA = {'iemocap': iemocap, 'msp_improv': msp_improv, 'msp_podcast': msp_podcast, 'emodb': emodb, 'ravdess': ravdess,

@@ -3,7 +3,7 @@ from contextlib import contextmanager
 
 import torch
 
-from models.distributed import all_reduce
+from models.parallel import all_reduce
 
 # Length of the finite-difference step in weight space, in float32. DARTS takes 0.01 (section 2.3, footnote 2): on the default
 # supernet, whose ReLUs have kinks, that misses the exact product by half, and 0.1 by a fifth (docs/results.md).

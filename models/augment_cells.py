@@ -2,9 +2,9 @@
 import torch
 import torch.nn as nn
 
-from models.network import Fit, FitSequence
 from models.ops import OPS, DropPath
 from models.rnn_ops import RNN_OPS
+from models.skeleton import Fit, FitSequence
 
 
 def to_dag(gene, make_op):

@@ -2,8 +2,8 @@
 import torch.nn as nn
 
 from models.augment_cells import AugmentCell, AugmentSeqCell
-from models.network import JointNetwork
 from models.ops import DropPath
+from models.skeleton import JointNetwork
 from models.sync import BatchNorm2d
 
 C_AUX = 128  # channels of the auxiliary head

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 import torch.nn as nn
 
-from models.network import N_BANDS, to_sequence
+from models.skeleton import N_BANDS, to_sequence
 from models.sync import BatchNorm2d
 
 H_CLASSIFIER = 32  # hidden units before the logits, of the paper's five

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.depthwise import DepthwiseConv2d
+from models.fast.depthwise import DepthwiseConv2d
 from models.sync import BatchNorm2d
 
 OPS = {

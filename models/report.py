@@ -7,7 +7,7 @@ from sklearn.metrics import confusion_matrix
 
 import utils
 from datasets import scoring
-from models import distributed
+from models import parallel
 from models.visualize import plot_confusion
 
 
@@ -51,4 +51,4 @@ def report(run, probabilities, config, data, facts, chosen):
 
 
 def command():
-    return ' '.join([distributed.launcher(), os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    return ' '.join([parallel.launcher(), os.path.basename(sys.argv[0]), *sys.argv[1:]])

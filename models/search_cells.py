@@ -10,12 +10,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import genotypes as gt
-from models import batched_rnn
-from models.depthwise import depthwise
-from models.fold import fold, fold_plain, linear
-from models.network import Fit, FitSequence
+from models.fast import recurrences
+from models.fast.depthwise import depthwise
+from models.fast.folding import fold, fold_plain, linear
 from models.ops import OPS, DilConv, FactorizedReduce, MixedOp, PoolBN, SepConv, Zero, channel_shuffle, factors
 from models.rnn_ops import RNN_OPS, AttentiveRecurrent, Recurrent
+from models.skeleton import Fit, FitSequence
 
 
 def mixed_dag(n_nodes, make_op):
@@ -169,6 +169,6 @@ class SearchSeqCell(nn.Module):
             jobs.sort(key=lambda job: job[0])
             owners, ws, xs, ops = zip(*jobs)
             sizes = [owners.count(i) for i in carried]
-            parts = zip(torch.stack(ws).split(sizes), batched_rnn.run(xs, ops).split(sizes))  # (J_i,), (J_i, N, T, H) a node
+            parts = zip(torch.stack(ws).split(sizes), recurrences.run(xs, ops).split(sizes))  # (J_i,), (J_i, N, T, H) a node
             carried = {i: carried[i] + torch.tensordot(w, y, dims=1) for i, (w, y) in zip(carried, parts)}
         return carried

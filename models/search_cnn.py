@@ -4,8 +4,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import genotypes as gt
-from models.network import JointNetwork
 from models.search_cells import SearchCell, SearchSeqCell
+from models.skeleton import JointNetwork
 
 ALPHA_INIT = 1e-3  # standard deviation: near uniform softmax weights at the start (DARTS, appendix A.1.1)
 
@@ -39,7 +39,7 @@ class SearchCNNController(nn.Module):
     device_ids: taken for pt.darts' sake; one device at most. Raises ValueError on sizes or operations that make no network.
     """
 
-    twice_differentiable = True  # on a GPU its recurrences are models.batched_rnn's, not cuDNN's
+    twice_differentiable = True  # on a GPU its recurrences are models.fast.recurrences's, not cuDNN's
 
     def __init__(self, C_in, C, n_classes, n_layers, criterion, n_nodes=4, stem_multiplier=3, n_layers_rnn=1, n_nodes_rnn=2,
                  C_rnn=32, primitives='paper', rnn_primitives='mixed', dropout=0., device_ids=None, partial_channels=1):

@@ -3,7 +3,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from models.distributed import all_reduce, rank, sum_over_ranks, world_size
+from models.parallel import all_reduce, rank, sum_over_ranks, world_size
 
 
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=.1, eps=1e-5):

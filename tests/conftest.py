@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from datasets import synthetic
+from datasets.readers import synthetic
 
 ROOT = Path(__file__).parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job, and so in what we start

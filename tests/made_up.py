@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import soundfile
 
-from datasets import synthetic
+from datasets.readers import synthetic
 
 VOICES = dict(ang='angry', hap='happy', exc='happy', neu='neutral', sad='sad', anger='angry', happiness='happy',
               neutral='neutral', sadness='sad')

@@ -6,7 +6,8 @@ import pytest
 import soundfile
 from conftest import write_corpus
 
-from datasets import CORPORA, emodb, manifest, ravdess, scan, synthetic
+from datasets import CORPORA, scan
+from datasets.readers import emodb, manifest, ravdess, synthetic
 from utils import UserError
 
 

@@ -7,10 +7,11 @@ import torch.nn as nn
 from textbook import TextbookArchitect, textbook
 
 import genotypes as gt
-from models import batched_rnn, search_cells
+from models import search_cells
 from models.architect import Architect
-from models.depthwise import DepthwiseConv2d, depthwise
-from models.fold import fold, linear
+from models.fast import recurrences
+from models.fast.depthwise import DepthwiseConv2d, depthwise
+from models.fast.folding import fold, linear
 from models.rnn_ops import RNN_OPS
 from models.search_cnn import SearchCNNController
 
@@ -177,7 +178,7 @@ def test_batched_recurrences_are_the_operations(names):
     ops = [RNN_OPS[name](6, False).double() for name in names if name != 'skip_connect']
     xs = [torch.randn(2, 7, 6, dtype=torch.double, requires_grad=True) for _ in ops]
     parameters = [p for op in ops for p in op.parameters() if p.numel()]
-    found, expected = batched_rnn.run(xs, ops), torch.stack([op(x) for x, op in zip(xs, ops)])
+    found, expected = recurrences.run(xs, ops), torch.stack([op(x) for x, op in zip(xs, ops)])
     v = torch.randn_like(expected)
     assert_same([found], [expected], 1e-12)
     assert_same(*(torch.autograd.grad(y, [*xs, *parameters], v, allow_unused=True) for y in (found, expected)), 1e-10)
@@ -186,9 +187,9 @@ def test_batched_recurrences_are_the_operations(names):
 def test_batched_lstms_too_which_a_cpu_leaves_to_the_library():
     ops = [RNN_OPS[name](6, False).double() for name in ('lstm_3', 'lstm_att_2', 'lstm_2', 'lstm_1')]
     xs, rnns = [torch.randn(2, 7, 6, dtype=torch.double, requires_grad=True) for _ in ops], [op.rnn for op in ops]
-    batched = batched_rnn.stacks(xs, rnns, range(len(rnns)))
+    batched = recurrences.stacks(xs, rnns, range(len(rnns)))
     found = torch.stack([batched[j] for j in range(len(rnns))])
-    expected = torch.stack([batched_rnn.directions_added(rnn(x)[0], rnn) for x, rnn in zip(xs, rnns)])
+    expected = torch.stack([recurrences.directions_added(rnn(x)[0], rnn) for x, rnn in zip(xs, rnns)])
     assert_same([found], [expected], 1e-12)
     inputs = [*xs, *(p for rnn in rnns for p in rnn.parameters())]
     assert_same(*(torch.autograd.grad(y.sin().sum(), inputs) for y in (found, expected)), 1e-10)

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from datasets import features as ft
-from datasets import synthetic
+from datasets.readers import synthetic
 from datasets.utterance import Utterance
 from utils import UserError
 

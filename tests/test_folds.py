@@ -3,8 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from datasets import emodb, folds_of, ravdess, scan
+from datasets import folds_of, scan
 from datasets.folds import halves, make_folds
+from datasets.readers import emodb, ravdess
 from datasets.utterance import Utterance
 from utils import UserError
 

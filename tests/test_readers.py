@@ -5,7 +5,8 @@ import made_up
 import pytest
 from test_corpora import touch
 
-from datasets import cremad, iemocap, msp_improv, msp_podcast, savee, scan, select
+from datasets import scan, select
+from datasets.readers import cremad, iemocap, msp_improv, msp_podcast, savee
 from utils import UserError
 
 # emotion: (improvised, scripted). Sums, and the improvised ang hap neu sad, are the published ones.

@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from models.architect import RADIUS
-from models.depthwise import DepthwiseConv2d
+from models.fast.depthwise import DepthwiseConv2d
 from models.search_cells import SearchCell, SearchSeqCell
 
 

@@ -1,4 +1,4 @@
-"""scripts/rank.py: a network's score inside the supernet is that of the network."""
+"""scripts/rank_correlation.py: a network's score inside the supernet is that of the network."""
 import json
 import re
 import shutil
@@ -15,7 +15,7 @@ import augment
 import genotypes as gt
 import search
 from datasets.dataset import SpeechDataset
-from scripts import rank
+from scripts import rank_correlation as rank
 from utils import UserError
 
 GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_connect', 2), ('dil_conv_3x3', 0)]], range(2, 4),

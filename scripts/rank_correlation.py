@@ -1,6 +1,6 @@
 """Does a supernet rank networks as their retraining does? Kendall's tau between the two, on dev speakers alone.
 
-    python scripts/rank.py runs/search/cv/emodb/f1-s0 runs/augment/cv/emodb/*-f1-s* --data_path DIR
+    python scripts/rank_correlation.py runs/search/cv/emodb/f1-s0 runs/augment/cv/emodb/*-f1-s* --data_path DIR
 
 Each network of the search's space that was retrained on the same fold is scored with the weights of the supernet too: its edges
 pass their operation whole, all others nothing, and batch norm gets the statistics of that network, without which such scores

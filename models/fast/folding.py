@@ -9,7 +9,7 @@ kept. What float32 loses is in the difference M - mu mu^T: a channel whose mean 
 import torch
 import torch.nn.functional as F
 
-from models.distributed import sum_over_ranks, world_size
+from models.parallel import sum_over_ranks, world_size
 
 
 def linear(zs, A, b=None):

@@ -25,12 +25,13 @@ import datasets
 import search
 import utils
 from datasets import features as ft
-from datasets import scoring, synthetic
+from datasets import scoring
 from datasets.dataset import SpeechDataset, batch_sizes
+from datasets.readers import synthetic
 from datasets.transforms import spec_augment
 from datasets.utterance import Utterance
 from genotypes import Genotype
-from models import distributed
+from models import parallel
 from models.architect import Architect
 from models.augment_cnn import AugmentCNN
 from models.search_cnn import SearchCNNController
@@ -44,7 +45,7 @@ WEIGHTS = torch.tensor([1., 2., .5], dtype=torch.double)  # of the classes, so t
 def one_batch(size=(8, 12)):
     """This rank's share of a batch that is the same for every number of ranks."""
     X, y = torch.randn(N, 1, *size, dtype=torch.double), torch.randint(3, (N,))
-    return X[distributed.rank()::distributed.world_size()], y[distributed.rank()::distributed.world_size()]
+    return X[parallel.rank()::parallel.world_size()], y[parallel.rank()::parallel.world_size()]
 
 
 def flat(tensors):
@@ -63,7 +64,7 @@ def supernet_numbers():
     for step in range(2):
         optim.zero_grad()
         net.loss(*trn).backward()
-        distributed.sum_gradients(net.weights())
+        parallel.sum_gradients(net.weights())
         found[f'w, step {step}'] = flat(p.grad for p in net.weights() if p.grad is not None)
         optim.step()
     found['buffers'] = flat(net.buffers())
@@ -81,7 +82,7 @@ def discrete_numbers():
     criterion, (X, y) = CrossEntropyLoss(WEIGHTS), one_batch()
     logits, aux_logits = net(X)
     (criterion(logits, y) + .4 * criterion(aux_logits, y)).backward()
-    distributed.sum_gradients(net.parameters())
+    parallel.sum_gradients(net.parameters())
     return {'w': flat(p.grad for p in net.parameters()), 'buffers': flat(net.buffers())}
 
 
@@ -95,20 +96,20 @@ def corpus(n=11):
 
 def epoch_numbers():
     """Batches with their masks, and the training scores of an epoch."""
-    data, tally, seen, place = corpus(), scoring.Tally(), [], distributed.place()
+    data, tally, seen, place = corpus(), scoring.Tally(), [], parallel.place()
     shared = torch.Generator().manual_seed(1)
-    criterion, sizes = CrossEntropyLoss(WEIGHTS.float()), batch_sizes(len(data), N, distributed.world_size())
+    criterion, sizes = CrossEntropyLoss(WEIGHTS.float()), batch_sizes(len(data), N, parallel.world_size())
     for (X, y), n in zip(data.batches(N, None, shared, **place), sizes, strict=True):
         X = spec_augment(X, 2, .6, .6, shared, n, **place)
         logits = X.mean(dim=(1, 3))  # (N, 3)
         tally.add(criterion(logits, y), logits, y, n)
-        shares = distributed.gather((X, y))
+        shares = parallel.gather((X, y))
         whole = [torch.zeros(n, *t.shape[1:], dtype=t.dtype) for t in (X, y)]
         for rank, share in enumerate(shares):
             for w, t in zip(whole, share):
                 w[rank::len(shares)] = t
         seen += whole
-    return {'batches': flat(seen), 'scores': torch.tensor(list(tally.scores(distributed.gather).values()))}
+    return {'batches': flat(seen), 'scores': torch.tensor(list(tally.scores(parallel.gather).values()))}
 
 
 def score_numbers():
@@ -117,8 +118,8 @@ def score_numbers():
     def forward(X):
         rows.append(len(X))
         return X.mean(dim=(1, 3))
-    found = {f'batch {size}': data.score(distributed.sharing(forward), size).flatten() for size in (1, 4, 100)}
-    return {**found, 'windows': torch.tensor(float(sum(distributed.gather(sum(rows[-1:])))))}
+    found = {f'batch {size}': data.score(parallel.sharing(forward), size).flatten() for size in (1, 4, 100)}
+    return {**found, 'windows': torch.tensor(float(sum(parallel.gather(sum(rows[-1:])))))}
 
 
 def numbers():
@@ -128,40 +129,40 @@ def numbers():
 
 def what_only_ranks_have(folder):
     """{claim: whether it held on this rank}"""
-    rank, found, x = distributed.rank(), {}, torch.arange(6.)
+    rank, found, x = parallel.rank(), {}, torch.arange(6.)
     torch.manual_seed(3)
-    distributed.seed_own(3)
+    parallel.seed_own(3)
     shared = torch.Generator().manual_seed(3)
-    state = distributed.rng_state(shared, x.device)
+    state = parallel.rng_state(shared, x.device)
     drawn = torch.rand(4), torch.rand(4, generator=shared)
-    others = distributed.gather(drawn)
+    others = parallel.gather(drawn)
     found['own random numbers differ'] = not torch.equal(others[0][0], others[1][0])
     found['shared ones do not'] = torch.equal(others[0][1], others[1][1])
-    distributed.set_rng_state(state, shared, x.device)
+    parallel.set_rng_state(state, shared, x.device)
     found['random numbers come back'] = torch.equal(torch.rand(4), drawn[0]) and torch.equal(
         torch.rand(4, generator=shared), drawn[1])
 
-    found['equal tensors do not differ'] = not distributed.differs([x, torch.tensor(3)])
+    found['equal tensors do not differ'] = not parallel.differs([x, torch.tensor(3)])
     y = x + rank * torch.tensor([0., 0., 1e-6, 0., 0., 0.])
-    found['tensors that differ in a bit differ'] = distributed.differs([x, y])
-    distributed.broadcast_([y])
+    found['tensors that differ in a bit differ'] = parallel.differs([x, y])
+    parallel.broadcast_([y])
     found['rank 0 gives what all hold'] = torch.equal(y, x)
 
     calls, extract = [], ft.extract
     ft.extract = lambda wave, config: calls.append(1) or extract(wave, config)
     us = [Utterance(os.path.join(folder, f'{i}.wav'), 'x', 'a') for i in range(3)]
-    distributed.together(lambda: ft.cached_features(us, ft.FeatureConfig(n_mels=8), os.path.join(folder, 'cache')))
+    parallel.together(lambda: ft.cached_features(us, ft.FeatureConfig(n_mels=8), os.path.join(folder, 'cache')))
     found['features are extracted once'] = len(calls) == (3 if rank == 0 else 0)
 
     def fails():
         if rank == 1:
             raise utils.UserError('only here')
     try:
-        distributed.together(fails)
+        parallel.together(fails)
     except utils.UserError as error:
         found['what fails on one rank fails on all'] = str(error) == 'only here'
-    found['rank 0 alone is asked'] = distributed.from_main(lambda: rank) == 0
-    found['one rank speaks'] = sum(distributed.gather(distributed.first_to_speak())) == 1
+    found['rank 0 alone is asked'] = parallel.from_main(lambda: rank) == 0
+    found['one rank speaks'] = sum(parallel.gather(parallel.first_to_speak())) == 1
     return found
 
 
@@ -175,9 +176,9 @@ def rank_main(rank, port, folder):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(N_RANKS), LOCAL_RANK=str(rank), MASTER_ADDR='127.0.0.1',
                       MASTER_PORT=str(port), TORCHELASTIC_RUN_ID='test')
     torch.set_num_threads(1)
-    distributed.start(torch.device('cpu'))
+    parallel.start(torch.device('cpu'))
     found, group = (numbers(), what_only_ranks_have(folder)), weakref.ref(dist.group.WORLD)
-    distributed.stop()
+    parallel.stop()
     found[1]['nothing keeps the threads of gloo'] = group() is None
     torch.save(found, os.path.join(folder, f'{rank}.pt'))
 
@@ -265,8 +266,8 @@ def in_double(folder, name):
     """A program like search.py or augment.py that works in float64."""
     path = folder / f'{name}64.py'
     path.write_text(f'import sys\nsys.path[:0] = {[str(ROOT), str(ROOT / "tests")]}\n'
-                    f'import test_distributed, {name}, utils\nfrom models import distributed\n'
-                    f'test_distributed.double({name})\nutils.cli({name}.main, distributed.first_to_speak, distributed.leave)\n')
+                    f'import test_parallel, {name}, utils\nfrom models import parallel\n'
+                    f'test_parallel.double({name})\nutils.cli({name}.main, parallel.first_to_speak, parallel.leave)\n')
     return path
 
 
@@ -349,9 +350,9 @@ def test_a_process_that_fails_late_ends_at_once_with_its_own_exit_code(error, co
     """Python's end would now and then abort it, while threads of gloo hold the tensors of the last sums."""
     program = tmp_path / 'late.py'
     program.write_text(f'import atexit, sys\nsys.path[:0] = [{str(ROOT)!r}]\nimport torch\nimport utils\n'
-                       'from models import distributed\ndef main():\n    distributed.start(torch.device("cpu"))\n'
-                       '    atexit.register(print, "Python ends")\n    distributed.gather(1)\n'
-                       f'    raise {error}\nutils.cli(main, distributed.first_to_speak, distributed.leave)\n')
+                       'from models import parallel\ndef main():\n    parallel.start(torch.device("cpu"))\n'
+                       '    atexit.register(print, "Python ends")\n    parallel.gather(1)\n'
+                       f'    raise {error}\nutils.cli(main, parallel.first_to_speak, parallel.leave)\n')
     process = launch(tmp_path, program)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and out == '' and f'exitcode  : {code} ' in err
