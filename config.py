@@ -1,16 +1,28 @@
-"""Settings of the programs: frozen dataclasses, one row a setting; command line over YAML file over default."""
+"""Settings of the programs, grouped by what they are about. Precedence: flag > --config FILE > genotype file > default.
+
+A setting is one row in one group; SearchConfig, AugmentConfig and SvmConfig list the groups a program has. This module imports
+neither torch nor librosa, so that `--help` answers at once.
+"""
 import argparse
 import difflib
 import math
+import pkgutil
 import re
-from dataclasses import MISSING, dataclass, field, fields
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import yaml
 
-from utils import UserError
+CORPORA = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / 'datasets' / 'readers')]))
+BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # functions of models/baselines.py
+RANDOM = 'random'  # --genotype random: drawn, not searched
+SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
+WINDOW_MS = 32  # ms, length of the analysis window
 
-# of models/baselines.py
-BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')
+
+class UserError(Exception):
+    """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
 
 
 def setting(default, help, choices=None, low=None, high=None):
@@ -19,249 +31,338 @@ def setting(default, help, choices=None, low=None, high=None):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What every program needs to read a fold of a corpus."""
-    name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME; may hold folders, A/B'))
-    config: str | None = setting(None, 'YAML file with settings; a flag beats it')
-    seed: int = setting(0, 'of weights, batches and masks', low=0, high=2 ** 32 - 1)
-    threads: int = setting(0, 'CPU threads; 0: all cores but one, or OMP_NUM_THREADS', low=0)
-    resume: bool = setting(False, 'go on from the last checkpoint of this run')
+class RunSettings:
+    """run"""
+    name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME; A/B makes a subfolder'))
+    config: str | None = setting(None, 'YAML file with settings; a flag overrides it')
+    seed: int = setting(0, 'seed of weights, batches and masks', low=0, high=2 ** 32 - 1)
+    resume: bool = setting(False, 'continue from the last checkpoint of this run; begin if there is none')
     overwrite: bool = setting(False, 'delete an earlier run of this name')
-    # corpus and fold
-    dataset: str = setting('synthetic', 'corpus', choices=('iemocap', 'msp_improv', 'msp_podcast', 'emodb', 'ravdess', 'cremad',
-                                                           'savee', 'manifest', 'synthetic'))
-    data_path: str | None = setting(None, 'folder of the corpus, or the CSV of a manifest')
-    labels: str | None = setting(None, 'classes, with commas; + merges: ang,hap+exc,neu,sad. Needed with iemocap, msp_improv, '
-                                 'msp_podcast; elsewhere None means all')
-    turns: str | None = setting(None, 'needed with iemocap: improvised, scripted or all')
-    scenarios: str | None = setting(None, 'needed with msp_improv: letters of P,R,S,T with commas, or all')
-    folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out, the session\'s '
-                         'other is dev), official or official:Test2 (msp_podcast), loso (leave one speaker out) or a number')
-    fold: int = setting(1, 'which fold, from 1', low=1)
+    threads: int = setting(0, 'CPU threads; 0: OMP_NUM_THREADS, or all cores but one', low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """corpus and fold"""
+    dataset: str = setting('synthetic', 'corpus', choices=CORPORA)
+    data_path: str | None = setting(None, 'folder of the corpus, or the CSV file of a manifest')
+    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad. Required for iemocap, '
+                                 'msp_improv and msp_podcast; otherwise all classes')
+    turns: str | None = setting(None, 'required for iemocap: improvised, scripted or all')
+    scenarios: str | None = setting(None, 'required for msp_improv: letters from P,R,S,T, or all')
+    folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out; the rest of the '
+                         'session is dev), loso (leave one speaker out), official or official:Test2 (msp_podcast), or a number')
+    fold: int = setting(1, 'fold to use, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
-    workers: int = setting(0, 'most processes that extract features; 0: one a core', low=0)
-    resident: str = setting('auto', 'features stay on the device, or batches are cut on the host ahead of it; auto: stay where '
-                            'they take a quarter of its free memory at most', choices=('auto', 'always', 'never'))
-    # features
+    workers: int = setting(0, 'processes that extract features; 0: one per available core', low=0)
+    resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device if they '
+                            'fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """features"""
     features: str = setting('logmel', 'input of the network', choices=('logmel', 'mfcc'))
-    n_mels: int = setting(32, 'mel bands (cepstral coefficients for mfcc)', low=1)
-    hop_ms: float = setting(16., 'ms between frames')
-    time_pool: int = setting(2, 'keep the largest of so many frames', low=1)
-    trim_db: float = setting(0., 'cut from both ends what is so many dB below the loudest 128 ms; 0: keep silence', low=0.)
-    normalise: str = setting('corpus', 'every band by mean and deviation over the training speakers (corpus), or over all '
-                             'recordings that take part of whoever speaks (speaker), test speakers too',
-                             choices=('corpus', 'speaker'))
+    n_mels: int = setting(32, 'mel bands, or cepstral coefficients', low=1)
+    hop_ms: float = setting(16., 'ms between frames', low=1., high=WINDOW_MS)
+    time_pool: int = setting(2, 'keep the maximum of this many frames', low=1)
+    trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming', low=0.)
+    normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the same '
+                             'speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
+
+    @property
+    def hop_length(self):
+        """Samples between frames."""
+        return round(SAMPLE_RATE * self.hop_ms / 1000)
+
+    @property
+    def frame_rate(self):
+        """Frames per second, after pooling."""
+        return SAMPLE_RATE / self.hop_length / self.time_pool
+
+    @property
+    def n_frames(self):
+        """Frames in a window."""
+        return max(1, round(self.duration * self.frame_rate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings:
+    """device"""
+    device: str = setting('auto', 'auto, cpu, cuda or cuda:1; under torchrun each process takes one GPU')
+    amp: bool = setting(True, 'bfloat16 autocast on a GPU that supports it')
+    channels_last: bool = setting(True, 'memory layout of feature maps')
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """augmentation of the training data"""
+    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
+    max_freq: float = setting(.15, 'SpecAugment: widest mask, as a fraction of the mel bands', low=0., high=1.)
+    max_time: float = setting(.15, 'SpecAugment: widest mask, as a fraction of the window', low=0., high=1.)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """network"""
+    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
+    layers: int = setting(3, 'CNN cells', low=1)
+    stem_multiplier: int = setting(2, 'width of the stem, as a multiple of C', low=1)
+    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0)
+    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1)
+    dropout: float = setting(.1, 'dropout after every cell', low=0., high=.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSettings:
+    """search space, also of --genotype random"""
+    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
+    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
+    cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
+    rnn_ops: str = setting('mixed', 'operations of SeqNN cells: a set of genotypes.py, or names separated by commas')
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """search"""
+    epochs: int = setting(15, 'epochs', low=1)
+    batch_size: int = setting(16, 'utterances per step, for w and for alpha, over all processes', low=1)
+    order: int = setting(1, 'order of the alpha gradient: 1, or 2 with one virtual step of w', choices=(1, 2))
+    hessian: str = setting('exact', 'second derivative of order 2: exact, or DARTS\' finite difference (cheaper, approximate)',
+                           choices=('exact', 'difference'))
+    partial_channels: int = setting(1, 'K: only 1/K of the channels of CNN cells enter the mixtures, and edges get weights of '
+                                    'their own (PC-DARTS)', low=1)
+    alpha_split: str = setting('utterance', 'split the training data for w and alpha by utterance or by speaker',
+                               choices=('utterance', 'speaker'))
+    alpha_warmup: int = setting(2, 'first epochs, which train w alone', low=0)
+    w_lr: float = setting(.025, 'initial learning rate of w (SGD, cosine schedule)', low=0.)
+    w_lr_min: float = setting(.001, 'final learning rate of w', low=0.)
+    w_momentum: float = setting(.9, 'momentum of w', low=0., high=1.)
+    w_weight_decay: float = setting(3e-4, 'weight decay of w', low=0.)
+    w_grad_clip: float = setting(5., 'largest gradient norm of w; 0: no clipping', low=0.)
+    alpha_lr: float = setting(3e-3, 'learning rate of alpha (Adam)', low=0.)
+    alpha_weight_decay: float = setting(1e-3, 'weight decay of alpha', low=0.)
+    fast: bool = setting(True, 'compute the supernet in its fast form; --no-fast: edge by edge, as in the paper')
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevSettings:
+    """dev speakers"""
+    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks are then tested after their last epoch; the SVM '
+                                 'still chooses C on dev first')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """model"""
+    model: str = setting('genotype', 'network: that of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
+    genotype: str | None = setting(None, 'genotype.json, a folder of search.py, a text "Genotype(...)" or a file with one, or '
+                                   'random: drawn from the search space by seed and fold')
+    params: int = setting(0, 'width of a hand-designed network: the one nearest to this many parameters; 0: its own', low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainingSettings:
+    """retraining"""
+    epochs: int = setting(60, 'epochs', low=1)
+    batch_size: int = setting(32, 'utterances per step, over all processes', low=1)
+    patience: int = setting(0, 'stop after this many epochs without a better dev UA; 0: never', low=0)
+    optimizer: str = setting('sgd', 'optimizer of the weights', choices=('sgd', 'adamw'))
+    lr: float = setting(.025, 'learning rate, decays to 0 along a cosine', low=0.)
+    warmup: int = setting(0, 'first epochs, in which the learning rate rises', low=0)
+    momentum: float = setting(.9, 'momentum of SGD', low=0., high=1.)
+    weight_decay: float = setting(3e-4, 'weight decay of SGD or AdamW', low=0.)
+    grad_clip: float = setting(5., 'largest gradient norm; 0: no clipping', low=0.)
+    aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0.)
+    drop_path_prob: float = setting(.1, 'drop-path probability at the last epoch, rising from 0', low=0., high=.99)
+
+
+class Settings:
+    """What all configurations share: the checks, and which settings have no effect."""
+    GROUPS = ()
 
     def __post_init__(self):
         if not re.fullmatch(r'([\w.-]*\w[\w.-]*/)*[\w.-]*\w[\w.-]*', self.name):
-            raise UserError(f'--name {self.name!r}: letters, digits, ".", "_" and "-" only, and "/" between them')
+            raise UserError(f'--name {self.name!r}: use letters, digits, ".", "_" and "-", with "/" between folders')
         for f in fields(self):
-            value, meta = getattr(self, f.name), f.metadata
-            if meta.get('choices') and value not in meta['choices']:
-                near = difflib.get_close_matches(str(value), map(str, meta['choices']), 1)
-                raise UserError(f'--{f.name} {value}: must be one of {", ".join(map(str, meta["choices"]))}'
-                                + (f'; did you mean {near[0]}?' if near else ''))
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f'--{f.name} {value}: must be a finite number')
-            if meta.get('low') is not None and value < meta['low'] or meta.get('high') is not None and value > meta['high']:
-                bounds = f'{meta["low"]} or more' if meta.get('high') is None else f'from {meta["low"]} to {meta["high"]}'
-                raise UserError(f'--{f.name} {value}: must be {bounds}')
+            check(f, getattr(self, f.name))
+        if self.resume and self.overwrite:
+            raise UserError('--overwrite and --resume exclude each other')
+
+    def unused(self):
+        """{name: why} of the settings that have no effect here, given the others."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common(Reading):
-    """What search and retraining share beyond that."""
-    device: str = setting('auto', 'auto, cpu, cuda, cuda:1; under torchrun each process takes the GPU of its number')
-    amp: bool = setting(True, 'bfloat16 autocast where CUDA has it')
-    channels_last: bool = setting(True, 'memory layout of the maps')
-    # augmentation
-    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
-    max_freq: float = setting(.15, 'SpecAugment: widest mask, fraction of the mel bands', low=0., high=1.)
-    max_time: float = setting(.15, 'SpecAugment: widest mask, fraction of the window', low=0., high=1.)
-    # space of genotypes, of the search and of --genotype random
-    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
-    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
-    cnn_ops: str = setting('paper', 'operations of the CNN cells: a set of genotypes.py, or names with commas')
-    rnn_ops: str = setting('mixed', 'operations of the SeqNN cells: likewise')
-    # network
-    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
-    layers: int = setting(3, 'CNN cells', low=1)
-    stem_multiplier: int = setting(2, 'width of the stem, in C', low=1)
-    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0)
-    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1)
-    dropout: float = setting(.1, 'after every cell', low=0., high=.99)
+class SearchConfig(SearchSettings, SpaceSettings, NetworkSettings, AugmentationSettings, DeviceSettings, FeatureSettings,
+                   DataSettings, RunSettings, Settings):
+    GROUPS = (RunSettings, DataSettings, FeatureSettings, SpaceSettings, NetworkSettings, SearchSettings, AugmentationSettings,
+              DeviceSettings)
+
+    def unused(self):
+        return {**_unused_masks(self), **_unused_seq(self), **({'hessian': '--order 1'} if self.order == 1 else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(Common):
-    epochs: int = setting(15, 'epochs', low=1)
-    batch_size: int = setting(16, 'utterances a step, for w and for alpha, of all processes together', low=1)
-    partial_channels: int = setting(1, 'K: 1/K of the channels of CNN cells take part in the mixtures, edges have weights of '
-                                    'their own (PC-DARTS); for widths that do not fit otherwise', low=1)
-    order: int = setting(1, 'of the alpha gradient: 1, or 2 with one virtual step', choices=(1, 2))
-    hessian: str = setting('exact', 'second derivative of order 2: exact, or difference (DARTS; cheaper, only near)',
-                           choices=('exact', 'difference'))
-    alpha_split: str = setting('utterance', 'what the halves for w and alpha do not share', choices=('utterance', 'speaker'))
-    alpha_warmup: int = setting(2, 'first epochs that train w alone', low=0)
-    w_lr: float = setting(.025, 'SGD of w: learning rate, falls by a cosine ...', low=0.)
-    w_lr_min: float = setting(.001, '... to this', low=0.)
-    w_momentum: float = setting(.9, 'SGD of w', low=0., high=1.)
-    w_weight_decay: float = setting(3e-4, 'SGD of w', low=0.)
-    w_grad_clip: float = setting(5., 'largest gradient norm of w', low=0.)
-    alpha_lr: float = setting(3e-3, 'Adam of alpha', low=0.)
-    alpha_weight_decay: float = setting(1e-3, 'Adam of alpha', low=0.)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Final(Reading):
-    """What the programs share that train what is tested."""
-    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks: dev then picks no epoch, the last is tested; '
-                                 'SVM: after C is chosen on dev')
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Common, Final):
-    model: str = setting('genotype', 'network: the one of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
-    genotype: str | None = setting(None, 'genotype.json of a search, a file with pt.darts\' Genotype(...), or random: drawn by '
-                                   'seed and fold from the space of n_nodes, rnn_nodes, cnn_ops, rnn_ops')
-    params: int = setting(0, 'of a hand-designed network: the width that comes nearest to so many; 0: its own', low=0)
-    epochs: int = setting(60, 'epochs', low=1)
-    batch_size: int = setting(32, 'utterances a step, of all processes together', low=1)
-    patience: int = setting(0, 'stop after so many epochs without a better dev UA; 0: never', low=0)
-    optimizer: str = setting('sgd', 'of the weights', choices=('sgd', 'adamw'))
-    lr: float = setting(.025, 'learning rate, falls by a cosine to 0', low=0.)
-    warmup: int = setting(0, 'first epochs in which the learning rate rises', low=0)
-    momentum: float = setting(.9, 'of SGD', low=0., high=1.)
-    weight_decay: float = setting(3e-4, 'of SGD or AdamW', low=0.)
-    grad_clip: float = setting(5., 'largest gradient norm', low=0.)
-    aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0.)
-    drop_path_prob: float = setting(.1, 'drop-path at the last epoch, rising from 0', low=0., high=.99)
+class AugmentConfig(RetrainingSettings, ModelSettings, SpaceSettings, NetworkSettings, DevSettings, AugmentationSettings,
+                    DeviceSettings, FeatureSettings, DataSettings, RunSettings, Settings):
+    GROUPS = (RunSettings, ModelSettings, DataSettings, FeatureSettings, NetworkSettings, RetrainingSettings, DevSettings,
+              AugmentationSettings, SpaceSettings, DeviceSettings)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.model != 'genotype' and self.genotype:
+            raise UserError(f'--genotype does not apply to --model {self.model}: leave one of them out')
         if self.patience and self.train_on_dev:
-            raise UserError('--patience asks the dev speakers, whom --train_on_dev trains on: say --no-train_on_dev or '
+            raise UserError('--patience needs dev speakers, and --train_on_dev trains on them: say --no-train_on_dev or '
                             '--patience 0')
 
+    def unused(self):
+        found = {**_unused_masks(self), **({'momentum': '--optimizer adamw'} if self.optimizer == 'adamw' else {})}
+        if self.model != 'genotype':
+            cells = [f.name for group in (SpaceSettings, NetworkSettings) for f in fields(group) if f.name != 'dropout']
+            return {**found, **dict.fromkeys([*cells, 'aux_weight', 'drop_path_prob'], f'--model {self.model}')}
+        found['params'] = '--model genotype'
+        if self.genotype != RANDOM:
+            found.update(dict.fromkeys([f.name for f in fields(SpaceSettings)], '--genotype FILE, which fixes the cells'))
+        return {**_unused_seq(self), **found}
 
-SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': Final}
+
+@dataclass(frozen=True, kw_only=True)
+class SvmConfig(DevSettings, FeatureSettings, DataSettings, RunSettings, Settings):
+    GROUPS = (RunSettings, DataSettings, FeatureSettings, DevSettings)
+
+
+def _unused_masks(config):
+    return {} if config.n_masks else dict.fromkeys(('max_freq', 'max_time'), '--n_masks 0')
+
+
+def _unused_seq(config):
+    return {} if config.rnn_layers else dict.fromkeys(('rnn_channels', 'rnn_nodes', 'rnn_ops'), '--rnn_layers 0')
+
+
+SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': SvmConfig}
+HELP = {
+    'search': ('search.py', 'Search a CNN and a sequential network jointly, and write a genotype.',
+               'python search.py --name demo --config configs/demo.yaml',
+               'python search.py --name mine --dataset manifest --data_path my.csv --epochs 30'),
+    'augment': ('augment.py', 'Train the network of a genotype, or a hand-designed one, and test it on unheard speakers.',
+                'python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo',
+                'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru --optimizer adamw --lr .003'),
+    'svm': ('scripts/svm.py', 'Train and test a linear SVM on functionals of the features of one fold.',
+            'python scripts/svm.py --name svm --dataset emodb --data_path DIR',
+            'python scripts/svm.py --name svm2 --dataset manifest --data_path my.csv --fold 2'),
+}
+
+
+def pick(config, *groups):
+    """{name: value} of the settings of `config` that belong to these groups."""
+    return {f.name: getattr(config, f.name) for group in groups for f in fields(group)}
+
+
+def check(f, value):
+    """UserError if `value` is none that the field allows."""
+    choices, low, high = (f.metadata.get(key) for key in ('choices', 'low', 'high'))
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), map(str, choices), 1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise UserError(f'--{f.name} {value}: must be one of {", ".join(map(str, choices))}{hint}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'--{f.name} {value}: must be a finite number')
+    if low is not None and value < low or high is not None and value > high:
+        raise UserError(f'--{f.name} {value}: must be ' + (f'{low} or more' if high is None else f'from {low} to {high}'))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Settings that a command line and its YAML file name, and which of them were typed as flags."""
+    values: dict
+    typed: frozenset = frozenset()
 
 
 def given(section, argv=None):
-    """Settings that the command line and its --config file name, {name: value}, for 'search' or 'augment'. UserError."""
-    cls = SECTIONS[section]
-    flags = _parse(section, argv)
-    in_file = read_yaml(flags['config'], section) if flags.get('config') else {}
-    values = {**in_file, **flags}
+    """The Given of 'search', 'augment' or 'svm'. UserError; `--help` prints and exits."""
+    cls, (prog, description, *examples) = SECTIONS[section], HELP[section]
+    parser = Parser(prog=prog, description=description, examples=examples)
+    for group in cls.GROUPS:
+        parser.add_settings(group)
+    flags = parser.known(argv)
+    values = {**(read_yaml(flags['config'], section) if flags.get('config') else {}), **flags}
     if 'name' not in values:
-        raise UserError('--name is needed: the run will be runs/.../NAME')
-    return {name: _convert(cls, name, value) for name, value in values.items()}
+        raise UserError('--name is required: results go to runs/.../NAME')
+    return Given(values, frozenset(flags))
+
+
+def build(section, given, recorded=None):
+    """The frozen configuration. recorded: settings that a genotype brings along, which flags and YAML override.
+
+    UserError if a flag was typed that has no effect on this model.
+    """
+    cls = SECTIONS[section]
+    recorded = {name: convert(cls, name, value) for name, value in (recorded or {}).items()}
+    config = cls(**{**recorded, **given.values})
+    for name, why in config.unused().items():
+        if name in given.typed:
+            raise UserError(f'--{name} has no effect with {why}: leave it out')
+    return config
 
 
 def read_yaml(path, section):
-    """{name: value} of a settings file: keys at the top go to every program that has them, those under `search:` to search."""
+    """{name: value} of a settings file for one program: keys at the top, overridden by those under `search:` and the like."""
     try:
-        with open(path) as f:
+        with open(path, encoding='utf-8') as f:
             tree = yaml.safe_load(f) or {}
     except OSError as error:
         raise UserError(f'--config {path}: {error.strerror}') from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f'--config {path}: not YAML: {error}') from None
     if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
-        raise UserError(f'--config {path}: must hold settings as "name: value"')
-    names = {s: [f.name for f in fields(cls)] for s, cls in SECTIONS.items()}
-    common = [f.name for f in _shared()]
-    for where, keys, valid in [(None, [k for k in tree if k not in SECTIONS], common),
-                               *((s, tree.get(s) or {}, names[s]) for s in SECTIONS)]:
-        for key in keys:
-            if key not in valid or key == 'config':
-                at = f' under {where}:' if where else ''
-                raise UserError(f'--config {path}: unknown key {key!r}{at}{_nearest(key, [*valid, *SECTIONS])}')
-    top = {key: value for key, value in tree.items() if key in names[section]}
-    return {**top, **(tree.get(section) or {})}
+        raise UserError(f'--config {path}: must contain lines "name: value"')
+    names = {s: {f.name for f in fields(cls)} - {'config'} for s, cls in SECTIONS.items()}
+    parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS}, **{s: tree.get(s) or {} for s in SECTIONS}}
+    for where, values in parts.items():
+        valid = names[where] if where else {f.name for f in shared()} - {'config'}
+        for key in values:
+            if key not in valid:
+                raise UserError(f'--config {path}: {_misplaced(key, where, valid, names)}')
+    values = {**{key: value for key, value in parts[None].items() if key in names[section]}, **parts[section]}
+    try:
+        return {name: convert(SECTIONS[section], name, value) for name, value in values.items()}
+    except UserError as error:
+        raise UserError(f'--config {path}: {error}') from None
 
 
-def build(section, values, recorded=None):
-    """The frozen configuration. recorded: settings that a genotype brings along; `values` beat them."""
-    cls = SECTIONS[section]
-    recorded = {name: _convert(cls, name, value) for name, value in (recorded or {}).items()}
-    return cls(**{**recorded, **values})
+def _misplaced(key, where, valid, names):
+    """What is wrong with a key of a YAML file, and where it belongs."""
+    at = f' under {where}:' if where else ''
+    homes = [section for section in names if key in names[section]]
+    if homes and (where is None or not homes == [where]):
+        shares = {f.name for f in shared()}
+        place = 'the top level' if key in shares else ' or '.join(f'{section}:' for section in homes)
+        return f'{key!r}{at or " at the top level"} has no effect there; it belongs {"at" if key in shares else "under"} {place}'
+    near = difflib.get_close_matches(str(key), [*valid, *SECTIONS], 1)
+    near = near or difflib.get_close_matches(str(key), sorted(set.union(*names.values())), 1)
+    if not near:
+        return f'unknown key {key!r}{at}; --help lists all settings'
+    homes = '' if near[0] in valid or near[0] in SECTIONS else ', under ' + ' or '.join(
+        f'{section}:' for section in names if near[0] in names[section])
+    return f'unknown key {key!r}{at}; did you mean {near[0]}{homes}?'
 
 
-def given_to_all(cls, argv, owned):
-    """(settings of cls, {'search': {...}, 'augment': {...}, 'svm': {...}}) of a program that runs the others, as `given`.
-
-    cls: dataclass of its own settings, `config` among them. owned: settings of the others that it chooses itself, so that
-    neither flags nor the file may. A setting of Common or Final goes to all that have it, --search.epochs to one; a flag beats
-    the file.
-    """
-    parts = {'': fields(cls), 'all.': _shared(), **{f'{section}.': fields(SECTIONS[section]) for section in SECTIONS}}
-    parser, valid = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                            epilog='--search.SETTING and --augment.SETTING go to one program, whose --help lists them'), []
-    for part, settings in parts.items():
-        for f in settings:
-            if not part or f.name not in owned:
-                valid.append(f'--{part.removeprefix("all.")}{f.name}')
-                _add(parser, f, valid[-1], part + f.name, hidden=part not in ('', 'all.'))
-    flags = _known(parser, valid, argv)
-    own = {name: _convert(cls, name, value) for name, value in flags.items() if '.' not in name}
-    found = {}
-    for section, of in SECTIONS.items():
-        values = read_yaml(own['config'], section) if own.get('config') else {}
-        for name in owned & values.keys():
-            raise UserError(f'--config {own["config"]}: {name} has no place there, this program chooses it')
-        for part in ('all.', f'{section}.'):
-            values.update({name.removeprefix(part): value for name, value in flags.items() if name.startswith(part)})
-        has = {f.name for f in fields(of)}
-        found[section] = {name: _convert(of, name, value) for name, value in values.items() if name in has}
-    return cls(**own), found
+def shared():
+    """Fields of the groups that more than one program has: the settings that may stand at the top of a YAML file."""
+    groups = [group for cls in SECTIONS.values() for group in cls.GROUPS]
+    return [f for group in dict.fromkeys(groups) if groups.count(group) > 1 for f in fields(group)]
 
 
-def _shared():
-    """Fields that stand for several programs at once."""
-    return list({f.name: f for cls in (Common, Final) for f in fields(cls)}.values())
-
-
-def _parse(section, argv):
-    parser = _Parser(prog=f'{section}.py', allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    valid = [f'--{f.name}' for f in fields(SECTIONS[section])]
-    for f, flag in zip(fields(SECTIONS[section]), valid):
-        _add(parser, f, flag, f.name)
-    return _known(parser, valid, argv)
-
-
-def _add(parser, f, flag, dest, hidden=False):
-    default = '' if f.default is MISSING else f' (default: {f.default})'
-    action = dict(action=argparse.BooleanOptionalAction) if f.type is bool else {}
-    text = argparse.SUPPRESS if hidden else f.metadata['help'].replace('%', '%%') + default
-    parser.add_argument(flag, dest=dest, help=text, **({} if action else {'metavar': f.name.upper()}), **action)
-
-
-def _known(parser, valid, argv):
-    flags, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0].split("=")[0], valid)}')
-    return vars(flags)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
-
-
-def _nearest(word, valid):
-    return f'; the nearest valid one is {difflib.get_close_matches(str(word), valid, 1, cutoff=0.)[0]}'
-
-
-def _convert(cls, name, value):
-    """A value from a flag (text) or from YAML, as the field's type."""
+def convert(cls, name, value):
+    """A value from a flag (text) or from YAML, as the type of the field `name` of cls. UserError."""
     kind = next(f.type for f in fields(cls) if f.name == name)
     if value is None and kind == str | None:
         return None
-    for target in (bool, int, float, str):
-        if kind in (target, target | None):
-            break
+    target = next(t for t in (bool, int, float, str) if kind in (t, t | None))
     try:
         if target is bool or isinstance(value, bool):
             if target is not bool or not isinstance(value, bool):
@@ -272,4 +373,47 @@ def _convert(cls, name, value):
         return target(value)
     except ValueError:
         kinds = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
-        raise UserError(f'{name}: {value!r} is not {kinds[target]}') from None
+        raise UserError(f'--{name}: {value!r} is not {kinds[target]}') from None
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse over groups of settings, whose mistakes are UserErrors. Only what is typed is returned."""
+
+    def __init__(self, examples=(), usage=None, **kwargs):
+        epilog = '\n'.join(['examples:', *(f'  {example}' for example in examples)]) if examples else None
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, epilog=epilog,
+                         usage=usage or '%(prog)s --name NAME [--config FILE] [--SETTING VALUE ...]', formatter_class=argparse.RawDescriptionHelpFormatter,
+                         **kwargs)
+        self.flags = {}  # flag: (group, name)
+
+    def add_settings(self, group, prefix='', hidden=False):
+        """One flag per field of a dataclass of settings, in a section of the help that its docstring names."""
+        section = self.add_argument_group(group.__doc__.partition('\n')[0])
+        for f in fields(group):
+            flag, choices = f'--{prefix}{f.name}', f.metadata.get('choices')
+            default = '' if f.default in (None, '') or not isinstance(f.default, bool | int | float | str) \
+                else f' (default: {f.default})'
+            text = argparse.SUPPRESS if hidden else f.metadata['help'].replace('%', '%%') + default
+            how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
+                metavar='{' + ','.join(map(str, choices)) + '}' if choices else f.name.upper())
+            section.add_argument(flag, dest=f'{prefix}{f.name}', help=text, **how)
+            self.flags[flag] = group, f.name
+
+    def known(self, argv=None):
+        """{name with its prefix: converted value} of the flags in argv. UserError."""
+        found, unknown = self.parse_known_args(argv)
+        if unknown:
+            word = unknown[0].split('=')[0]
+            near = difflib.get_close_matches(word, self.flags, 1)
+            hint = f'did you mean {near[0]}?' if near else '--help lists all flags'
+            raise UserError(f'unknown argument {unknown[0]}; {hint}')
+        return {name: convert(*self.flags[f'--{name}'], value) for name, value in vars(found).items()}
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def answer_help(section):
+    """Prints the help of a program and exits, if that is all it was called for; called before slow imports."""
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        given(section)
