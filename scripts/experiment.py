@@ -17,6 +17,8 @@ MODELS = (SEARCHED, RANDOM, *BASELINES, *(f'{name}{MATCHED}' for name in BASELIN
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
                 'genotype']
+COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
+           'search_heard_test_speakers']  # of runs.csv
 UNKNOWN = 'not known'  # in runs.csv: whether the search heard test speakers
 
 

@@ -89,9 +89,9 @@ def warnings(results):
         tested[fold].add((*sorted(zip(part['path'], part['speaker'], part['label'])),))
     for fold in (fold for fold, some in tested.items() if len(some) > 1):
         yield f'**WARNING: in fold {fold} runs were tested on different utterances, so they cannot be compared.**'
-    if (runs.get('train_on_dev', pd.Series()).astype(str) == 'True').any():
+    if (runs['train_on_dev'].astype(str) == 'True').any():
         yield 'Networks were trained on the dev speakers too and tested after their last epoch, so they have no UA on dev.'
-    if (runs.get('normalise', pd.Series()) == 'speaker').any():
+    if (runs['normalise'] == 'speaker').any():
         yield ('**Every speaker was normalised by all of their recordings, test speakers too.** No label was used, but a '
                'single recording of a stranger cannot be scored like this.')
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import report  # noqa: E402
 import significance as sig  # noqa: E402
-from experiment import publish, rank  # noqa: E402
+from experiment import COLUMNS, publish, rank  # noqa: E402
 from jobs import SEARCHED  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
@@ -57,6 +57,7 @@ def read(folder: Path, **only: list | None) -> Results:
         runs = pd.read_csv(folder / 'runs.csv', dtype={'test_speakers': str, 'search_heard_test_speakers': str})
     except FileNotFoundError:
         raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
+    runs = runs.reindex(columns=COLUMNS)  # older ones lack some
     for column, values in only.items():
         runs = runs[runs[column].isin(values)] if values else runs
     if runs.empty:
