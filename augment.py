@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None):
     optim = make_optimizer(net, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
     autocast = utils.autocast(device, config.amp)
+    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler)
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None):
             break
         began, lr = time.time(), scheduler.get_last_lr()[0]
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
-        batches = train.batches(config.batch_size, None, state.draws, SpecAugment.of(config))
+        batches = train.batches(config.batch_size, None, state.draws, masks)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size))
         scores = {'train': train_epoch(net, criterion, optim, batches, autocast, config)}
         scheduler.step()

@@ -14,7 +14,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import numpy as np
 import torch
@@ -244,8 +244,11 @@ class Run:
         else:
             rows = [f'|{name}|{value}|' for name, value in self.settings.items()]
             self.writer.add_text('parameters', '\n'.join(['|setting|value|', '|---|---|', *rows]), 0)
-        if unused := self.config.unused():
-            self.logger.info('not used: %s', ', '.join(f'{name} (with {why})' for name, why in unused.items()))
+        defaults = {f.name: f.default for f in fields(self.config)}
+        unused = [f'{name} {self.settings[name]} (with {why})' for name, why in self.config.unused().items()
+                  if self.settings[name] != defaults[name]]
+        if unused:
+            self.logger.info('NOTE: settings without effect: %s', ', '.join(unused))
         return checkpoint
 
     def _lock(self):
