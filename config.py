@@ -311,15 +311,7 @@ def build(section, given, recorded=None):
 
 def read_yaml(path, section):
     """{name: value} of a settings file for one program: keys at the top, overridden by those under `search:` and the like."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            tree = yaml.safe_load(f) or {}
-    except OSError as error:
-        raise UserError(f'--config {path}: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'--config {path}: not YAML: {error}') from None
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
-        raise UserError(f'--config {path}: must contain lines "name: value"')
+    tree = _load_yaml(path)
     names = {s: {f.name for f in fields(cls)} - {'config'} for s, cls in SECTIONS.items()}
     parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS},
              **{s: tree.get(s) or {} for s in SECTIONS}}
@@ -333,6 +325,27 @@ def read_yaml(path, section):
         return {name: convert(SECTIONS[section], name, value) for name, value in values.items()}
     except UserError as error:
         raise UserError(f'--config {path}: {error}') from None
+
+
+def _load_yaml(path, depth=0):
+    """Tree of a settings file, on top of the file that its key `extends` names, relative to its own folder. UserError."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            tree = yaml.safe_load(f) or {}
+    except OSError as error:
+        raise UserError(f'--config {path}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f'--config {path}: not YAML: {error}') from None
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
+        raise UserError(f'--config {path}: must contain lines "name: value"')
+    base = tree.pop('extends', None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or depth > 3:
+        raise UserError(f'--config {path}: extends: must name a settings file that extends no other')
+    below = _load_yaml(Path(path).parent / base, depth + 1)
+    merged = {s: {**(below.get(s) or {}), **(tree.get(s) or {})} for s in SECTIONS}
+    return {**below, **tree, **merged}
 
 
 def _misplaced(key, where, valid, names):

@@ -75,6 +75,17 @@ def test_presets_are_valid(path):
     assert yaml.safe_load(path.read_text())
 
 
+def test_a_settings_file_extends_another(tmp_path):
+    (tmp_path / 'base.yaml').write_text('n_mels: 40\nduration: 2\nsearch:\n  epochs: 7\n  w_lr: 1e-2\n')
+    (tmp_path / 'c.yaml').write_text('extends: base.yaml\nduration: 4\nsearch:\n  epochs: 3\n')
+    found = build('search', '--config', str(tmp_path / 'c.yaml'))
+    assert (found.n_mels, found.duration, found.epochs, found.w_lr) == (40, 4., 3, .01)
+    for text, named in (('extends: absent.yaml', 'absent.yaml'), ('extends: 3', 'extends'), ('extends: c.yaml', 'extends')):
+        (tmp_path / 'c.yaml').write_text(text)
+        with pytest.raises(UserError, match=named):
+            build('search', '--config', str(tmp_path / 'c.yaml'))
+
+
 GENOTYPE = ('--genotype', 'g.json')
 
 
