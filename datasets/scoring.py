@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from utils import UserError
+from config import UserError
 
 
 def scores(labels, predicted):

@@ -8,7 +8,7 @@ from conftest import write_corpus
 
 from datasets import CORPORA, scan
 from datasets.readers import emodb, manifest, ravdess, synthetic
-from utils import UserError
+from config import UserError
 
 
 def touch(folder, *names):
