@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from test_programs import SMALL
+from conftest import SMALL
 
 import augment
 import search
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.gpu
     ('--partial_channels', 2), ('--resident', 'never')])
 def test_a_search_and_its_retraining(more, small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = [*SMALL[2:], '--device', 'cuda', '--dataset', 'manifest', '--data_path', small_corpus, '--n_nodes', 1, '--rnn_nodes', 1,
-             '--rnn_ops', 'all', '--alpha_warmup', 0]
+    small = [*SMALL[2:], '--device', 'cuda', '--dataset', 'manifest', '--data_path', small_corpus, '--n_nodes', 1,
+             '--rnn_nodes', 1, '--rnn_ops', 'all', '--alpha_warmup', 0]
     search.main(list(map(str, ['--name', 'g', '--epochs', 2, *small, *more])))
     argv = ['--name', 'g', '--genotype', 'runs/search/g', '--data_path', small_corpus, '--epochs', 2, '--batch_size', 10,
             '--device', 'cuda']

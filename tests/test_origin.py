@@ -4,10 +4,12 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from conftest import search_args
 
 import augment
 import config as cf
 import genotypes as gt
+import search
 from config import UserError
 from datasets.folds import Fold
 
@@ -68,9 +70,7 @@ def test_heard_speakers_are_known_only_of_the_same_corpus():
 def test_a_manifest_with_renamed_speakers_is_another_corpus(small_corpus, tmp_path, monkeypatch):
     """The same recordings under other names: nothing may be claimed of who was heard."""
     monkeypatch.chdir(tmp_path)
-    from test_programs import SMALL, search_args
 
-    import search
     search.main(list(map(str, search_args(small_corpus, 's', '--epochs', 1, '--alpha_warmup', 0))))
     renamed = small_corpus.with_name('renamed.csv')
     renamed.write_text(small_corpus.read_text().replace('spk', 'voice'))
@@ -84,4 +84,3 @@ def test_a_manifest_with_renamed_speakers_is_another_corpus(small_corpus, tmp_pa
         found[name] = json.loads((tmp_path / f'runs/augment/{name}/results.json').read_text())
     assert found['renamed']['search_heard_test_speakers'] is None
     assert found['same']['search_heard_test_speakers'] == found['same']['test_speakers']
-    assert SMALL

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from conftest import write_corpus
-from test_programs import SMALL, augment_args, finished, results, run, search_args  # noqa: F401 (finished: a fixture)
+from conftest import SMALL, augment_args, results, run, search_args, write_corpus
 
 import augment
 import search
@@ -62,7 +61,8 @@ def test_clipping_by_0_is_no_clipping(small_corpus, here):
         call(search, search_args(small_corpus, f's{epochs}', '--epochs', epochs, '--w_grad_clip', 0))
         call(augment, ['--name', f'a{epochs}', '--model', 'rnn', '--params', 300, '--dataset', 'manifest', '--data_path',
                        small_corpus, '--epochs', epochs, '--grad_clip', 0, *SMALL[:10]])
-        nets.append([torch.load(f'runs/{path}{epochs}/checkpoint.pt', weights_only=True)['net'] for path in ('search/s', 'augment/a')])
+        paths = [f'runs/{path}{epochs}/checkpoint.pt' for path in ('search/s', 'augment/a')]
+        nets.append([torch.load(path, weights_only=True)['net'] for path in paths])
     for one, other in zip(*nets):
         name = next(name for name in one if 'linear' in name)
         assert not torch.equal(one[name], other[name])
