@@ -171,6 +171,7 @@ def test_sets():
 
 
 def test_only_the_standard_library_is_imported():
-    code = 'import sys; before = set(sys.modules); import genotypes; print(*{m.split(".")[0] for m in set(sys.modules) - before})'
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=Path(gt.__file__).parent)
+    code = 'import sys; old = set(sys.modules); import genotypes; print(*{m.split(".")[0] for m in set(sys.modules) - old})'
+    root = Path(gt.__file__).parent
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=root)
     assert set(out.stdout.split()) <= set(sys.stdlib_module_names) | {'genotypes'}
