@@ -17,13 +17,14 @@ ENDINGS = ('.png', '.svg', '.pdf')
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('genotype', help='genotype.json, results.json, a folder of search.py, a file with Genotype(...) or that text')
+    parser.add_argument('genotype', help='genotype.json, results.json, a folder of search.py, a text "Genotype(...)" or a file '
+                        'with one')
     parser.add_argument('picture', nargs='?', help='file to write, the same as --output')
     parser.add_argument('-o', '--output', metavar='FILE', help='file to write: .png, .svg or .pdf (default: genotype.png)')
     parser.add_argument('--title', help='title; by default the corpus, fold, seed and UA, if the file names them')
     args = parser.parse_args(argv)
     if args.picture and args.output:
-        parser.error('name the picture once: as second argument or with --output')
+        raise UserError(f'{args.picture} and --output {args.output}: name the picture once')
     picture = Path(args.output or args.picture or 'genotype.png')
     if picture.suffix.lower() not in ENDINGS:
         raise UserError(f'{picture}: the name of the picture must end in {", ".join(ENDINGS)}')

@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT / 'scripts'))
 import draw_genotype  # noqa: E402
 
 TEXTS = {0: '$c_{k-2}$', 1: '$c_{k-1}$'}
-GENOTYPES = [gt.draw(np.random.default_rng(seed), n, m) for seed, n, m in ((0, 3, 2), (1, 4, 4), (2, 1, 1), (3, 4, 0), (4, 2, 3))]
+SIZES = ((3, 2), (4, 4), (1, 1), (4, 0), (2, 3))  # nodes of CNN and SeqNN cells
+GENOTYPES = [gt.draw(np.random.default_rng(seed), *nodes) for seed, nodes in enumerate(SIZES)]
 
 
 def rendered(figure):
@@ -76,8 +77,8 @@ def test_titles():
     assert caption({'ua': .63353, 'dataset': 'ravdess', 'fold': 1, 'search': {'dataset': 'emodb', 'seed': 3}}) == \
         'ravdess, fold 1, seed 3, test UA 63.4'
     assert caption({}) == ''
-    assert plot(GENOTYPES[0], 'emodb, fold 1').get_suptitle() == 'emodb, fold 1'
-    assert plot(GENOTYPES[0]).get_suptitle() == ''
+    assert [text.get_text() for text in plot(GENOTYPES[0], 'emodb, fold 1').texts] == ['emodb, fold 1']
+    assert not plot(GENOTYPES[0]).texts
 
 
 def test_alphas_keep_their_colours_and_mark_what_is_chosen():
@@ -103,7 +104,7 @@ def test_draw_genotype_takes_every_form_and_writes_every_picture(tmp_path, monke
         assert capsys.readouterr().out == gt.to_str(GENOTYPES[0]) + '\n'
     for name, begin in {'a.svg': b'<?xml', 'b.pdf': b'%PDF', 'c.png': b'\x89PNG', 'genotype.png': b'\x89PNG'}.items():
         assert Path(name).read_bytes().startswith(begin)
-    for argv, wrong in ((['g.json', 'a.jpeg'], 'a.jpeg: .*must end in'), (['none.json'], 'none.json: no such file'),
+    for argv, wrong in ((['g.json', 'a.png', '-o', 'b.png'], 'once'), (['g.json', 'a.jpeg'], 'a.jpeg: .*must end in'), (['none.json'], 'none.json: no such file'),
                         (['g.json', '-o', 'no/a.png'], 'no/a.png: No such')):
         with pytest.raises(UserError, match=wrong):
             draw_genotype.main(argv)
