@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ['#d62728', '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f']
 MARKERS = 'Do<>Pv^sX'
-SIDE_BY_SIDE = 1.09  # factor between the places of models that have nearly the same number of parameters
+SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the same number of parameters
 
 
 def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
@@ -28,7 +28,7 @@ def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
             path.unlink(missing_ok=True)
     for name, figure in figures.items():
         aside = folder / f'.{os.getpid()}-{name}.png'
-        figure.savefig(aside, dpi=110, bbox_inches='tight')
+        figure.savefig(aside, dpi=64 if name.startswith('confusion') else 100, bbox_inches='tight')
         os.replace(aside, folder / f'{name}.png')
     return [*figures]
 
@@ -55,8 +55,9 @@ def of_folds(summaries, results) -> Figure:
         colour = style(row['model'])['color']
         for fold, (ua, _) in row['by_fold'].items():
             x = i + .76 * ((folds.index(fold) + .5) / len(folds) - .5)
-            axes.text(x, 100 * ua, fold, color=colour, ha='center', va='center', fontsize=10, weight='bold')
-        axes.plot([i - .4, i + .4], [100 * row['ua_folds']] * 2, color=colour, lw=1.5, alpha=.5)
+            axes.text(x, 100 * ua, fold, color=colour, ha='center', va='center', fontsize=10, weight='bold',
+                      bbox=dict(facecolor='white', edgecolor='none', pad=.4))
+        axes.plot([i - .4, i + .4], [100 * row['ua_folds']] * 2, color=colour, lw=1.5, alpha=.5, zorder=1)
     every = [100 * ua for row in summaries for ua, _ in row['by_fold'].values()]
     axes.set(xlim=(-.6, len(summaries) - .4), ylim=(0, max(every) + 6), ylabel='UA of a fold, %')
     axes.set_xticks(range(len(summaries)), [title(row) for row in summaries], rotation=30, ha='right')
