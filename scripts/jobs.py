@@ -138,19 +138,21 @@ def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:
 
 def _run(job, python, env):
     """Why the job failed, above the end of its stderr; or None."""
-    waiting = False
+    announced = False
     while not job.done() and not stopping.is_set():
-        refused = job.written_elsewhere()
-        if not refused:
-            code, lines = _call(job, python, env)
-            said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
-            refused = code == 2 and 'another process is writing' in said
-            if not refused:
-                return None if job.done() else '\n'.join([_why(job, code, said), '', *lines[-TAIL:]])
-        if not waiting:
-            print(f'{job}: another process is writing this run; waiting for it', flush=True)
-        waiting = True
-        stopping.wait(POLL)
+        if job.written_elsewhere():
+            if not announced:
+                print(f'{job}: another process is writing this run; waiting for it', flush=True)
+            announced = True
+            stopping.wait(POLL)
+            continue
+        code, lines = _call(job, python, env)
+        said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
+        if job.done():
+            return None
+        if code != 2 or 'another process is writing' not in said:  # else it began between our look and our start
+            why = f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
+            return '\n'.join([why if code >= 0 else f'ended by {_signal(-code)}', '', *lines[-TAIL:]])
 
 
 def _call(job, python, env):
@@ -170,11 +172,11 @@ def _call(job, python, env):
         return code, f.read().splitlines()
 
 
-def _why(job, code, said):
-    if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f'ended by {names.get(-code, f"signal {-code}")}'
-    return f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
+def _signal(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f'signal {number}'
 
 
 def _record(job, reason):

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from desk import all_names, call, calls, cross_validate, jobs, launch, names, order, rows, table, times, wait_for
 from desk import desk as desk
 
 import config as cf
+
+import options  # isort: skip  (scripts/, which desk made importable)
 
 
 def finished(n):
@@ -30,7 +33,7 @@ def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus):
         ('searched', '3', '1'): why, ('cnn_gru_matched', '3', '1'): f'searched-f3-s1 failed: {why}'}
     assert 'warning: nothing' in (desk / 'runs/cv/x/failed/search-f1-s0.txt').read_text()
     text = table()
-    assert '19 of 24 runs are finished; 5 failed: searched (fold 1 seed 0, fold 3 seed 1), cnn (fold 2 seed 1), ' in text
+    assert '19 of 24 runs are finished; 5 failed: searched (seed 0 fold 1; seed 1 fold 3), cnn (seed 1 fold 2), ' in text
     assert '| searched | partial: seed 0 folds 2 3; seed 1 folds 1 2 | 32 | 6 |' in text
     assert '| cnn | 0 (1 left out) | 48 | 6 |' in text  # seed 1 lacks a fold, seed 0 has all
     assert f'- searched-f3-s1: {why}' in text
@@ -53,7 +56,7 @@ def test_a_run_ended_by_a_signal_names_it(number, name, desk, small_corpus):
 def test_an_interruption_ends_the_runs_and_the_same_command_continues(number, desk, small_corpus):
     order(random_f1_s0='hang')
     process = launch(desk, small_corpus, '--only_folds', '1')
-    wait_for(lambda: (desk / 'runs/augment/cv/x/random-f1-s0').exists())
+    wait_for(lambda: (desk / 'calls.txt').exists() and 'random-f1-s0' in (desk / 'calls.txt').read_text())
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 130
@@ -80,15 +83,15 @@ def test_a_kill_that_leaves_a_run_behind_repeats_nothing(desk, small_corpus, cap
     assert collections.Counter(names(desk)) == all_names(seeds=[0], folds=[1]) and finished(4)
 
 
-def test_a_run_that_is_refused_is_waited_for(desk, small_corpus, monkeypatch, capsys):
-    """Someone pasted the command line: the lock is taken between our look at it and the start of our process."""
+def test_a_run_that_refuses_a_second_process_has_not_failed(desk, small_corpus, monkeypatch):
+    """Someone pasted the command line, and that process took the lock between our look at it and our start."""
     monkeypatch.setattr(jobs.Job, 'written_elsewhere', lambda job: False)
     order(cnn_f1_s0='1')
     pasted = [sys.executable, 'augment.py', *'--name cv/x/cnn-f1-s0 --fold 1 --seed 0 --model cnn --resume'.split()]
     with subprocess.Popen(pasted) as process:
         wait_for(lambda: (desk / 'calls.txt').exists())
         assert call(desk, small_corpus, '--only_folds', '1', models='cnn', seeds='0') == 0
-    assert process.returncode == 0 and 'waiting for it' in capsys.readouterr().out and names(desk) == ['cv/x/cnn-f1-s0']
+    assert process.returncode == 0 and names(desk) == ['cv/x/cnn-f1-s0'] and finished(1)
 
 
 def test_what_is_finished_is_not_made_again(desk, small_corpus):
@@ -159,7 +162,7 @@ def test_shards_are_disjoint_whole_and_keep_groups_together(n):
 def test_shards_share_the_work_and_the_table_names_what_is_missing(desk, small_corpus):
     assert call(desk, small_corpus, '--shard', '1/2') == 0
     first = names(desk)
-    assert '12 of 24 runs are finished; 12 missing: searched (fold 1 seed 1, fold 2 seed 0, fold 3 seed 1), ' in table()
+    assert '12 of 24 runs are finished; 12 missing: searched (seed 1 folds 1 3; seed 0 fold 2), ' in table()
     assert call(desk, small_corpus, '--shard', '2/2') == 0
     assert collections.Counter(first + names(desk)) == all_names() and finished(24)
 
@@ -203,6 +206,24 @@ def test_time_left_is_measured_or_unknown(desk, monkeypatch):
     assert left(known, every[3:], 1) == 'about 2 h 00 min left, no estimate for searched'
     assert left(known, every[3:], 8) == 'about 50 min left, no estimate for searched'  # no run is shorter for company
     assert left(known, [], 1) == 'nothing is left to run'
+
+
+def test_the_script_for_job_arrays(tmp_path):
+    """The one in docs/cluster.md, run as SLURM runs it; the program it calls prints its arguments."""
+    script = (ROOT / 'docs' / 'cluster.md').read_text().split('```bash\n')[1].split('```')[0]
+    (tmp_path / 'python').write_text('#!/bin/sh\necho "$OMP_NUM_THREADS" "$@"\n')
+    (tmp_path / 'python').chmod(0o755)
+    said = set()
+    for i in range(1, 6):
+        env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'DATA': 'a b', 'SLURM_SUBMIT_DIR': str(tmp_path),
+               'SLURM_CPUS_PER_TASK': '4', 'SLURM_ARRAY_TASK_ID': str(i), 'SLURM_ARRAY_TASK_COUNT': '5'}
+        done = subprocess.run(['bash'], input=script, env=env, capture_output=True, text=True, check=True)
+        threads, program, *words = done.stdout.split()
+        assert (threads, program) == ('4', 'scripts/cross_validate.py') and not done.stderr
+        own, given = options.parse([word for word in words if word != 'b'])
+        assert given['search']['data_path'] == 'a' and given['augment']['epochs'] == 40
+        said.add(options.parse_shard(own.shard))
+    assert said == {(i, 5) for i in range(1, 6)}
 
 
 def test_dask_is_an_option(desk, small_corpus, monkeypatch):

@@ -2,7 +2,6 @@
 import itertools
 import json
 import random
-import shutil
 import sys
 from pathlib import Path
 
@@ -53,12 +52,13 @@ def predict(model, label, rng):
     return label if rng.random() < {'searched': .8, 'random': .75}.get(model, .7) else rng.choice(['angry', 'sad', 'calm'])
 
 
-def make(runs, missing=(), failed=None, clean=(), draw=False, rename=str, **more):
+def make(runs, missing=(), failed=(), clean=(), draw=False, rename=str, **more):
     """table.md. missing: runs that are not there; failed: {run: reason}; more: values of columns of runs.csv."""
     lines, predictions = [], []
     for model, fold, seed in runs:
-        state = 'failed' if (model, fold, seed) in (failed or {}) else 'missing' if (model, fold, seed) in missing else 'finished'
-        row = {'model': model, 'fold': fold, 'seed': seed, 'state': state, 'failed': (failed or {}).get((model, fold, seed))}
+        run, reasons = (model, fold, seed), dict(failed)
+        state = 'failed' if run in reasons else 'missing' if run in missing else 'finished'
+        row = {'model': model, 'fold': fold, 'seed': seed, 'state': state, 'failed': reasons.get(run)}
         if state == 'finished':
             rng = random.Random(f'{model} {fold} {seed}')
             op = ['skip_connect', 'max_pool_3x3', 'gru_1'][fold - 1]
@@ -201,7 +201,7 @@ def test_the_smallest_p_is_that_of_the_speakers_compared():
 
 def test_failed_and_missing_runs_are_named():
     text = make(asked('searched', 'cnn', seeds=[0]), missing=[('cnn', 1, 0)], failed={('cnn', 2, 0): 'ended by SIGKILL'})
-    assert '4 of 6 runs are finished; 1 failed: cnn (fold 2 seed 0); 1 missing: cnn (fold 1 seed 0).' in text
+    assert '4 of 6 runs are finished; 1 failed: cnn (seed 0 fold 2); 1 missing: cnn (seed 0 fold 1).' in text
     assert '- cnn-f2-s0: ended by SIGKILL' in text
 
 
@@ -320,7 +320,9 @@ def test_committed_predictions_give_the_committed_tables(corpus):
 @pytest.mark.parametrize('corpus, model, score', [
     ('emodb', 'searched', (0.7059948183378957, 0.705607476635514, 0.6934024601755788)),
     ('emodb', 'cnn_gru', (0.7145394401683761, 0.7130841121495327, 0.7044900631479531)),
-    ('ravdess', 'searched', (0.5787760416666667, 0.5895833333333333, 0.581157773355335)), ('ravdess', 'cnn_gru', (0.6178385416666667, 0.6194444444444445, 0.6159568831317133))])
+    ('ravdess', 'searched', (0.5787760416666667, 0.5895833333333333, 0.581157773355335)),
+    ('ravdess', 'cnn_gru', (0.6178385416666667, 0.6194444444444445, 0.6159568831317133)),
+])
 def test_scores_are_those_first_published(corpus, model, score):
     row = pd.read_csv(ROOT / 'docs' / 'results' / corpus / 'table.csv').set_index('model').loc[model]
     assert tuple(row[['ua', 'wa', 'macro_f1']]) == score
