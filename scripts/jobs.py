@@ -139,13 +139,15 @@ def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:
 def _run(job, python, env):
     """Why the job failed, above the end of its stderr; or None."""
     announced = False
-    while not job.done() and not stopping.is_set():
+    while not stopping.is_set():
         if job.written_elsewhere():
             if not announced:
                 print(f'{job}: another process is writing this run; waiting for it', flush=True)
             announced = True
             stopping.wait(POLL)
             continue
+        if job.done():  # after the lock was found free, which a run releases last
+            return None
         code, lines = _call(job, python, env)
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
         if job.done():

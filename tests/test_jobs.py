@@ -85,12 +85,14 @@ def test_a_kill_that_leaves_a_run_behind_repeats_nothing(desk, small_corpus, cap
 
 def test_a_run_that_refuses_a_second_process_has_not_failed(desk, small_corpus, monkeypatch):
     """Someone pasted the command line, and that process took the lock between our look at it and our start."""
-    monkeypatch.setattr(jobs.Job, 'written_elsewhere', lambda job: False)
+    look, answers = jobs.Job.written_elsewhere, iter([False])
+    monkeypatch.setattr(jobs.Job, 'written_elsewhere', lambda job: next(answers, None) is None and look(job))
     order(cnn_f1_s0='1')
     pasted = [sys.executable, 'augment.py', *'--name cv/x/cnn-f1-s0 --fold 1 --seed 0 --model cnn --resume'.split()]
     with subprocess.Popen(pasted) as process:
         wait_for(lambda: (desk / 'calls.txt').exists())
         assert call(desk, small_corpus, '--only_folds', '1', models='cnn', seeds='0') == 0
+    assert next(answers, None) is None and (desk / 'runs/cv/x/log/cnn-f1-s0.err').read_text().startswith('augment.py: another')
     assert process.returncode == 0 and names(desk) == ['cv/x/cnn-f1-s0'] and finished(1)
 
 
