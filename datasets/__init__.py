@@ -52,16 +52,17 @@ def scan(dataset: str, data_path: str | None, cache_dir: str = '.cache') -> list
 
     data_path: its folder; the CSV file of a manifest; None for the synthetic corpus, which is then made in cache_dir.
     """
+    corpus = reader(dataset)
     if data_path is None:
         if dataset != 'synthetic':
-            raise UserError(f'--data_path is needed: the folder of {dataset}, or the CSV file of a manifest')
-        data_path = os.path.join(cache_dir, f'synthetic-{reader(dataset).SEED}')
+            raise UserError(f'--data_path is required: the folder of {dataset}, or the CSV file of a manifest')
+        data_path = os.path.join(cache_dir, f'synthetic-{corpus.SEED}')
     elif not os.path.exists(data_path):
         raise UserError(f'--data_path {data_path}: no such file or folder')
-    elif dataset == 'synthetic' and not os.path.isfile(os.path.join(data_path, reader(dataset).FIRST)):
+    elif dataset == 'synthetic' and not os.path.isfile(os.path.join(data_path, corpus.FIRST)):
         raise UserError(f'--data_path {data_path}: not the synthetic corpus, which is the default of --dataset; '
                         f'{_suggestion(data_path)}')
-    utterances = reader(dataset).scan(data_path)
+    utterances = corpus.scan(data_path)
     if not utterances:
         raise UserError(f'--data_path {data_path}: contains no utterance of {dataset}; {_suggestion(data_path)}')
     return utterances

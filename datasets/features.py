@@ -189,7 +189,7 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                 if path in found:
                     bar.update()
                 else:
-                    missing.setdefault(path, u)
+                    missing.setdefault(path, []).append(u)
         index.save()
         for path, x in _extract_all(missing, config, workers, faults):
             found[path] = x
@@ -199,20 +199,28 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
 
 
 def _extract_all(missing, config, workers, faults):
-    """Yields (path, features) for each of {path in the cache: utterance}, once written; UserErrors go to `faults`."""
+    """Yields (path, features) for each of {path in the cache: utterances that are the same audio}, once it is written.
+
+    UserErrors go to `faults`.
+    """
     def job(path, utterance):
         x = extract(load_audio(utterance), config).astype(np.float16)
         write_aside(path, lambda f: np.save(f, x))
         return x
+    mel_spectrogram(config.n_mels, config.hop_length)  # impossible settings are refused before any audio is read
     n_threads = torch.get_num_threads()
     # torch works with one thread in each of ours: they do not compete, and any number of them gives the same bits.
     pool = ThreadPoolExecutor(workers or min(THREADS, joblib.cpu_count()), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        results = {path: pool.submit(job, path, utterance) for path, utterance in missing.items()}
+        results = {path: pool.submit(job, path, utterances[0]) for path, utterances in missing.items()}
         for path, result in results.items():
-            with faults.collect():
-                x = result.result()
-                yield path, x
+            if isinstance(result.exception(), UserError):
+                faults.messages.append(str(result.exception()))
+                for copy in missing[path][1:]:
+                    with faults.collect():
+                        load_audio(copy)
+            else:
+                yield path, result.result()
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C only the utterances in hand are finished
         torch.set_num_threads(n_threads)
