@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     print_speakers(utterances)
     print(f'\nfolds ({args.folds}): test speakers | dev speakers; the others train')
     for i, fold in enumerate(folds, 1):
-        sizes = ', '.join(f'{name} {len(fold.split(utterances, name))}' for name in ('train', 'dev', 'test', 'left_out')
-                          if name != 'left_out' or fold.left_out)
-        print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   utterances: {sizes}')
+        train, dev, test, left_out = (len(fold.split(utterances, name)) for name in ('train', 'dev', 'test', 'left_out'))
+        print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   utterances: train {train}, dev {dev}, test {test}'
+              + (f', left out {left_out} of {" ".join(fold.left_out)}' if left_out else ''))
     faults.check()
 
 
