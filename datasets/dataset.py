@@ -168,9 +168,13 @@ class SpeechDataset:
                 x = augment(x, generator, n, self.rank, self.world_size)
             yield (x, valid), self.labels[chosen]
 
+    def batch_sizes(self, batch_size: int, indices=None) -> list[int]:
+        """Sizes of the batches of an epoch, over all processes."""
+        return batch_sizes(len(self._chosen(indices)), batch_size, self.world_size)
+
     def n_batches(self, batch_size: int, indices=None) -> int:
-        """How many batches `batches` yields."""
-        return len(batch_sizes(len(self._chosen(indices)), batch_size, self.world_size))
+        """Number of batches of an epoch."""
+        return len(self.batch_sizes(batch_size, indices))
 
     def _chosen(self, indices):
         return torch.arange(len(self)) if indices is None else torch.as_tensor(indices)

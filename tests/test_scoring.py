@@ -24,7 +24,7 @@ def test_ua_and_wa_by_hand():
 
 
 def test_tally_of_shares_is_that_of_the_whole_batch():
-    """Two processes add loss parts of their share, weighted by the size of the whole batch."""
+    """Two processes add the parts of each mean loss that come from their shares."""
     rng = np.random.default_rng(0)
     logits, y = torch.from_numpy(rng.normal(size=(23, 3))), torch.from_numpy(rng.integers(0, 3, 23))
     whole, shares = scoring.Tally(), [scoring.Tally(), scoring.Tally()]
@@ -32,7 +32,7 @@ def test_tally_of_shares_is_that_of_the_whole_batch():
         whole.add(torch.nn.functional.cross_entropy(a, b), a, b)
         for rank, share in enumerate(shares):
             part = torch.nn.functional.cross_entropy(a[rank::2], b[rank::2], reduction='sum') / len(b)
-            share.add(part, a[rank::2], b[rank::2], len(b))
+            share.add(part, a[rank::2], b[rank::2])
     other = []
     shares[1].scores(lambda own: other.append(own) or [own])
     found = shares[0].scores(lambda own: [own, *other])
