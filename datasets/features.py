@@ -127,8 +127,9 @@ def cache_key(utterance: Utterance, config: FeatureSettings, digest_of: Callable
 class Index:
     """Cache keys by path and segment, in a file of the cache: a recording that has not changed is not read again.
 
-    There is one index for each set of parameters: {path: [[size, mtime, ctime], {segment: key}]}. If it is damaged or lost, it
-    is made anew. Processes that write at the same time may lose entries of each other, which only costs time.
+    There is one index for each set of parameters: {path: [[size, mtime, ctime], {segment: key}]}.
+    If it is damaged or lost, it is made anew. Processes that write at the same time may lose
+    entries of each other, which only costs time.
     """
 
     def __init__(self, cache_dir: str, config: FeatureSettings):
@@ -173,8 +174,9 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                     quiet: bool = False) -> tuple[list[np.ndarray], int]:
     """Features of the utterances, [(n_mels, n_frames) float16, ...], and how many had to be extracted.
 
-    Every utterance has its own file in the cache, so that an interrupted extraction continues where it stopped. workers:
-    threads; 0: one per available core, up to THREADS. All faults of the recordings are raised together.
+    Every utterance has its own file in the cache, so that an interrupted extraction continues where
+    it stopped. workers: threads; 0: one per available core, up to THREADS. All faults of the
+    recordings are raised together.
     """
     index, faults, paths, missing = Index(cache_dir, config), Faults(), [], {}
     found = {}  # {path in the cache: features}
@@ -209,7 +211,8 @@ def _extract_all(missing, config, workers, faults):
         return x
     mel_spectrogram(config.n_mels, config.hop_length)  # impossible settings are refused before any audio is read
     n_threads = torch.get_num_threads()
-    # torch works with one thread in each of ours: they do not compete, and any number of them gives the same bits.
+    # torch works with one thread in each of ours: they do not compete, and any number of them gives
+    # the same bits.
     pool = ThreadPoolExecutor(workers or min(THREADS, joblib.cpu_count()), initializer=torch.set_num_threads, initargs=(1,))
     try:
         results = {path: pool.submit(job, path, utterances[0]) for path, utterances in missing.items()}
