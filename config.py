@@ -55,8 +55,8 @@ class DataSettings:
     fold: int = setting(1, 'fold to use, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
     workers: int = setting(0, 'processes that extract features; 0: one per available core', low=0)
-    resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device if they '
-                            'fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
+    resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device '
+                            'if they fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class FeatureSettings:
     hop_ms: float = setting(16., 'ms between frames', low=1., high=WINDOW_MS)
     time_pool: int = setting(2, 'keep the maximum of this many frames', low=1)
     trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming', low=0.)
-    normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the same '
-                             'speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
+    normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
+                             'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
 
     @property
@@ -149,8 +149,8 @@ class SearchSettings:
 @dataclass(frozen=True, kw_only=True)
 class DevSettings:
     """dev speakers"""
-    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks are then tested after their last epoch; the SVM '
-                                 'still chooses C on dev first')
+    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks are then tested after their last epoch; the '
+                                 'SVM still chooses C on dev first')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +250,7 @@ HELP = {
                'python search.py --name mine --dataset manifest --data_path my.csv --epochs 30'),
     'augment': ('augment.py', 'Train the network of a genotype, or a hand-designed one, and test it on unheard speakers.',
                 'python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo',
-                'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru --optimizer adamw --lr .003'),
+                'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru'),
     'svm': ('scripts/svm.py', 'Train and test a linear SVM on functionals of the features of one fold.',
             'python scripts/svm.py --name svm --dataset emodb --data_path DIR',
             'python scripts/svm.py --name svm2 --dataset manifest --data_path my.csv --fold 2'),
@@ -311,17 +311,10 @@ def build(section, given, recorded=None):
 
 def read_yaml(path, section):
     """{name: value} of a settings file for one program: keys at the top, overridden by those under `search:` and the like."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            tree = yaml.safe_load(f) or {}
-    except OSError as error:
-        raise UserError(f'--config {path}: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'--config {path}: not YAML: {error}') from None
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
-        raise UserError(f'--config {path}: must contain lines "name: value"')
+    tree = _load_yaml(path)
     names = {s: {f.name for f in fields(cls)} - {'config'} for s, cls in SECTIONS.items()}
-    parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS}, **{s: tree.get(s) or {} for s in SECTIONS}}
+    parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS},
+             **{s: tree.get(s) or {} for s in SECTIONS}}
     for where, values in parts.items():
         valid = names[where] if where else {f.name for f in shared()} - {'config'}
         for key in values:
@@ -334,21 +327,39 @@ def read_yaml(path, section):
         raise UserError(f'--config {path}: {error}') from None
 
 
+def _load_yaml(path, depth=0):
+    """Tree of a settings file, on top of the file that its key `extends` names, relative to its own folder. UserError."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            tree = yaml.safe_load(f) or {}
+    except OSError as error:
+        raise UserError(f'--config {path}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f'--config {path}: not YAML: {error}') from None
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
+        raise UserError(f'--config {path}: must contain lines "name: value"')
+    base = tree.pop('extends', None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or depth > 3:
+        raise UserError(f'--config {path}: extends: must name a settings file that extends no other')
+    below = _load_yaml(Path(path).parent / base, depth + 1)
+    merged = {s: {**(below.get(s) or {}), **(tree.get(s) or {})} for s in SECTIONS}
+    return {**below, **tree, **merged}
+
+
 def _misplaced(key, where, valid, names):
     """What is wrong with a key of a YAML file, and where it belongs."""
-    at = f' under {where}:' if where else ''
-    homes = [section for section in names if key in names[section]]
-    if homes and (where is None or not homes == [where]):
-        shares = {f.name for f in shared()}
-        place = 'the top level' if key in shares else ' or '.join(f'{section}:' for section in homes)
-        return f'{key!r}{at or " at the top level"} has no effect there; it belongs {"at" if key in shares else "under"} {place}'
-    near = difflib.get_close_matches(str(key), [*valid, *SECTIONS], 1)
-    near = near or difflib.get_close_matches(str(key), sorted(set.union(*names.values())), 1)
-    if not near:
-        return f'unknown key {key!r}{at}; --help lists all settings'
-    homes = '' if near[0] in valid or near[0] in SECTIONS else ', under ' + ' or '.join(
-        f'{section}:' for section in names if near[0] in names[section])
-    return f'unknown key {key!r}{at}; did you mean {near[0]}{homes}?'
+    at = f'under {where}:' if where else 'at the top level'
+    homes = [f'{section}:' for section in names if key in names[section]]
+    if homes:
+        home = 'at the top level' if key in {f.name for f in shared()} else f'under {" or ".join(homes)}'
+        return f'{key!r} has no effect {at}; it belongs {home}'
+    for known in ([*valid, *SECTIONS], sorted(set.union(*names.values()))):
+        if near := difflib.get_close_matches(str(key), known, 1):
+            homes = [f'{section}:' for section in names if near[0] in names[section] and near[0] not in valid]
+            return f'unknown key {key!r} {at}; did you mean {near[0]}' + f', under {" or ".join(homes)}' * bool(homes) + '?'
+    return f'unknown key {key!r} {at}; --help lists all settings'
 
 
 def shared():
@@ -380,10 +391,10 @@ class Parser(argparse.ArgumentParser):
     """argparse over groups of settings, whose mistakes are UserErrors. Only what is typed is returned."""
 
     def __init__(self, examples=(), usage=None, **kwargs):
-        epilog = '\n'.join(['examples:', *(f'  {example}' for example in examples)]) if examples else None
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, epilog=epilog,
-                         usage=usage or '%(prog)s --name NAME [--config FILE] [--SETTING VALUE ...]', formatter_class=argparse.RawDescriptionHelpFormatter,
-                         **kwargs)
+        epilog = '\n  '.join(['examples:', *examples]) if examples else None
+        usage = usage or '%(prog)s --name NAME [--config FILE] [--SETTING VALUE ...]'
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, epilog=epilog, usage=usage,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.flags = {}  # flag: (group, name)
 
     def add_settings(self, group, prefix='', hidden=False):

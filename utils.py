@@ -1,6 +1,9 @@
-"""What both programs need around their loops: errors, seeds, and the folder of a run."""
+"""What the programs need around their loops: errors, devices, seeds, whole files, and the folder of a run."""
 import contextlib
 import csv
+import difflib
+import errno
+import fcntl
 import glob
 import io
 import json
@@ -10,33 +13,38 @@ import random
 import shutil
 import sys
 import traceback
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
 
 import numpy as np
 import torch
 import yaml
 from tensorboardX import SummaryWriter
 
-# What a resumed run may have otherwise: where and how it is made. That the data are the same is seen by Data.digest and mean.
-CURRENT = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
-# What runs did that are older than the setting.
-YOUNGER = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus'}
+from config import UserError
 
-_open = set()  # runs that are being written
+# Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
+FORMAT = 2
+# Settings that may change on --resume. Data.digest and the normalisation tell whether the data are the same.
+MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
+# What runs did that are older than these settings.
+BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'fast': True}
+# Errors of the operating system that the user can mend; others are mistakes in this code.
+USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
+               errno.EMFILE, errno.ENAMETOOLONG}
+
+_open_runs = set()
 
 
-class UserError(Exception):
-    """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
+def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.exit):
+    """Runs main() as a program. A user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
 
-
-def cli(main, speaks=lambda: True, leave=sys.exit):
-    """Runs main() as a program: a user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
-    speaks() tells whether this process says so, where several end for one reason; leave(code) ends it.
+    speaks() tells whether this process prints the line, since several may end for one reason. leave(code) ends it.
     """
     def end(code, message=None):
         if message and speaks():
             print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
-        for run in list(_open):  # a run that goes on draws nothing again that TensorBoard should have
+        for run in list(_open_runs):  # flush TensorBoard: a resumed run does not draw old epochs again
             with contextlib.suppress(OSError):  # the disk may be full
                 run.close()
         leave(code)
@@ -44,24 +52,24 @@ def cli(main, speaks=lambda: True, leave=sys.exit):
         main()
     except UserError as error:
         end(2, str(error))
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output went away
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            end(2)
-        else:
-            end(2, f'{error.filename}: {error.strerror or error}' if error.filename else str(error.strerror or error))
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end(2)
     except KeyboardInterrupt:
-        end(130, 'interrupted; the same command with --resume goes on')
-    except Exception:  # a mistake of ours
-        traceback.print_exc()
-        end(1)
+        end(130, 'interrupted; the same command with --resume continues')
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in USERS_ERRNO:
+            end(2, f'{error.filename or "the disk"}: {error.strerror}')
+        else:
+            traceback.print_exc()
+            end(1)
 
 
-def set_threads(n):
-    """CPU threads of torch. 0: OMP_NUM_THREADS, or all cores but one.
+def set_threads(n: int):
+    """Sets the CPU threads of torch. 0: OMP_NUM_THREADS, or all cores but one.
 
-    A cell is many small operations, at each of which threads wait for the last: the second of two cores gains a fifth, and
-    costs many times the whole as soon as something else wants that core.
+    A cell is many small operations, and threads wait for each other at every one. The second of two cores gains a
+    fifth, and costs many times as much as soon as another program wants that core.
     """
     if n == 0 and 'OMP_NUM_THREADS' not in os.environ:
         n = max(1, torch.get_num_threads() - 1)
@@ -69,47 +77,57 @@ def set_threads(n):
         torch.set_num_threads(n)
 
 
-def choose_device(name, number=None):
-    """'auto' -> CUDA where there is one; otherwise the named device. Raises UserError where it cannot be used.
-    number: of this process on its machine, where there are several; each takes the GPU of its number.
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """'auto' -> CUDA if there is a GPU, else the CPU. A GPU becomes the current one. UserError if it cannot be used.
+
+    local_rank: number of this process on its machine under torchrun; each process takes the GPU of its number.
     """
+    kind, _, number = name.partition(':')
+    if kind not in ('auto', 'cpu', 'cuda') or (number and not (kind == 'cuda' and number.isdecimal())):
+        hint = '; did you mean cuda?' if kind in ('gpu', 'CUDA', 'GPU', 'nvidia') else ''
+        raise UserError(f'--device {name}: must be auto, cpu, cuda or cuda:N{hint}')
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if number is not None and name.startswith('cuda'):
+    if local_rank is not None and name.startswith('cuda'):
         if name != 'cuda':
             raise UserError(f'--device {name}: under torchrun each process takes the GPU of its number; say --device cuda')
-        name = f'cuda:{number}'
+        name = f'cuda:{local_rank}'
+    device = torch.device(name)
     try:
-        device = torch.device(name)
+        if device.type == 'cuda':
+            torch.cuda.set_device(device.index or 0)  # pinned memory and bfloat16 support concern the current GPU
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f'--device {name}: {str(error).splitlines()[0]}') from None
     return device
 
 
-def autocast(device, wanted):
-    """bfloat16 autocast on a GPU that computes in it itself; elsewhere a context that does nothing."""
+def autocast(device: torch.device, wanted: bool):
+    """bfloat16 autocast on a GPU that computes in bfloat16 natively; elsewhere a context that does nothing."""
     able = device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and able)
 
 
-def describe_device(device, n=1):
+def describe_device(device: torch.device, n_processes: int = 1) -> str:
+    """'NVIDIA H100', or 'cpu, 2 threads'."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
-    return name if n == 1 else f'{n} processes, each on {name}'
+    return name if n_processes == 1 else f'{n_processes} processes, each on {name}'
 
 
-def set_seed(seed):
+def set_seed(seed: int):
+    """Seeds Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def count_parameters(parameters):
+def count_parameters(parameters: Iterable) -> int:
+    """Number of scalars in `parameters`."""
     return sum(p.numel() for p in parameters)
 
 
-def write_aside(path, write):
-    """write(file) to a temporary name beside `path`, then rename: the file is whole or not there."""
+def write_aside(path, write: Callable):
+    """Calls write(file) on a temporary file and renames it to `path`: the file is whole or absent."""
     with open(f'{path}.tmp', 'wb') as f:
         write(f)
         f.flush()
@@ -118,80 +136,152 @@ def write_aside(path, write):
 
 
 def write_json(path, tree):
+    """Writes `tree` as JSON, whole or not at all."""
     write_aside(path, lambda f: f.write((json.dumps(tree, indent=1) + '\n').encode()))
 
 
 def write_torch(path, tree):
+    """torch.save, whole or not at all."""
     write_aside(path, lambda f: torch.save(tree, f))
 
 
 def write_csv(path, header, rows):
+    """Writes a CSV file, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([header, *rows])
     write_aside(path, lambda f: f.write(text.getvalue().encode()))
 
 
+def read_settings(path) -> dict:
+    """Settings of a run from its config.yaml, those without effect included, and its `format`. UserError if it is damaged."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            tree = dict(yaml.safe_load(f))
+        return {'format': 1, **tree.pop('not_used', {}), **tree}
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise UserError(f'{path} is damaged: delete its folder, or begin anew with --overwrite') from None
+
+
+def recorded(settings: dict, name: str):
+    """A setting of an earlier run, or what runs did before the setting existed; None if neither is known."""
+    return settings.get(name, BEFORE_THE_SETTING.get(name))
+
+
 class Run:
     """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
 
-    Made in two steps, so that a mistake found while data are read leaves an earlier run as it was: the constructor looks
-    whether this run may be made and raises UserError if not, `open` makes it. Of several processes one `writes`.
+    The constructor checks whether the run may be made, `open` creates or resumes it, `close` ends it. A mistake in the
+    data between the first two leaves an earlier run as it was. Of several processes only one `writes`; in the others
+    every method that would write does nothing.
     """
 
-    def __init__(self, program, config, writes=True):
+    def __init__(self, program: str, config, writes: bool = True):
         self.program, self.config, self.writes = program, config, writes
-        self.path = os.path.join('runs', program, config.name)
-        self.settings = {k: v for k, v in asdict(config).items() if k not in CURRENT}
-        self.history, self.logger, self.writer = [], logging.getLogger('emodarts'), None  # silent until `open`
-        if config.overwrite and config.resume:
-            raise UserError('--overwrite and --resume exclude each other')
-        if not writes or not os.path.exists(self.path):
-            return
-        others = glob.glob(os.path.join(glob.escape(self.path), '*', '**', 'config.yaml'), recursive=True)
-        if others:
-            raise UserError(f'--name {config.name}: {self.path} is a folder of other runs, as {os.path.dirname(others[0])}; '
-                            'take another --name')
-        if config.overwrite:
+        self.root = os.path.join('runs', program)
+        self.path = os.path.join(self.root, config.name)
+        self.settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+        self.format, self.history, self.lock = FORMAT, [], None
+        self.logger, self.writer = logging.getLogger('emodarts.silent'), _Nothing()
+        self.exists = os.path.exists(self.path)
+        self._check_neighbours()
+        if config.overwrite and os.path.islink(self.path):
+            raise UserError(f'--overwrite: {self.path} is a link to another folder: remove the link, or take another --name')
+        if not self.exists or config.overwrite:
             return
         if not config.resume:
-            raise UserError(f'{self.path} exists: --resume goes on with it, --overwrite begins anew, or take another --name')
-        try:
-            with open(self.file('config.yaml')) as f:
-                before = yaml.safe_load(f)
-        except FileNotFoundError:
-            return
-        except yaml.YAMLError:
-            raise UserError(f'{self.file("config.yaml")} is damaged: begin anew with --overwrite') from None
-        before = {key: value for key, value in (before or {}).items() if key not in CURRENT}
-        for key in {**before, **self.settings}:
-            then, now = recorded(before, key), self.settings.get(key)
-            if then != now:
-                raise UserError(f'--resume: {key} is {now}, but {self.path} began with {then}')
+            raise UserError(f'{self.path} exists: continue it with --resume, replace it with --overwrite, or take another '
+                            '--name')
+        if os.path.exists(self.file('config.yaml')):
+            self._check_settings(read_settings(self.file('config.yaml')))
 
-    def file(self, name):
+    def _check_neighbours(self):
+        """UserError if the folder holds other runs, or lies inside another run."""
+        inside = glob.glob(os.path.join(glob.escape(self.path), '*', '**', 'config.yaml'), recursive=True)
+        if inside:
+            raise UserError(f'--name {self.config.name}: {self.path} contains other runs, such as '
+                            f'{os.path.dirname(inside[0])}; take another --name')
+        parent = os.path.dirname(self.path)
+        while len(parent) > len(self.root):
+            if os.path.exists(os.path.join(parent, 'config.yaml')):
+                raise UserError(f'--name {self.config.name}: {parent} is a run; take a --name outside it')
+            parent = os.path.dirname(parent)
+
+    def _check_settings(self, before):
+        self.format = before.pop('format')
+        if self.format > FORMAT:
+            raise UserError(f'{self.path} was made by a newer version of emoDARTS: update, or take another --name')
+        for name in {**before, **self.settings}:
+            then, now = recorded(before, name), self.settings.get(name)
+            if name not in MAY_CHANGE and then != now:
+                raise UserError(f'--resume: {name} is {now}, but {self.path} began with {then}; take another --name')
+
+    def file(self, name: str) -> str:
+        """Path of a file of this run."""
         return os.path.join(self.path, name)
 
     def open(self, data):
-        """Makes the folder, or opens it again. Returns the last checkpoint of a resumed run, or None.
+        """Creates the folder, or opens it again. Returns the last checkpoint of a resumed run, else None.
 
-        data: datasets.Data; its statistics and digest stand in every checkpoint, and a run does not go on with others.
+        data: datasets.Data. Its normalisation and digest are in every checkpoint; a run does not continue with others.
         """
         self.data = {'mean': data.mean, 'std': data.std, 'digest': data.digest}
-        if self.config.overwrite:
-            shutil.rmtree(self.path, ignore_errors=True)
         os.makedirs(self.path, exist_ok=True)
-        write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(self.settings, sort_keys=False).encode()))
-        checkpoint = self._read_checkpoint()
+        self._lock()
+        if self.config.overwrite:
+            self._clear()
+        checkpoint = self._read_checkpoint() if self.config.resume else None
+        self._write_settings()
         self.logger = self._make_logger()
         self.history = checkpoint['history'] if checkpoint else []
         # Rows after the checkpoint belong to an epoch that will be run again.
         write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
         self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=len(self.history) + 1 if checkpoint else None)
-        _open.add(self)
-        if not checkpoint:
-            table = '\n'.join(['|setting|value|', '|---|---|'] + [f'|{k}|{v}|' for k, v in self.settings.items()])
-            self.writer.add_text('parameters', table, 0)
+        _open_runs.add(self)
+        if self.config.resume and not self.exists:
+            self._announce_new()
+        if checkpoint:
+            self.logger.info('resumed after epoch %d of %s', len(self.history), self.path)
+        else:
+            rows = [f'|{name}|{value}|' for name, value in self.settings.items()]
+            self.writer.add_text('parameters', '\n'.join(['|setting|value|', '|---|---|', *rows]), 0)
+        defaults = {f.name: f.default for f in fields(self.config)}
+        unused = [f'{name} {self.settings[name]} (with {why})' for name, why in self.config.unused().items()
+                  if self.settings[name] != defaults[name]]
+        if unused:
+            self.logger.info('NOTE: settings without effect: %s', ', '.join(unused))
         return checkpoint
+
+    def _lock(self):
+        """Refuses a second process with the same --name. The lock goes with the process, however it ends."""
+        self.lock = open(self.file('lock'), 'a')
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'another process is writing {self.path}: wait for it, or take another --name') from None
+        except OSError:
+            pass  # a file system without locks
+
+    def _clear(self):
+        """Deletes everything but the lock that this process holds."""
+        for entry in os.scandir(self.path):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name != 'lock':
+                os.unlink(entry.path)
+
+    def _write_settings(self):
+        unused = self.config.unused()
+        tree = {'format': self.format, **{name: value for name, value in self.settings.items() if name not in unused}}
+        if unused:
+            tree['not_used'] = {name: self.settings[name] for name in unused}
+        write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(tree, sort_keys=False).encode()))
+
+    def _announce_new(self):
+        found = glob.glob(os.path.join(glob.escape(self.root), '**', 'config.yaml'), recursive=True)
+        others = [os.path.relpath(os.path.dirname(path), self.root) for path in found]
+        near = difflib.get_close_matches(self.config.name, [name for name in others if name != self.config.name], 3)
+        self.logger.warning('WARNING: --resume: there was no run %s, so a NEW run begins.%s', self.path,
+                            f' Runs with similar names: {", ".join(near)}' if near else '')
 
     def _read_checkpoint(self):
         path = self.file('checkpoint.pt')
@@ -204,10 +294,11 @@ class Run:
         if 'digest' not in checkpoint:
             raise UserError(f'{path} was written by an earlier version: begin anew with --overwrite')
         if checkpoint['digest'] != self.data['digest']:
-            raise UserError(f'--resume: utterances, labels or speakers are not what {self.path} began with: begin anew with '
-                            '--overwrite')
+            raise UserError(f'--resume: utterances, labels or speakers differ from those {self.path} began with: begin anew '
+                            'with --overwrite')
         if any(not torch.equal(checkpoint[name], self.data[name]) for name in ('mean', 'std')):
-            raise UserError(f'--resume: the training audio is not what {self.path} began with: begin anew with --overwrite')
+            raise UserError(f'--resume: the training audio differs from that which {self.path} began with: begin anew with '
+                            '--overwrite')
         return checkpoint
 
     def _make_logger(self):
@@ -222,9 +313,11 @@ class Run:
             logger.addHandler(handler)
         return logger
 
-    def end_epoch(self, row):
-        """Appends a row to metrics.jsonl and draws its numbers, nested as {'train': {'ua': .7}}, in TensorBoard."""
+    def end_epoch(self, row: dict):
+        """Appends a row to metrics.jsonl and plots its numbers, nested as {'train': {'ua': .7}}, in TensorBoard."""
         self.history.append(row)
+        if not self.writes:
+            return
         with open(self.file('metrics.jsonl'), 'a') as f:
             f.write(_json_line(row))
         for group, value in row.items():
@@ -232,17 +325,28 @@ class Run:
                 if isinstance(number, float):
                     self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
 
-    def save_checkpoint(self, state):
-        write_torch(self.file('checkpoint.pt'), {**state, **self.data, 'history': self.history})
+    def save(self, name: str, tree: dict):
+        """torch.save to a file of this run."""
+        if self.writes:
+            write_torch(self.file(name), tree)
+
+    def save_checkpoint(self, state: dict):
+        """Writes what --resume needs."""
+        self.save('checkpoint.pt', {**state, **self.data, 'history': self.history} if self.writes else {})
 
     def close(self):
-        _open.discard(self)
+        """Flushes TensorBoard and releases the lock."""
+        _open_runs.discard(self)
         self.writer.close()
+        if self.lock:
+            self.lock.close()
 
 
-def recorded(settings, name):
-    """A setting of an earlier run's config.yaml, or what runs did before there was one; None where neither is known."""
-    return settings.get(name, YOUNGER.get(name))
+class _Nothing:
+    """A SummaryWriter of a process that does not write."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
 
 
 def _json_line(row):

@@ -1,6 +1,5 @@
 """Audio file -> 16 kHz mono -> log-mel or MFCC -> cache."""
 import hashlib
-import math
 import multiprocessing
 import os
 import signal
@@ -9,7 +8,6 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass, fields
 from functools import cache, lru_cache
 
 import librosa
@@ -19,10 +17,9 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from utils import UserError
+from config import SAMPLE_RATE, WINDOW_MS, UserError
 
-SAMPLE_RATE = 16_000  # Hz
-WIN_LENGTH = 512  # samples, 32 ms
+WIN_LENGTH = SAMPLE_RATE * WINDOW_MS // 1000  # 512 samples
 N_FFT = 2_048  # samples; the window is padded with zeros, so that even 128 mel filters each hold a frequency bin
 MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame is centred on the first sample and mirrors as much
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
@@ -33,54 +30,23 @@ WORKER_START = 5.  # s until a worker process has imported torch
 CHUNK = 16  # utterances that a worker takes at a time
 
 
-@dataclass(frozen=True)
-class FeatureConfig:
-    features: str = 'logmel'  # 'logmel' or 'mfcc'
-    n_mels: int = 64  # mel bands, or cepstral coefficients
-    hop_ms: float = 16.  # ms between frames
-    time_pool: int = 1  # the largest of so many frames is kept (the paper's input: 4)
-    trim_db: float = 0.  # both ends lose what is so many dB below the loudest frame; 0: nothing
-
-    def __post_init__(self):
-        if self.features not in ('logmel', 'mfcc'):
-            raise UserError(f'--features {self.features}: must be logmel or mfcc')
-        if self.n_mels < 1 or self.time_pool < 1:
-            raise UserError(f'--n_mels {self.n_mels} and --time_pool {self.time_pool} must be 1 or more')
-        if not 0. <= self.trim_db < math.inf:
-            raise UserError(f'--trim_db {self.trim_db}: must be 0, which keeps silence, or a positive number')
-        if not 1. <= self.hop_ms <= 1000 * WIN_LENGTH / SAMPLE_RATE:
-            raise UserError(f'--hop_ms {self.hop_ms}: must be from 1 to {1000 * WIN_LENGTH / SAMPLE_RATE:.0f} ms, the window: '
-                            'a longer hop would skip audio')
-
-    @property
-    def hop_length(self):
-        return round(SAMPLE_RATE * self.hop_ms / 1000)  # samples
-
-    @property
-    def frame_rate(self):
-        return SAMPLE_RATE / self.hop_length / self.time_pool  # frames a second
-
-
-NAMES = (*(f.name for f in fields(FeatureConfig)), 'normalise', 'duration')  # settings that say what a network is given
-
-
 @lru_cache(maxsize=4)
-def mel_spectrogram(config):
+def mel_spectrogram(n_mels, hop_length):
     """The torchaudio transform. Raises UserError where a mel filter would be empty."""
     with warnings.catch_warnings():  # torchaudio warns of what is an error here
         warnings.simplefilter('ignore', UserWarning)
         transform = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=config.hop_length, f_min=F_MIN, f_max=F_MAX,
-            n_mels=config.n_mels)
+            SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=hop_length, f_min=F_MIN, f_max=F_MAX,
+            n_mels=n_mels)
     if (transform.mel_scale.fb.amax(dim=0) == 0).any():
-        raise UserError(f'--n_mels {config.n_mels}: some mel filters would be empty; take fewer')
+        raise UserError(f'--n_mels {n_mels}: some mel filters would be empty; take fewer')
     return transform
 
 
 def extract(wave, config):
     """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_mels, n_frames)."""
     wave = trim(wave, config.trim_db) if config.trim_db else wave
-    mel = mel_spectrogram(config)(torch.from_numpy(np.ascontiguousarray(wave)))
+    mel = mel_spectrogram(config.n_mels, config.hop_length)(torch.from_numpy(np.ascontiguousarray(wave)))
     x = torch.log(mel + FLOOR)  # (n_mels, n_frames)
     if config.features == 'mfcc':
         x = torchaudio.functional.create_dct(config.n_mels, config.n_mels, 'ortho').T @ x
@@ -133,12 +99,17 @@ def file_digest(path):
     return digest
 
 
+def parameters(config):
+    """The settings that features depend on."""
+    return config.features, config.n_mels, float(config.hop_ms), config.time_pool, float(config.trim_db)
+
+
 def cache_key(utterance, config, digest_of=file_digest):
     """Hex key of what the features depend on: the file's bytes, the segment, every parameter."""
     digest = digest_of(utterance.path).copy()
     constants = (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, TRIM_FRAME, TRIM_HOP, torchaudio.__version__,
                  librosa.__version__)
-    digest.update(repr((constants, astuple(config), utterance.start, utterance.end)).encode())
+    digest.update(repr((constants, parameters(config), utterance.start, utterance.end)).encode())
     return digest.hexdigest()
 
 

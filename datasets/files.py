@@ -2,19 +2,20 @@
 import os
 from dataclasses import replace
 
+from config import UserError
 from datasets.utterance import Utterance
-from utils import UserError
 
 
-def audio_in(folders):
-    """{name without ending: path} of the .wav files that lie in `folders`. A name that begins with a dot is none of a corpus.
-    UserError where two have the same name.
+def audio_in(folders, suffixes=('.wav',)):
+    """{name without suffix: path} of the audio files in `folders`; hidden files are ignored.
+
+    UserError if two have the same name.
     """
     found = {}
     for folder in sorted(folders):
         for entry in os.scandir(folder):
             name, ending = os.path.splitext(entry.name)
-            if entry.name.startswith('.') or ending.lower() != '.wav':
+            if entry.name.startswith('.') or ending.lower() not in suffixes:
                 continue
             if name in found:
                 raise UserError(f'{entry.path}: the same name as {found[name]}; remove one')

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import UserError
+from config import UserError
 
 N_FOLDS = 5
 N_DRAWS = 500  # random partitions of speakers among which `halves` takes the most even

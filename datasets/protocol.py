@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from utils import UserError
+from config import UserError
 
 ALL = 'all'
 OFFICIAL, TEST_SET = 'official', 'Test1'  # --folds official is official:Test1

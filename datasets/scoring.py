@@ -1,10 +1,12 @@
 """Scores of predictions: UA, WA, macro F1, over all utterances at once."""
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
-from utils import UserError
+from config import UserError
 
 
 def scores(labels, predicted):
@@ -24,24 +26,26 @@ def evaluate(forward, dataset, batch_size, class_weights):
 
 
 class Tally:
-    """Losses and predictions of a training epoch, kept on the device until the epoch's end."""
+    """Losses and predictions of a training epoch, kept on the device until the epoch ends."""
 
     def __init__(self):
-        self.rows = []
+        self.steps = []
 
-    def add(self, loss, logits, y, n=None):
-        """n: utterances of the whole batch, where loss, logits and y are of a share."""
-        self.rows.append((loss.detach() * (n or len(y)), logits.detach().argmax(dim=1), y))
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor):
+        """Adds a step. loss: mean over the batch; if y is one process's share of the batch, its part of that mean."""
+        self.steps.append((loss.detach(), logits.detach().argmax(dim=1), y))
 
-    def scores(self, gather=lambda own: [own]):
-        """{'loss', 'ua', 'wa', 'macro_f1'}. Raises UserError where the loss is no longer finite.
-        gather: own object -> those of all processes.
+    def scores(self, gather: Callable = lambda own: [own]) -> dict:
+        """{'loss', 'ua', 'wa', 'macro_f1'} of the epoch. UserError if the loss is not finite.
+
+        gather: object of this process -> list of those of all processes.
         """
-        losses, predicted, labels = zip(*self.rows)
-        own = float(torch.stack(losses).sum()), torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
-        losses, predicted, labels = zip(*gather(own))
+        losses, predicted, labels = zip(*self.steps)
+        sizes = np.array([len(y) for y in labels])
+        own = torch.stack(losses).cpu().numpy(), sizes, torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
+        losses, sizes, predicted, labels = zip(*gather(own))
         predicted, labels = np.concatenate(predicted), np.concatenate(labels)
-        loss = sum(losses) / len(labels)
+        loss = float(np.dot(np.sum(losses, axis=0, dtype=float), np.sum(sizes, axis=0)) / len(labels))
         if not np.isfinite(loss):
-            raise UserError('training diverged, the loss is not finite: lower the learning rate')
+            raise UserError('training diverged: the loss is not finite; lower the learning rate')
         return {'loss': loss, **scores(labels, predicted)}

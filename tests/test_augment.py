@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from test_programs import SMALL
+from conftest import SMALL
 
 import augment
 

@@ -6,9 +6,9 @@ import pytest
 import soundfile
 from conftest import write_corpus
 
+from config import UserError
 from datasets import CORPORA, scan
 from datasets.readers import emodb, manifest, ravdess, synthetic
-from utils import UserError
 
 
 def touch(folder, *names):

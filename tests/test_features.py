@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,12 +12,18 @@ import soundfile
 import torch
 from conftest import ROOT
 
+import config as cf
+from config import UserError
 from datasets import features as ft
 from datasets.readers import synthetic
 from datasets.utterance import Utterance
-from utils import UserError
 
-CONFIG = ft.FeatureConfig(n_mels=40)
+
+def settings(n_mels=40, time_pool=1, **kwargs):
+    return cf.FeatureSettings(n_mels=n_mels, time_pool=time_pool, **kwargs)
+
+
+CONFIG = settings()
 WAVE = synthetic.synthesise(0, 'happy', 0)
 
 
@@ -27,25 +34,25 @@ def write(path, wave=WAVE, rate=16_000):
 
 @pytest.mark.parametrize('n_mels', [32, 64, 128])
 def test_log_mel_is_librosas(n_mels):
-    config = ft.FeatureConfig(n_mels=n_mels)
+    config = settings(n_mels=n_mels)
     mel = librosa.feature.melspectrogram(y=WAVE, sr=16_000, n_fft=ft.N_FFT, win_length=ft.WIN_LENGTH, hop_length=256,
                                          n_mels=n_mels, fmin=ft.F_MIN, fmax=ft.F_MAX, htk=True, norm=None, pad_mode='reflect')
     np.testing.assert_allclose(ft.extract(WAVE, config), np.log(mel + ft.FLOOR), atol=2e-3)
-    assert (ft.mel_spectrogram(config).mel_scale.fb.amax(dim=0) > 0).all()
+    assert (ft.mel_spectrogram(n_mels, 256).mel_scale.fb.amax(dim=0) > 0).all()
 
 
 def test_mfcc_is_scipys_cosine_transform():
     from scipy.fft import dct
     log_mel = ft.extract(WAVE, CONFIG)
-    mfcc = ft.extract(WAVE, ft.FeatureConfig(features='mfcc', n_mels=40))
+    mfcc = ft.extract(WAVE, settings(features='mfcc', n_mels=40))
     np.testing.assert_allclose(mfcc, dct(log_mel, type=2, norm='ortho', axis=0), atol=1e-3)
 
 
 def test_time_pool_keeps_every_frame():
-    whole, pooled = ft.extract(WAVE, CONFIG), ft.extract(WAVE, ft.FeatureConfig(n_mels=40, time_pool=4))
+    whole, pooled = ft.extract(WAVE, CONFIG), ft.extract(WAVE, settings(n_mels=40, time_pool=4))
     assert pooled.shape[1] == -(-whole.shape[1] // 4)
     np.testing.assert_array_equal(pooled[:, -1], whole[:, 4 * (pooled.shape[1] - 1):].max(axis=1))
-    assert ft.FeatureConfig(hop_ms=16, time_pool=4).frame_rate == 15.625
+    assert settings(hop_ms=16, time_pool=4).frame_rate == 15.625
 
 
 def test_silence_is_cut_from_both_ends():
@@ -54,7 +61,7 @@ def test_silence_is_cut_from_both_ends():
     cut = ft.trim(wave, 30.)
     np.testing.assert_array_equal(cut, librosa.effects.trim(wave, top_db=30.)[0])
     assert len(WAVE) - 4096 < len(cut) < len(WAVE) + 4096
-    np.testing.assert_array_equal(ft.extract(wave, ft.FeatureConfig(n_mels=40, trim_db=30.)), ft.extract(cut, CONFIG))
+    np.testing.assert_array_equal(ft.extract(wave, settings(n_mels=40, trim_db=30.)), ft.extract(cut, CONFIG))
     assert np.array_equal(ft.trim(np.zeros(9000, np.float32), 30.), np.zeros(9000))  # nothing is louder than the rest
 
 
@@ -63,14 +70,14 @@ def test_a_click_keeps_as_many_samples_as_features_need(click):
     wave = np.zeros(9000, np.float32)
     wave[click] = 1.
     cut = ft.trim(wave, 60.)
-    assert len(cut) >= ft.MIN_SAMPLES and cut.max() == 1. and ft.extract(wave, ft.FeatureConfig(n_mels=40, trim_db=60.)).size
+    assert len(cut) >= ft.MIN_SAMPLES and cut.max() == 1. and ft.extract(wave, settings(n_mels=40, trim_db=60.)).size
 
 
 @pytest.mark.parametrize('wrong', [dict(n_mels=2000), dict(n_mels=0), dict(hop_ms=40.), dict(hop_ms=0.), dict(features='plp'),
                                    dict(trim_db=-1.)])
 def test_impossible_parameters_name_their_flag(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        ft.extract(WAVE, ft.FeatureConfig(**wrong))
+        ft.extract(WAVE, cf.SearchConfig(name='x', **wrong))
 
 
 @pytest.mark.parametrize('rate, channels, suffix', [(16_000, 1, 'wav'), (48_000, 2, 'wav'), (44_100, 1, 'flac'),
@@ -118,11 +125,26 @@ def test_cache_is_keyed_by_content_and_parameters(tmp_path, monkeypatch):
     assert np.array_equal(ft.cached_features([moved], CONFIG, cache)[0], first) and len(calls) == 1
     write(tmp_path / 'x.wav', WAVE * .5)
     assert not np.array_equal(ft.cached_features([u], CONFIG, cache)[0], first) and len(calls) == 2
-    for config in (ft.FeatureConfig(n_mels=41), ft.FeatureConfig(n_mels=40, hop_ms=10.), ft.FeatureConfig('mfcc', 40),
-                   ft.FeatureConfig(n_mels=40, time_pool=2), ft.FeatureConfig(n_mels=40, trim_db=30.)):
+    for config in (settings(n_mels=41), settings(n_mels=40, hop_ms=10.), settings(features='mfcc'),
+                   settings(n_mels=40, time_pool=2), settings(n_mels=40, trim_db=30.)):
         ft.cached_features([u], config, cache)
     ft.cached_features([Utterance(u.path, 'x', 'a', start=.5)], CONFIG, cache)
     assert len(calls) == 8
+
+
+def test_keys_are_those_of_earlier_versions(tmp_path):
+    """SHA-256 of the file, then of the constants and the settings as floats and integers: caches of 2025 stay in use."""
+    import torchaudio
+    u = write(tmp_path / 'x.wav')
+    segment = Utterance(u.path, 'x', 'a', start=.5, end=1.)
+    versions = f"'{torchaudio.__version__}', '{librosa.__version__}'"
+    for config, said in ((settings(64), "('logmel', 64, 16.0, 1, 0.0)"),
+                         (cf.SearchConfig(name='x', features='mfcc', n_mels=13, hop_ms=10, time_pool=4, trim_db=30, seed=7),
+                          "('mfcc', 13, 10.0, 4, 30.0)")):
+        for utterance, times in ((u, 'None, None'), (segment, '0.5, 1.0')):
+            tail = f'((1, 16000, 512, 2048, 20.0, 8000.0, 1e-06, 2048, 512, {versions}), {said}, {times})'
+            expected = hashlib.sha256((tmp_path / 'x.wav').read_bytes() + tail.encode()).hexdigest()
+            assert ft.cache_key(utterance, config) == expected
 
 
 def test_an_interrupted_or_damaged_cache_is_made_whole(tmp_path, monkeypatch):
@@ -182,6 +204,7 @@ def test_workers_give_the_bits_and_the_mistakes_of_one_process(tmp_path, monkeyp
 WITH_WORKERS = '''
 import signal
 import sys
+import config as cf
 import utils
 from datasets import features as ft
 from datasets.utterance import Utterance
@@ -189,7 +212,7 @@ ft.WORKER_START = 0.
 if sys.argv[3:] == ['deaf']:
     signal.signal(signal.SIGINT, lambda *_: None)
 us = [Utterance(sys.argv[1], 'x', 'a', start=i / 10_000) for i in range(4000)]
-utils.cli(lambda: ft.cached_features(us, ft.FeatureConfig(), sys.argv[2], workers=2))
+utils.cli(lambda: ft.cached_features(us, cf.FeatureSettings(), sys.argv[2], workers=2))
 '''
 
 

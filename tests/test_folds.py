@@ -3,11 +3,11 @@ import random
 import numpy as np
 import pytest
 
+from config import UserError
 from datasets import folds_of, scan
 from datasets.folds import halves, make_folds
 from datasets.readers import emodb, ravdess
 from datasets.utterance import Utterance
-from utils import UserError
 
 
 def made_up(rng):

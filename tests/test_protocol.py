@@ -12,9 +12,9 @@ import config as cf
 import datasets
 import genotypes as gt
 import search
+from config import UserError
 from datasets import select
 from scripts import corpus as corpus_script
-from utils import UserError
 
 SMALL = ('--device cpu --duration 0.5 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 --rnn_channels 4 '
          '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 0 --epochs 1').split()

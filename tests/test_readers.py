@@ -5,9 +5,9 @@ import made_up
 import pytest
 from test_corpora import touch
 
+from config import UserError
 from datasets import scan, select
 from datasets.readers import cremad, iemocap, msp_improv, msp_podcast, savee
-from utils import UserError
 
 # emotion: (improvised, scripted). Sums, and the improvised ang hap neu sad, are the published ones.
 PUBLISHED = dict(ang=(289, 814), hap=(284, 311), exc=(663, 378), neu=(1099, 609), sad=(608, 476), fru=(900, 949), fea=(15, 25),

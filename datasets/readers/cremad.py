@@ -3,9 +3,9 @@ import csv
 import re
 from pathlib import Path
 
+from config import UserError
 from datasets.files import audio_in
 from datasets.utterance import Utterance
-from utils import UserError
 
 LABELS = {'ANG': 'anger', 'DIS': 'disgust', 'FEA': 'fear', 'HAP': 'happiness', 'NEU': 'neutral', 'SAD': 'sadness'}
 GENDERS = {'Male': 'm', 'Female': 'f'}

@@ -2,8 +2,8 @@
 import re
 from pathlib import Path
 
+from config import UserError
 from datasets.utterance import Utterance
-from utils import UserError
 
 LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happiness', 'T': 'sadness', 'N': 'neutral'}
 MEN = {'03', '10', '11', '12', '15'}

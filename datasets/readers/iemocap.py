@@ -4,9 +4,9 @@ Session1/dialog/EmoEvaluation/Ses01F_impro01.txt. Classes are the corpus' own co
 import re
 from pathlib import Path
 
+from config import UserError
 from datasets.files import add, audio_in, blocks, matched
 from datasets.utterance import Utterance
-from utils import UserError
 
 CODES = ('ang', 'dis', 'exc', 'fea', 'fru', 'hap', 'neu', 'oth', 'sad', 'sur')
 NO_MAJORITY = 'xxx'

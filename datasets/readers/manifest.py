@@ -5,8 +5,8 @@ Paths are relative to the CSV; start and end are in seconds; split is train, dev
 import csv
 from pathlib import Path
 
+from config import UserError
 from datasets.utterance import Utterance
-from utils import UserError
 
 REQUIRED = ('path', 'label', 'speaker')
 OPTIONAL = ('session', 'gender', 'split', 'start', 'end')

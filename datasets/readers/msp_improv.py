@@ -4,9 +4,9 @@ raters' consensus in Evalution.txt (sic), never the intended emotion in the name
 import re
 from pathlib import Path
 
+from config import UserError
 from datasets.files import add, audio_in, blocks, matched
 from datasets.utterance import Utterance
-from utils import UserError
 
 EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'O': 'other'}
 NO_AGREEMENT = 'X'

@@ -4,9 +4,9 @@ to release 1.9).
 import csv
 from pathlib import Path
 
+from config import UserError
 from datasets.files import add, audio_in, matched
 from datasets.utterance import Utterance
-from utils import UserError
 
 EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear', 'D': 'disgust',
             'C': 'contempt', 'O': 'other'}

@@ -2,8 +2,8 @@
 import re
 from pathlib import Path
 
+from config import UserError
 from datasets.utterance import Utterance
-from utils import UserError
 
 LABELS = {'01': 'neutral', '02': 'calm', '03': 'happy', '04': 'sad', '05': 'angry', '06': 'fearful', '07': 'disgust',
           '08': 'surprised'}

@@ -2,9 +2,9 @@
 import re
 from pathlib import Path
 
+from config import UserError
 from datasets.files import audio_in
 from datasets.utterance import Utterance
-from utils import UserError
 
 LABELS = {'a': 'anger', 'd': 'disgust', 'f': 'fear', 'h': 'happiness', 'n': 'neutral', 'sa': 'sadness', 'su': 'surprise'}
 SPEAKERS = ('DC', 'JE', 'JK', 'KL')

@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from config import UserError
 from datasets.utterance import Utterance
-from utils import UserError
 
 SAMPLE_RATE = 16_000  # Hz
 SEED = 0
