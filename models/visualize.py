@@ -89,7 +89,7 @@ def _edge(begin, end, name, sag):
     (x0, y0), (x1, y1) = begin, end
     rad = 2 * sag / np.hypot(x1 - x0, y1 - y0)
     control = (x0 + x1) / 2 + rad * (y1 - y0), (y0 + y1) / 2 - rad * (x1 - x0)  # as matplotlib's arc3
-    return _Edge(name, COLORS[name.split('_')[0]], np.array([begin, control, end]), rad)
+    return _Edge(name, COLORS.get(name.split('_')[0], '#333333'), np.array([begin, control, end]), rad)
 
 
 def _clearance(edge, states, earlier):
