@@ -128,11 +128,17 @@ def count_parameters(parameters: Iterable) -> int:
 
 def write_aside(path, write: Callable):
     """Calls write(file) on a temporary file and renames it to `path`: the file is whole or absent."""
-    with open(f'{path}.tmp', 'wb') as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(f'{path}.tmp', path)
+    aside = f'{path}.tmp'
+    try:
+        with open(aside, 'wb') as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    except OSError as error:  # a full disk, for example; the error of a write does not name the file
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path, tree):

@@ -17,6 +17,7 @@ import torch
 from config import CORPORA, UserError
 from datasets import protocol
 from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
+from datasets.faults import CorpusError
 from datasets.features import cached_features
 from datasets.folds import Fold, make_folds
 from datasets.utterance import Utterance
@@ -36,6 +37,7 @@ class Data:
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
     digest: str  # of file names, segments, labels and speakers in `sets`
     corpus: str  # digest of file names, segments and speakers of the whole corpus, before the protocol
+    extracted: int  # utterances whose features were not in the cache
 
 
 def reader(dataset: str) -> ModuleType:
@@ -56,10 +58,29 @@ def scan(dataset: str, data_path: str | None, cache_dir: str = '.cache') -> list
         data_path = os.path.join(cache_dir, f'synthetic-{reader(dataset).SEED}')
     elif not os.path.exists(data_path):
         raise UserError(f'--data_path {data_path}: no such file or folder')
+    elif dataset == 'synthetic' and not os.path.isfile(os.path.join(data_path, reader(dataset).FIRST)):
+        raise UserError(f'--data_path {data_path}: not the synthetic corpus, which is the default of --dataset; '
+                        f'{_suggestion(data_path)}')
     utterances = reader(dataset).scan(data_path)
     if not utterances:
-        raise UserError(f'--data_path {data_path}: contains no utterance of {dataset}')
+        raise UserError(f'--data_path {data_path}: contains no utterance of {dataset}; {_suggestion(data_path)}')
     return utterances
+
+
+def _suggestion(data_path):
+    """The --dataset that reads most utterances below data_path."""
+    counts = {}
+    for dataset in CORPORA:
+        try:
+            counts[dataset] = 0 if dataset == 'synthetic' else len(reader(dataset).scan(data_path))
+        except CorpusError as error:
+            counts[dataset] = len(error.found)
+        except (UserError, OSError):
+            counts[dataset] = 0
+    best = 'manifest' if os.path.isfile(data_path) else max(counts, key=counts.get)
+    if counts[best] or os.path.isfile(data_path):
+        return f'did you mean --dataset {best}?'
+    return f'name the corpus with --dataset: {", ".join(CORPORA)}'
 
 
 def select(config, utterances: list[Utterance] | None = None) -> tuple[list[Utterance], list[Fold], dict]:
@@ -100,13 +121,22 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     labels = sorted({u.label for u in utterances})
     targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}
     counts = _count(targets['train'], labels, config.fold)
-    features = _features(parts, config, quiet)
+    features, extracted = _features(parts, config, quiet)
     mean, std = statistics(features['train'])
     resident = fits(sum(x.nbytes for arrays in features.values() for x in arrays), config.resident, device)
     sets = {name: SpeechDataset(part, features.pop(name), targets[name], mean, std, config.n_frames, device, resident, rank,
                                 world_size) for name, part in parts.items()}  # pop: frees the arrays of each set
-    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()), report,
-                digest([u for part in parts.values() for u in part]), corpus_digest(everything))
+    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()),
+                _with_partners(report, fold, utterances), digest([u for part in parts.values() for u in part]),
+                corpus_digest(everything), extracted)
+
+
+def _with_partners(report, fold, utterances):
+    """The report, with what this fold leaves out."""
+    left_out = fold.split(utterances, 'left_out')
+    if not left_out:
+        return report
+    return {**report, 'left_out_of_fold': [protocol.row('--folds loso: in a session with the test speaker', left_out)]}
 
 
 def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...], train_on_dev: bool) -> dict[str, list[Utterance]]:
@@ -138,14 +168,19 @@ def _count(targets, labels, number):
     return counts
 
 
-def _features(parts, config, quiet) -> dict[str, list[np.ndarray]]:
-    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so."""
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], int]:
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many utterances had to be extracted."""
     utterances = [u for part in parts.values() for u in part]
-    arrays = iter(cached_features(utterances, config, os.path.join(config.cache, 'features'), config.workers, quiet))
+    arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
+    arrays = iter(arrays)
     features = {name: [next(arrays) for _ in part] for name, part in parts.items()}
     if config.normalise == 'speaker':  # set by set, so that a test speaker's recordings cannot affect another set
         features = {name: by_speaker(parts[name], part) for name, part in features.items()}
-    return features
+    return features, extracted
+
+
+def _cache_dir(config):
+    return os.path.join(config.cache, 'features')
 
 
 def digest(utterances: list[Utterance]) -> str:
@@ -163,8 +198,13 @@ def _hash(rows):
 
 
 def describe(config, data: Data) -> Iterator[str]:
-    """Lines for the log: what the protocol kept, and how many recordings normalise each speaker."""
+    """Lines for the log: what the protocol kept, where features were extracted to, and what may leak or is too little."""
     yield from protocol.lines(data.protocol)
+    if data.extracted:
+        yield f'extracted the features of {data.extracted} utterances to {os.path.abspath(_cache_dir(config))}'
+    if shared := _shared_sessions(data):
+        yield (f'NOTE: test and training speakers share sessions ({", ".join(shared)}), and may be heard in each other\'s '
+               'recordings; --folds session keeps sessions apart')
     if config.normalise == 'speaker':
         counts = Counter(u.speaker for part in data.sets.values() for u in part.utterances)
         fewest = min(counts, key=counts.get)
@@ -172,3 +212,10 @@ def describe(config, data: Data) -> Iterator[str]:
         if few := [speaker for speaker, n in counts.items() if n < FEW]:
             yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings, which may be too few; '
                    'consider --normalise corpus')
+
+
+def _shared_sessions(data):
+    """Sessions of both test and training speakers, as far as the sets were loaded and sessions are known."""
+    in_train, in_test = ({u.session for u in data.sets[name].utterances if u.session} if name in data.sets else set()
+                         for name in ('train', 'test'))
+    return sorted(in_train & in_test)

@@ -3,10 +3,11 @@ from contextlib import contextmanager
 
 import torch
 
+from models.derivatives import cudnn, differentiating_twice
 from models.parallel import all_reduce
 
-# Length of the finite-difference step in weight space, in float32. DARTS takes 0.01 (section 2.3, footnote 2): on the default
-# supernet, whose ReLUs have kinks, that misses the exact product by half, and 0.1 by a fifth (docs/results.md).
+# Length of the finite-difference step in weight space, in float32. DARTS takes 0.01 (section 2.3, footnote 2). On the default
+# supernet, whose ReLUs have kinks, 0.01 misses the exact product by a half and 0.1 by a fifth (docs/results.md).
 RADIUS = .1
 HESSIANS = ('exact', 'difference')
 
@@ -14,15 +15,15 @@ HESSIANS = ('exact', 'difference')
 class Architect:
     """Writes the architecture gradient into alpha.grad; an optimizer of alpha takes the step.
 
-    net: any module with loss(X, y), weights() and alphas(). w_momentum, w_weight_decay: those of the SGD that trains w.
+    net: any module with loss(X, y), weights() and alphas(); X is passed on as it is, a tensor or the pair (x, valid).
+    w_momentum, w_weight_decay: those of the SGD that trains w.
     hessian: how order 2 multiplies the mixed second derivative with a vector: 'exact', by differentiating twice, or
-    'difference', DARTS' finite difference, which is cheaper and only near.
-    With several processes loss(X, y) is this rank's part of the loss; parts and gradients are summed over ranks.
-    A step copies no network and leaves w, w.grad, buffers (batch-norm statistics) and the state of the random generators as
-    they were.
+    'difference', by DARTS' finite difference, which is cheaper and approximate.
+    With several processes loss(X, y) is this rank's part of the loss; losses and gradients are summed over ranks.
+    A step copies no network. It leaves w, w.grad, buffers (batch-norm statistics) and the random generators as they were.
     """
 
-    def __init__(self, net, w_momentum, w_weight_decay, hessian='exact'):
+    def __init__(self, net, w_momentum: float, w_weight_decay: float, hessian: str = 'exact'):
         if hessian not in HESSIANS:
             raise ValueError(f'hessian {hessian!r} must be one of {", ".join(HESSIANS)}')
         self.hessian = hessian
@@ -30,7 +31,7 @@ class Architect:
         self.w_momentum = w_momentum
         self.w_weight_decay = w_weight_decay
 
-    def backward(self, val_X, val_y):
+    def backward(self, val_X, val_y) -> torch.Tensor:
         """First order: alpha.grad = d L_val(w, alpha) / d alpha. Returns the validation loss, detached."""
         alphas = list(self.net.alphas())
         with self._undisturbed():
@@ -39,16 +40,16 @@ class Architect:
             _assign(alphas, _grad(loss, alphas))
         return all_reduce([loss.detach()])[0]
 
-    def unrolled_backward(self, trn_X, trn_y, val_X, val_y, xi, w_optim):
-        """Second order: alpha.grad = d L_val(w'(alpha), alpha) / d alpha, one virtual step w' (DARTS, equations 6 to 8).
+    def unrolled_backward(self, trn_X, trn_y, val_X, val_y, xi: float, w_optim) -> torch.Tensor:
+        """Second order: alpha.grad = d L_val(w'(alpha), alpha) / d alpha after one virtual step w' (DARTS, equations 6 to 8).
 
         xi: learning rate of the virtual step. w_optim: the SGD of w, whose momentum buffers the virtual step uses.
-        Every pass over the training batch draws the same dropout masks: they differentiate one and the same L_trn.
+        All passes over the training batch draw the same dropout masks, so that they differentiate the same L_trn.
         Returns the validation loss at w', detached.
         """
         alphas, weights = list(self.net.alphas()), list(self.net.weights())
         exact = self.hessian == 'exact'
-        with self._undisturbed(), _cudnn():
+        with self._undisturbed(), cudnn(tf32=False):  # second derivatives do not survive TF32
             rng = self._rng()
             dtrn = self.training_gradient(trn_X, trn_y, create_graph=exact)
             with self.virtual_step(dtrn, xi, w_optim):
@@ -65,18 +66,19 @@ class Architect:
         return all_reduce([loss.detach()])[0]
 
     def training_gradient(self, trn_X, trn_y, create_graph):
-        """d L_trn / dw, of this rank's share; with create_graph it can be differentiated once more.
+        """d L_trn / dw of this rank's share. With create_graph it can be differentiated once more.
 
-        cuDNN's recurrences cannot be differentiated twice: unless the net says that it has none (`twice_differentiable`),
-        that pass runs without cuDNN on a GPU.
+        cuDNN's recurrences cannot be differentiated twice. That pass runs without cuDNN unless the net takes care of its
+        recurrences itself (`twice_differentiable`).
         """
         weights = list(self.net.weights())
-        with _cudnn(not create_graph or getattr(self.net, 'twice_differentiable', False)):
+        allowed = not create_graph or getattr(self.net, 'twice_differentiable', False)
+        with differentiating_twice(create_graph), cudnn(enabled=allowed, tf32=False):
             return torch.autograd.grad(self.net.loss(trn_X, trn_y), weights, create_graph=create_graph, allow_unused=True)
 
     @contextmanager
     def virtual_step(self, dtrn, xi, w_optim):
-        """Inside, w is w' = w - xi * (momentum * v + d L_trn / dw + weight_decay * w): where SGD would go next."""
+        """Inside, w is w' = w - xi * (momentum * v + d L_trn / dw + weight_decay * w), SGD's next step."""
         weights = list(self.net.weights())
         step = all_reduce([torch.zeros_like(p) if g is None else g.detach().clone() for p, g in zip(weights, dtrn)])
         with torch.no_grad():
@@ -85,9 +87,10 @@ class Architect:
                       if (v := w_optim.state.get(p, {}).get('momentum_buffer')) is not None]
             if moving:
                 torch._foreach_add_(*map(list, zip(*moving)), alpha=self.w_momentum)
-            moved = torch._foreach_sub(weights, step, alpha=xi)
+            moved = _copies(weights)
+            torch._foreach_sub_(moved, step, alpha=xi)
         w = [p.data for p in weights]
-        try:  # other storage, not other values: what `dtrn` was computed from stays as it is
+        try:  # another storage: the values from which `dtrn` was computed stay
             for p, new in zip(weights, moved):
                 p.data = new
             yield
@@ -108,9 +111,8 @@ class Architect:
     def compute_hessian(self, dw, trn_X, trn_y):
         """d2 L_trn / (dalpha dw) . dw by central difference (DARTS, equation 8), at the current w.
 
-        [d/dalpha L_trn(w + eps dw) - d/dalpha L_trn(w - eps dw)] / (2 eps), eps = radius / ||dw||. The radius is RADIUS; in
-        float64, where rounding allows it, the cube root of the machine epsilon, the step at which the rounding error and the
-        truncation error of a central difference meet.
+        [d/dalpha L_trn(w + eps dw) - d/dalpha L_trn(w - eps dw)] / (2 eps), eps = radius / ||dw||. The radius is RADIUS. In
+        float64 it is the cube root of the machine epsilon, where rounding and truncation errors of a central difference meet.
         """
         alphas, weights = list(self.net.alphas()), list(self.net.weights())
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(dw)))
@@ -153,21 +155,17 @@ class Architect:
             torch.set_rng_state(state) if device is None else torch.cuda.set_rng_state(state, device)
 
 
-@contextmanager
-def _cudnn(enabled=True):
-    """Inside, cuDNN rounds no factor to ten bits (TF32), which second derivatives do not survive; or is not used at all."""
-    flags = torch.backends.cudnn
-    before = flags.enabled, flags.allow_tf32
-    try:
-        flags.enabled, flags.allow_tf32 = before[0] and enabled, False
-        yield
-    finally:
-        flags.enabled, flags.allow_tf32 = before
+def _copies(tensors):
+    """Copies that lie in memory as the tensors do: cuDNN wants all weights of a recurrence in one piece."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+    copied = {key: storage.clone() for key, storage in storages.items()}
+    return [t.detach().new_empty(0).set_(copied[t.untyped_storage()._cdata], t.storage_offset(), t.shape, t.stride())
+            for t in tensors]
 
 
 @contextmanager
 def frozen(parameters):
-    """What is computed inside keeps nothing for the gradient of these parameters, and its backward pass skips it."""
+    """Passes inside compute no gradient of these parameters, and keep nothing for it."""
     learning = [p for p in parameters if p.requires_grad]
     try:
         for p in learning:
@@ -179,7 +177,7 @@ def frozen(parameters):
 
 
 def _grad(loss, inputs):
-    """Gradients, summed over ranks; zeros where an input plays no part in the loss."""
+    """Gradients, summed over ranks; zeros where the loss does not depend on an input."""
     with torch.autocast(loss.device.type, enabled=False):  # what was computed in float32 is differentiated in float32
         grads = torch.autograd.grad(loss, inputs, allow_unused=True)
     return all_reduce([torch.zeros_like(p) if g is None else g for p, g in zip(inputs, grads)])

@@ -1,14 +1,16 @@
 """Cells of the discrete network, built from a gene."""
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from models.ops import OPS, DropPath
 from models.rnn_ops import RNN_OPS
-from models.skeleton import Fit, FitSequence
+from models.skeleton import FitSequence, fit_map
 
 
-def to_dag(gene, make_op):
-    """ModuleList over nodes of ModuleLists of operations; make_op(name, state index) -> module, with drop-path behind it."""
+def to_dag(gene: list, make_op) -> nn.ModuleList:
+    """ModuleList over nodes of ModuleLists over edges. make_op(name, state index) -> operation; drop-path follows all but skips.
+    """
     dag = nn.ModuleList()
     for node in gene:
         edges = nn.ModuleList()
@@ -21,8 +23,8 @@ def to_dag(gene, make_op):
     return dag
 
 
-def run_dag(dag, s0, s1, concat):
-    """The states that `concat` names."""
+def run_dag(dag: nn.ModuleList, s0: Tensor, s1: Tensor, concat) -> list:
+    """The states that `concat` names; a node sums the outputs of its edges."""
     states = [s0, s1]
     for edges in dag:
         states.append(sum(edge(states[edge.s_idx]) for edge in edges))
@@ -32,20 +34,21 @@ def run_dag(dag, s0, s1, concat):
 class AugmentCell(nn.Module):
     """CNN cell: (N, C_pp, ., .), (N, C_p, F, T) -> (N, len(concat) * C, F, T), F and T halved where `reduction`."""
 
-    def __init__(self, genotype, C_pp, C_p, C, reduction_p, reduction):
+    def __init__(self, genotype, C_pp: int, C_p: int, C: int, reduction_p: bool, reduction: bool):
         super().__init__()
         self.kind = 'reduce' if reduction else 'normal'
         gene, self.concat = getattr(genotype, self.kind), getattr(genotype, f'{self.kind}_concat')
         if not gene:
-            raise ValueError(f'the genotype has no {self.kind} cell, and this number of layers needs one: '
+            raise ValueError(f'the genotype has no {self.kind} cell, which this number of layers needs: '
                              'retrain with as many layers as were searched')
         self.C_out = len(self.concat) * C
-        self.preproc0, self.preproc1 = Fit(C_pp, C, reduction_p, affine=True), Fit(C_p, C, False, affine=True)
+        self.preproc0 = fit_map(C_pp, C, reduction_p, affine=True)
+        self.preproc1 = fit_map(C_p, C, False, affine=True)
         if reduction and min(self.concat) < 2:
-            raise ValueError('reduce_concat names an input of the cell, which has another size than its nodes')
+            raise ValueError('reduce_concat names an input of the cell, whose size differs from that of the nodes')
         self.dag = to_dag(gene, lambda name, j: OPS[name](C, 2 if reduction and j < 2 else 1, affine=True))
 
-    def forward(self, s0, s1):
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         return torch.cat(run_dag(self.dag, self.preproc0(s0), self.preproc1(s1), self.concat), dim=1)
 
 
@@ -53,14 +56,14 @@ class AugmentSeqCell(nn.Module):
     """SeqNN cell: (N, T, H_pp), (N, T, H_p) -> (N, T, len(concat) * H)."""
     kind = 'rnn'
 
-    def __init__(self, genotype, H_pp, H_p, H):
+    def __init__(self, genotype, H_pp: int, H_p: int, H: int):
         super().__init__()
         if not genotype.rnn:
-            raise ValueError('the genotype has no SeqNN cell: retrain it with 0 SeqNN cells')
+            raise ValueError('the genotype has no SeqNN cell: retrain with --rnn_layers 0')
         self.concat = genotype.rnn_concat
         self.C_out = len(self.concat) * H
         self.preproc0, self.preproc1 = FitSequence(H_pp, H, affine=True), FitSequence(H_p, H, affine=True)
         self.dag = to_dag(genotype.rnn, lambda name, j: RNN_OPS[name](H, affine=True))
 
-    def forward(self, s0, s1):
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         return torch.cat(run_dag(self.dag, self.preproc0(s0), self.preproc1(s1), self.concat), dim=-1)

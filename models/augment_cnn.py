@@ -1,7 +1,9 @@
-"""The discrete network that a genotype describes, to be trained from scratch."""
+"""The discrete network of a genotype, which is trained from scratch."""
 import torch.nn as nn
+from torch import Tensor
 
 from models.augment_cells import AugmentCell, AugmentSeqCell
+from models.fast.depthwise import use_fast_depthwise
 from models.ops import DropPath
 from models.skeleton import JointNetwork
 from models.sync import BatchNorm2d
@@ -10,9 +12,9 @@ C_AUX = 128  # channels of the auxiliary head
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Classifier on a map inside the CNN, (N, C, F, T) -> (N, n_classes), any F and T; helps training only."""
+    """Classifier on a map inside the CNN, for training only: (N, C, F, T) -> (N, n_classes), any F and T."""
 
-    def __init__(self, C, n_classes):
+    def __init__(self, C: int, n_classes: int):
         super().__init__(
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),  # (N, C, F, T) -> (N, C, 2, 2)
@@ -21,15 +23,16 @@ class AuxiliaryHead(nn.Sequential):
 
 
 class AugmentCNN(JointNetwork):
-    """Discrete network, with pt.darts' arguments first.
+    """Discrete network.
 
-    input_size: taken for pt.darts' sake and not used, since any F and T will do. auxiliary: with an auxiliary head in training.
-    genotype: genotypes.Genotype. The others as in SearchCNNController. Raises ValueError where the genotype lacks a kind of
-    cell that these layers need.
+    input_size: not used, any F and T will do; pt.darts has it first. auxiliary: add an auxiliary head for training.
+    genotype: genotypes.Genotype. Other arguments as in SearchCNNController. fast: use the depthwise convolutions of
+    models/fast, which compute the same numbers. Raises ValueError if the genotype lacks a kind of cell that these layers need.
     """
 
-    def __init__(self, input_size, C_in, C, n_classes, n_layers, auxiliary, genotype, stem_multiplier=3, n_layers_rnn=None,
-                 C_rnn=32, dropout=0.):
+    def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
+                 stem_multiplier: int = 3, n_layers_rnn: int | None = None, C_rnn: int = 32, dropout: float = 0.,
+                 fast: bool = True):
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
 
@@ -42,13 +45,18 @@ class AugmentCNN(JointNetwork):
         super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
         self.aux_pos = 2 * n_layers // 3 if auxiliary else -1
         self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
+        if fast:
+            use_fast_depthwise(self)
 
-    def forward(self, x):
-        """(N, C_in, F, T) -> logits (N, n_classes), auxiliary logits (None in eval mode or without the head)"""
-        logits, tapped = self.forward_cells(x, tap=self.aux_pos)
+    def forward(self, x: Tensor, valid: Tensor | None = None):
+        """x (N, C_in, F, T) -> logits (N, n_classes), auxiliary logits (None in eval mode or without the head).
+
+        valid: (N, T) bool, False where a frame is padding.
+        """
+        logits, tapped = self.forward_cells(x, tap=self.aux_pos, valid=valid)
         return logits, self.aux_head(tapped) if self.training and self.aux_head is not None else None
 
-    def drop_path_prob(self, p):
+    def drop_path_prob(self, p: float):
         """Sets the probability of every drop-path, in [0, 1)."""
         for module in self.modules():
             if isinstance(module, DropPath):

@@ -1,13 +1,13 @@
 """Operations of the CNN cells: (N, C, F, T) -> (N, C, ceil(F / stride), ceil(T / stride)).
 
-`OPS[name](C, stride, affine)` makes one. During search batch norm is not affine, so that no operation can rescale itself past
-its alpha (DARTS, section 3.1). A new operation is one class and one row.
+`OPS[name](C, stride, affine)` makes one. Batch norm is not affine during search, so that no operation can undo its alpha by
+rescaling itself (DARTS, section 3.1). A new operation is one class and one row of OPS, and its name in a set of genotypes.py.
 """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
-from models.fast.depthwise import DepthwiseConv2d
 from models.sync import BatchNorm2d
 
 OPS = {
@@ -24,104 +24,114 @@ OPS = {
 
 
 class Zero(nn.Module):
-    """The operation `none`. Any rank at stride 1, (N, C, F, T) otherwise."""
+    """The operation `none`. At stride 1 the input may have any rank, otherwise it is (N, C, F, T)."""
 
-    def __init__(self, stride=1):
+    def __init__(self, stride: int = 1):
         super().__init__()
         self.stride = stride
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x if self.stride == 1 else x[:, :, ::self.stride, ::self.stride])
 
 
 class PoolBN(nn.Sequential):
-    """Pooling, then batch norm."""
+    """Pooling - batch norm."""
 
-    def __init__(self, pool, C, affine):
+    def __init__(self, pool: nn.Module, C: int, affine: bool):
         super().__init__(pool, BatchNorm2d(C, affine=affine))
 
 
 class StdConv(nn.Sequential):
-    """ReLU - 1x1 convolution - batch norm: brings a state to a cell's width."""
+    """ReLU - 1x1 convolution - batch norm. Brings a state to the width of a cell."""
 
-    def __init__(self, C_in, C_out, affine=True):
+    def __init__(self, C_in: int, C_out: int, affine: bool = True):
         super().__init__(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), BatchNorm2d(C_out, affine=affine))
 
 
 class DilConv(nn.Sequential):
-    """ReLU - depthwise convolution (dilated) - pointwise convolution - batch norm."""
+    """ReLU - depthwise convolution, dilated - 1x1 convolution - batch norm."""
 
-    def __init__(self, C, kernel_size, stride, dilation, affine):
+    def __init__(self, C: int, kernel_size: int, stride: int, dilation: int, affine: bool):
+        padding = dilation * (kernel_size // 2)
         super().__init__(
             nn.ReLU(),
-            DepthwiseConv2d(C, kernel_size, stride, dilation),
+            nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
             nn.Conv2d(C, C, 1, bias=False),
             BatchNorm2d(C, affine=affine))
 
 
 class SepConv(nn.Sequential):
-    """Separable convolution applied twice, the stride in the first."""
+    """A separable convolution applied twice, the first with the stride."""
 
-    def __init__(self, C, kernel_size, stride, affine):
+    def __init__(self, C: int, kernel_size: int, stride: int, affine: bool):
         super().__init__(DilConv(C, kernel_size, stride, 1, affine), DilConv(C, kernel_size, 1, 1, affine))
 
 
 class FactorizedReduce(nn.Module):
-    """Halves F and T by two strided 1x1 convolutions, the second one step aside, so that every position is read by one.
+    """ReLU - two 1x1 convolutions of stride 2 - batch norm. (N, C_in, F, T) -> (N, C_out, ceil(F / 2), ceil(T / 2)).
 
-    An odd F or T is padded by one zero for the second: both give ceil(size / 2).
+    The first convolution reads even rows and columns, the second reads odd ones, after a zero is appended to an odd F or T.
     """
 
-    def __init__(self, C_in, C_out, affine=True):
+    def __init__(self, C_in: int, C_out: int, affine: bool = True):
         super().__init__()
         self.even = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False) if C_out > 1 else None
         self.bn = BatchNorm2d(C_out, affine=affine)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         if self.odd is None:
             return self.bn(self.even(x))
-        aside = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
-        return self.bn(torch.cat([self.even(x), self.odd(aside)], dim=1))  # (N, C_out, ceil(F/2), ceil(T/2))
-
-    def matrix(self):
-        """(C_out, 2 C_in): the two convolutions as one map of `factors`."""
-        even = self.even.weight.flatten(1)
-        if self.odd is None:
-            return F.pad(even, (0, even.shape[1]))
-        return torch.block_diag(even, self.odd.weight.flatten(1))
-
-
-def factors(x):
-    """(N, C, F, T) -> (N, 2C, ceil(F / 2), ceil(T / 2)): what FactorizedReduce reads of each 2 x 2 square."""
-    height, width = x.shape[2] % 2, x.shape[3] % 2
-    aside = F.pad(x[:, :, 1::2, 1::2], (0, width, 0, height))
-    return torch.cat([x[:, :, ::2, ::2], aside], dim=1)
+        shifted = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
+        return self.bn(torch.cat([self.even(x), self.odd(shifted)], dim=1))
 
 
 class MixedOp(nn.Module):
-    """sum_o weight_o * op_o(x): the continuous relaxation (DARTS, equation 2), for states of any rank.
+    """An edge of the supernet: sum_o weight_o * op_o(x), the continuous relaxation (DARTS, equation 2).
 
-    ops: modules in the order of the primitives. `none` adds nothing but takes its share of the softmax. A cell of the supernet
-    holds its edges' operations in these, and computes the same sums for all of its edges together; this is the definition.
+    ops: one module per primitive. `none` adds nothing, but its weight takes part in the softmax. States may have any rank.
     """
 
     def __init__(self, ops):
         super().__init__()
         self._ops = nn.ModuleList(ops)
 
-    def forward(self, x, weights):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True) if not isinstance(op, Zero))
 
 
-def channel_shuffle(x, groups):
-    """(N, C, F, T): channel g * C / groups + c goes to c * groups + g (Zhang et al. 2018, ShuffleNet)."""
+class PartialMixedOp(MixedOp):
+    """An edge of PC-DARTS (Xu et al. 2020, section 3.1): 1/K of the channels pass the mixture, the others bypass it.
+
+    The weights of an edge sum to the edge's share in its node (section 3.2); the bypassing channels are multiplied by it.
+    """
+
+    def __init__(self, ops, partial_channels: int, stride: int):
+        super().__init__(ops)
+        self.partial_channels, self.stride = partial_channels, stride
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        C_mixed = x.shape[1] // self.partial_channels
+        mixed = super().forward(x[:, :C_mixed], weights)
+        return self.merge(mixed, weights.sum() * self.bypass(x[:, C_mixed:]))
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """The channels that enter no operation, at the size of the node."""
+        return x if self.stride == 1 else F.max_pool2d(x, 2, ceil_mode=True)
+
+    def merge(self, mixed: Tensor, bypassed: Tensor) -> Tensor:
+        """Both parts, shuffled: the next edge mixes other channels."""
+        return channel_shuffle(torch.cat([mixed, bypassed], dim=1), self.partial_channels)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """(N, C, F, T): channel g * C / groups + c moves to c * groups + g (Zhang et al. 2018, ShuffleNet)."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def drop_path(x, drop_prob, training):
-    """Zeroes whole samples of x, (N, ...), with probability drop_prob, and scales the rest so that the mean stays."""
+def drop_path(x: Tensor, drop_prob: float, training: bool) -> Tensor:
+    """Zeroes whole samples of x, (N, ...), with probability drop_prob, and scales the others so that the mean stays."""
     if not training or drop_prob == 0.:
         return x
     keep = 1. - drop_prob
@@ -130,11 +140,11 @@ def drop_path(x, drop_prob, training):
 
 
 class DropPath(nn.Module):
-    """`drop_path` as a module; the training loop sets `p` through AugmentCNN.drop_path_prob."""
+    """`drop_path` as a module. AugmentCNN.drop_path_prob sets its `p`."""
 
     def __init__(self):
         super().__init__()
         self.p = 0.
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return drop_path(x, self.p, self.training)

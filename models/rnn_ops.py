@@ -1,47 +1,63 @@
-"""Operations of the SeqNN cells: (N, T, H) -> (N, T, H), along time; no operation mixes utterances.
+"""Operations of the SeqNN cells: (N, T, H) -> (N, T, H), along time. No operation mixes utterances.
 
-`RNN_OPS[name](H, affine)` makes one. Names: family, attention or not, number of stacked layers. A recurrence ends in a layer
-norm, so that its output has the scale of the skip beside it and alpha alone weighs them; not affine during search.
+`RNN_OPS[name](H, affine)` makes one. A name gives the family, `att` for attention, and the number of stacked layers. Each ends
+in a layer norm, so that its output has the scale of a skip and only alpha weighs the two; it is not affine during search.
 """
 from functools import partial
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
+from models.derivatives import cudnn, second_derivatives
 from models.ops import Zero
 
 _FAMILIES = {'lstm': nn.LSTM, 'gru': nn.GRU, 'rnn': nn.RNN}
 
 
-class Recurrent(nn.Module):
-    """`depth` stacked one-directional layers: the output at t depends on inputs up to t."""
+def run_rnn(rnn: nn.RNNBase, x: Tensor, state=None) -> Tensor:
+    """The outputs of an nn.LSTM, nn.GRU or nn.RNN, (N, T, K) -> (N, T, n_directions * H), always computed in float32.
 
-    def __init__(self, H, affine, family, depth):
+    Under autocast, of any dtype, PyTorch runs cuDNN's recurrences in float16, where small gradients vanish.
+    state: initial state; zeros by default.
+    """
+    with torch.autocast(x.device.type, enabled=False), cudnn(enabled=not second_derivatives()):
+        return rnn(at_least_float32(x), state)[0]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Recurrent(nn.Module):
+    """Stacked layers of one direction - layer norm: the output at t depends on inputs up to t. depth: number of layers."""
+
+    def __init__(self, H: int, affine: bool, family: str, depth: int):
         super().__init__()
         self.rnn = _FAMILIES[family](H, H, num_layers=depth, batch_first=True)
         self.norm = nn.LayerNorm(H, elementwise_affine=affine)
 
-    def forward(self, x):
-        return self.norm(self.rnn(x)[0])
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(run_rnn(self.rnn, x))
 
 
 class AttentiveRecurrent(nn.Module):
-    """`depth` stacked bidirectional layers, then attention over time.
+    """Stacked bidirectional layers - attention over time - layer norm. depth: number of layers.
 
-    The two directions are added, h (N, T, H); each step then adds what it attends to in the whole utterance:
-    h + softmax(q(h) k(h)^T / sqrt(H)) h, scaled dot product as in Vaswani et al. 2017, section 3.2.1.
+    The sum of both directions is h, (N, T, H). Each step then adds what it attends to in the whole utterance:
+    h + softmax(q(h) k(h)^T / sqrt(H)) h, the scaled dot product of Vaswani et al. 2017, section 3.2.1.
     """
 
-    def __init__(self, H, affine, family, depth):
+    def __init__(self, H: int, affine: bool, family: str, depth: int):
         super().__init__()
         self.rnn = _FAMILIES[family](H, H, num_layers=depth, batch_first=True, bidirectional=True)
         self.query = nn.Linear(H, H)
         self.key = nn.Linear(H, H)
         self.norm = nn.LayerNorm(H, elementwise_affine=affine)
 
-    def forward(self, x):
-        forth, back = self.rnn(x)[0].chunk(2, dim=-1)  # (N, T, 2H) -> 2 x (N, T, H)
-        h = forth + back
+    def forward(self, x: Tensor) -> Tensor:
+        forward, backward = run_rnn(self.rnn, x).chunk(2, dim=-1)  # (N, T, 2H) -> 2 x (N, T, H)
+        h = forward + backward
         scores = self.query(h) @ self.key(h).transpose(1, 2) / h.shape[-1] ** 0.5  # (N, T, T)
         return self.norm(h + torch.softmax(scores, dim=-1) @ h)
 

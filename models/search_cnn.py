@@ -1,48 +1,75 @@
-"""The supernet, and the controller that owns the alphas."""
+"""The supernet, and the controller that owns its alphas."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 import genotypes as gt
+from models.fast.cells import FastCell, FastSeqCell
 from models.search_cells import SearchCell, SearchSeqCell
 from models.skeleton import JointNetwork
 
-ALPHA_INIT = 1e-3  # standard deviation: near uniform softmax weights at the start (DARTS, appendix A.1.1)
+ALPHA_INIT = 1e-3  # standard deviation: softmax weights start nearly uniform (DARTS, appendix A.1.1)
+
+
+def parse(alpha, k: int = 2, primitives=gt.PRIMITIVES, edge_weights=None) -> list:
+    """Discrete gene of one kind of cell: [[(operation, state), ...], ...], best edge first.
+
+    alpha: one tensor per node, (n_inputs, n_ops), before the softmax. An edge is ranked by the largest softmax weight among its
+    operations other than `none`; each node keeps its k best edges (DARTS, section 2.4). edge_weights: one tensor per node,
+    (n_inputs,), by which the ranking is multiplied (PC-DARTS, section 3.2).
+    """
+    gene = []
+    allowed = [i for i, name in enumerate(primitives) if name != gt.NONE]
+    for edges, shares in zip(alpha, edge_weights or [None] * len(alpha), strict=True):
+        if edges.shape[-1] != len(primitives):
+            raise ValueError(f'alpha has {edges.shape[-1]} operations, but there are {len(primitives)} primitives')
+        weights = F.softmax(edges.detach().double(), dim=-1)[:, allowed]  # (n_inputs, n_ops without none)
+        best, op = weights.max(dim=-1)
+        best = best if shares is None else best * shares.detach().double()
+        order = torch.sort(best, descending=True, stable=True).indices[:k].tolist()
+        gene.append([(primitives[allowed[op[edge]]], edge) for edge in order])
+    return gene
 
 
 class SearchCNN(JointNetwork):
-    """Supernet; knows nothing of alphas, gets softmax weights with each call."""
+    """The supernet. It knows nothing of alphas: each call passes softmax weights."""
 
     def __init__(self, C_in, C, n_classes, n_layers, n_nodes=4, stem_multiplier=3, n_layers_rnn=1, n_nodes_rnn=2, C_rnn=32,
-                 primitives=gt.PRIMITIVES, rnn_primitives=gt.RNN_PRIMITIVES, dropout=0., partial_channels=1):
+                 primitives=gt.PRIMITIVES, rnn_primitives=gt.RNN_PRIMITIVES, dropout=0., partial_channels=1, fast=True):
+        cell, seq_cell = (FastCell, FastSeqCell) if fast else (SearchCell, SearchSeqCell)
+
         def make_cell(C_pp, C_p, C, reduction_p, reduction):
-            return SearchCell(n_nodes, C_pp, C_p, C, reduction_p, reduction, primitives, partial_channels)
+            return cell(n_nodes, C_pp, C_p, C, reduction_p, reduction, primitives, partial_channels)
 
         def make_seq_cell(H_pp, H_p, H):
-            return SearchSeqCell(n_nodes_rnn, H_pp, H_p, H, rnn_primitives)
+            return seq_cell(n_nodes_rnn, H_pp, H_p, H, rnn_primitives)
 
         super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
 
-    def forward(self, x, weights_normal, weights_reduce, weights_rnn=()):
+    def forward(self, x: Tensor, weights_normal, weights_reduce, weights_rnn=(), valid: Tensor | None = None) -> Tensor:
         """x (N, C_in, F, T) -> logits (N, n_classes)"""
         weights = {'normal': weights_normal, 'reduce': weights_reduce, 'rnn': weights_rnn}
-        return self.forward_cells(x, weights)[0]
+        return self.forward_cells(x, weights, valid=valid)[0]
 
 
 class SearchCNNController(nn.Module):
     """Supernet with its alphas: what the Architect and the search loop work on.
 
-    C: width of the first cell's nodes. n_layers, n_layers_rnn: CNN and SeqNN cells (0 SeqNN cells: a pure CNN). n_nodes,
-    n_nodes_rnn: nodes in each. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
-    partial_channels: K > 1 sends 1/K of the channels of a CNN cell's states through the operations, and edges of CNN cells
-    then have weights of their own, softmax(beta) over what enters a node (PC-DARTS, Xu et al. 2020).
-    device_ids: taken for pt.darts' sake; one device at most. Raises ValueError on sizes or operations that make no network.
+    C: width of a node in the first cell. n_layers, n_layers_rnn: number of CNN and SeqNN cells (0 SeqNN cells: a pure CNN).
+    n_nodes, n_nodes_rnn: nodes per cell. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
+    partial_channels: with K > 1, 1/K of the channels of a CNN state pass the operations, and edges of CNN cells have weights of
+    their own, softmax(beta) over the edges of a node (PC-DARTS, Xu et al. 2020).
+    device_ids: for pt.darts' sake, one device at most. fast: compute the cells as models/fast does; False: edge by edge, as
+    models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or operations that make no
+    network.
     """
 
-    twice_differentiable = True  # on a GPU its recurrences are models.fast.recurrences's, not cuDNN's
+    twice_differentiable = True  # its recurrences do without cuDNN where the Architect differentiates twice
 
-    def __init__(self, C_in, C, n_classes, n_layers, criterion, n_nodes=4, stem_multiplier=3, n_layers_rnn=1, n_nodes_rnn=2,
-                 C_rnn=32, primitives='paper', rnn_primitives='mixed', dropout=0., device_ids=None, partial_channels=1):
+    def __init__(self, C_in: int, C: int, n_classes: int, n_layers: int, criterion: nn.Module, n_nodes: int = 4,
+                 stem_multiplier: int = 3, n_layers_rnn: int = 1, n_nodes_rnn: int = 2, C_rnn: int = 32, primitives='paper',
+                 rnn_primitives='mixed', dropout: float = 0., device_ids=None, partial_channels: int = 1, fast: bool = True):
         super().__init__()
         if n_nodes < 1 or n_nodes_rnn < 1:
             raise ValueError(f'a cell needs 1 node or more, not n_nodes {n_nodes}, n_nodes_rnn {n_nodes_rnn}')
@@ -54,7 +81,7 @@ class SearchCNNController(nn.Module):
         self.n_nodes, self.n_nodes_rnn = n_nodes, n_nodes_rnn
         self.primitives, self.rnn_primitives = gt.op_set(primitives), gt.op_set(rnn_primitives, 'rnn')
         self.net = SearchCNN(C_in, C, n_classes, n_layers, n_nodes, stem_multiplier, n_layers_rnn, n_nodes_rnn, C_rnn,
-                             self.primitives, self.rnn_primitives, dropout, partial_channels)
+                             self.primitives, self.rnn_primitives, dropout, partial_channels, fast)
         self.alpha_normal = self._alpha(n_nodes, self.primitives)
         self.alpha_reduce = self._alpha(n_nodes, self.primitives)
         self.alpha_rnn = self._alpha(n_nodes_rnn if n_layers_rnn else 0, self.rnn_primitives)
@@ -62,45 +89,56 @@ class SearchCNNController(nn.Module):
 
     @staticmethod
     def _alpha(n_nodes, primitives=None):
-        """A row an edge with a number an operation; without primitives, a number an edge."""
+        """One tensor per node: (n_inputs, n_ops), or (n_inputs,) without primitives."""
         sizes = [(2 + i,) if primitives is None else (2 + i, len(primitives)) for i in range(n_nodes)]
         return nn.ParameterList(ALPHA_INIT * torch.randn(size) for size in sizes)
 
-    def forward(self, x):
-        """(N, C_in, F, T) -> logits (N, n_classes)"""
-        return self.net(x, *(self.mixture(kind) for kind in ('normal', 'reduce', 'rnn')))
+    @property
+    def pools_padding(self) -> bool:
+        """Whether the pooling over time ignores `valid`, as networks trained by the first version did."""
+        return self.net.pools_padding
 
-    def mixture(self, kind):
-        """What the cells mix with: op_weights, times the edge's share in its node where edges have weights."""
+    @pools_padding.setter
+    def pools_padding(self, value: bool):
+        self.net.pools_padding = value
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """x (N, C_in, F, T) -> logits (N, n_classes). valid: (N, T) bool, False where a frame is padding."""
+        return self.net(x, *(self.cell_weights(kind) for kind in ('normal', 'reduce', 'rnn')), valid=valid)
+
+    def cell_weights(self, kind: str) -> list:
+        """The weights of a cell's operations: `op_weights`, times the edge's share in its node in PC-DARTS."""
         weights, shares = self.op_weights(kind), self.edge_weights(kind)
         return weights if shares is None else [w * share.unsqueeze(-1) for w, share in zip(weights, shares, strict=True)]
 
-    def op_weights(self, kind):
-        """Softmax weights of 'normal', 'reduce' or 'rnn' cells: one (n_inputs, n_ops) tensor a node."""
+    def op_weights(self, kind: str) -> list:
+        """softmax(alpha) of 'normal', 'reduce' or 'rnn' cells: one (n_inputs, n_ops) tensor per node."""
         return [F.softmax(alpha, dim=-1) for alpha in getattr(self, f'alpha_{kind}')]
 
-    def edge_weights(self, kind):
-        """Softmax weights of the edges that enter a node: one (n_inputs,) tensor a node; None where edges have none."""
+    def edge_weights(self, kind: str) -> list | None:
+        """softmax(beta): one (n_inputs,) tensor per node; None if edges have no weights of their own."""
         betas = getattr(self, f'beta_{kind}', ())
         return [F.softmax(beta, dim=-1) for beta in betas] if len(betas) else None
 
-    def loss(self, X, y):
-        return self.criterion(self(X), y)
+    def loss(self, X, y: Tensor) -> Tensor:
+        """X: x, or the pair (x, valid)."""
+        x, valid = X if isinstance(X, tuple | list) else (X, None)
+        return self.criterion(self(x, valid), y)
 
-    def kinds(self):
-        """Kinds of cell that stand in this supernet, in order: a shallow one may lack normal cells or have no SeqNN."""
+    def kinds(self) -> list:
+        """Kinds of cell in this supernet: a shallow one has no normal cell, a pure CNN no SeqNN cell."""
         present = {cell.kind for cell in (*self.net.cells, *self.net.seq_cells)}
         return [kind for kind in ('normal', 'reduce', 'rnn') if kind in present]
 
-    def primitives_of(self, kind):
+    def primitives_of(self, kind: str) -> tuple:
         return self.rnn_primitives if kind == 'rnn' else self.primitives
 
-    def genotype(self):
-        """The discrete architecture that the alphas name now. A kind of cell that never stood in the supernet stays empty."""
+    def genotype(self) -> gt.Genotype:
+        """The discrete architecture of the current alphas. Kinds of cell that the supernet lacks stay empty."""
         fields = dict.fromkeys(gt.Genotype._fields, [])
         for kind in self.kinds():
-            fields[kind] = gt.parse(getattr(self, f'alpha_{kind}'), k=2, primitives=self.primitives_of(kind),
-                                    edge_weights=self.edge_weights(kind))
+            fields[kind] = parse(getattr(self, f'alpha_{kind}'), k=2, primitives=self.primitives_of(kind),
+                                 edge_weights=self.edge_weights(kind))
             fields[f'{kind}_concat'] = range(2, 2 + len(fields[kind]))
         return gt.Genotype(**fields)
 

@@ -1,51 +1,71 @@
-"""What supernet and discrete network share: stem, order and widths of the cells, the way from maps to sequences, classifier."""
+"""What supernet and discrete network share: stem, order and width of the cells, from maps to sequences, pooling, classifier."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.ops import FactorizedReduce, StdConv
 from models.sync import BatchNorm2d
 
-N_BANDS = 4  # frequency bands a map is pooled into before it is read as a sequence
-VARIANCE_FLOOR = 1e-5  # under the root of the statistics pooling: a constant sequence has a gradient
+N_BANDS = 4  # frequency bands of a sequence: a map is averaged to this height first
+VARIANCE_FLOOR = 1e-5  # added under the square root of the statistics pooling: a constant sequence has a finite gradient
 
 
-def reduction_layers(n_layers):
-    """Indices of the CNN cells that halve F and T and double the width: one third and two thirds of the depth."""
+def reduction_layers(n_layers: int) -> set:
+    """Indices of the CNN cells that halve F and T and double the width, at one third and two thirds of the depth."""
     return {n_layers // 3, 2 * n_layers // 3}
 
 
-def Fit(C_in, C_out, halve, affine):
-    """Brings an earlier state to a cell's width, and to its size where the cell between was a reduction."""
+def fit_map(C_in: int, C_out: int, halve: bool, affine: bool) -> nn.Module:
+    """Brings a state to the width of a cell, and to its size if a reduction cell lies between."""
     return FactorizedReduce(C_in, C_out, affine) if halve else StdConv(C_in, C_out, affine)
 
 
 class FitSequence(nn.Sequential):
     """(N, T, H_in) -> (N, T, H_out)"""
 
-    def __init__(self, H_in, H_out, affine):
+    def __init__(self, H_in: int, H_out: int, affine: bool):
         super().__init__(nn.Linear(H_in, H_out), nn.LayerNorm(H_out, elementwise_affine=affine))
 
 
-def to_sequence(x, n_steps):
-    """(N, C, F, T) -> (N, n_steps, C * N_BANDS): frequency averaged into bands and folded into the width, time kept."""
+def to_sequence(x: Tensor, n_steps: int) -> Tensor:
+    """(N, C, F, T) -> (N, n_steps, C * N_BANDS): frequency is averaged into bands, which become part of the width."""
     x = F.adaptive_avg_pool2d(x, (N_BANDS, n_steps))  # (N, C, F, T) -> (N, C, B, T')
     return x.flatten(1, 2).transpose(1, 2)  # (N, C*B, T') -> (N, T', C*B)
 
 
-def statistics_pool(x):
-    """Mean and standard deviation over time, (N, T, H) -> (N, 2H): statistics pooling (Snyder et al. 2018)."""
-    var = x.var(dim=1, unbiased=False)
-    return torch.cat([x.mean(dim=1), (var + VARIANCE_FLOOR).sqrt()], dim=-1)
+def valid_steps(valid: Tensor, n_steps: int) -> Tensor:
+    """(N, n_frames) bool, True where a frame is audio -> (N, n_steps, 1) bool, True where a step has any such frame under it."""
+    return F.adaptive_max_pool1d(valid.float(), n_steps).unsqueeze(-1) > 0
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over time of the steps where mask, (N, T, 1) bool, is True: (N, T, H) -> (N, H)"""
+    return x.masked_fill(~mask, 0.).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+
+
+def statistics_pool(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean and standard deviation over time (statistics pooling, Snyder et al. 2018): (N, T, H) -> (N, 2H)
+
+    mask: (N, T, 1) bool; steps where it is False take no part. None: all steps do.
+    """
+    if mask is None:
+        mean, var = x.mean(dim=1), x.var(dim=1, unbiased=False)
+    else:
+        mean = masked_mean(x, mask)
+        var = masked_mean((x - mean.unsqueeze(1)).square(), mask)
+    return torch.cat([mean, (var + VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
 class JointNetwork(nn.Module):
-    """Stem -> CNN cells -> sequences over time -> SeqNN cells -> statistics pooling -> linear.
+    """Stem - CNN cells - sequences over time - SeqNN cells - statistics pooling - linear.
 
-    make_cell(C_pp, C_p, C, reduction_p, reduction) and make_seq_cell(H_pp, H_p, H) build the cells; a cell carries `kind`
-    ('normal', 'reduce' or 'rnn') and `C_out`. With n_layers_rnn = 0 the pooled CNN output goes to the classifier.
-    Raises ValueError on a size that makes no network.
+    make_cell(C_pp, C_p, C, reduction_p, reduction) and make_seq_cell(H_pp, H_p, H) build the cells. A cell has the attributes
+    `kind` ('normal', 'reduce' or 'rnn') and `C_out`. With n_layers_rnn = 0 the pooled output of the CNN goes to the classifier.
+    Raises ValueError on sizes that make no network.
     """
+
+    pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
     def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell):
         super().__init__()
@@ -77,10 +97,11 @@ class JointNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * H_p, n_classes)
 
-    def forward_cells(self, x, weights=None, tap=None):
-        """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap` (None without one).
+    def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None):
+        """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
 
-        weights: {kind: one (n_inputs, n_ops) tensor a node} for cells of the supernet.
+        weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet. valid: (N, T) bool, False where a
+        frame is padding, which then takes no part in the pooling over time.
         """
         if x.ndim != 4 or x.shape[1] != self.C_in:
             raise ValueError(f'expected (N, {self.C_in}, F, T), got {tuple(x.shape)}')
@@ -94,14 +115,15 @@ class JointNetwork(nn.Module):
         s0, s1 = to_sequence(s0, n_steps), to_sequence(s1, n_steps)  # (N, C, F', T') -> (N, T', H)
         for cell in self.seq_cells:
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
-        return self.linear(statistics_pool(s1)), tapped
+        mask = None if valid is None or self.pools_padding else valid_steps(valid, n_steps)
+        return self.linear(statistics_pool(s1, mask)), tapped
 
-    def check_batches(self, n_mels, n_frames, sizes):
-        """ValueError where a training batch among `sizes` leaves batch norm one value a channel, which has no variance."""
+    def check_batches(self, n_mels: int, n_frames: int, sizes):
+        """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
         shrink = 2 ** sum(cell.kind == 'reduce' for cell in self.cells)
         if min(sizes) == 1 and n_mels <= shrink and n_frames <= shrink:
-            raise ValueError(f'a batch of one utterance, whose {n_mels} x {n_frames} map shrinks to one value, cannot be '
-                             'normalised: take a larger --batch_size, more --n_mels or a longer --duration')
+            raise ValueError(f'batch norm needs more than one value per channel, but in a batch of one utterance a map of '
+                             f'{n_mels} x {n_frames} shrinks to one: raise --batch_size, --n_mels or --duration')
 
     @staticmethod
     def _run(cell, s0, s1, weights):

@@ -23,6 +23,14 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert json.loads(path.read_text()) == {'a': 1}
 
 
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    def fails(f):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match='a.json') as error:
+        utils.write_aside(tmp_path / 'a.json', fails)
+    assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
 def test_csv_quotes(tmp_path):
     utils.write_csv(tmp_path / 'a.csv', ['path', 'x'], [['a,"b".wav', 1]])
     with open(tmp_path / 'a.csv', newline='') as f:

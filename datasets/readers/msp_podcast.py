@@ -1,11 +1,11 @@
 """MSP-Podcast (Lotfian and Busso 2019): Audios/MSP-PODCAST_0001_0008.wav, Labels/labels_consensus.csv (labels_concensus.csv up
 to release 1.9).
 """
-import csv
 from pathlib import Path
 
 from config import UserError
-from datasets.files import add, audio_in, matched
+from datasets.faults import Faults
+from datasets.files import add, audio_in, matched, table_rows
 from datasets.utterance import Utterance
 
 EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear', 'D': 'disgust',
@@ -13,7 +13,7 @@ EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U':
 NO_AGREEMENT = 'X'
 SPLITS = {'Train': 'train', 'Development': 'dev', 'Validation': 'dev', 'Test1': 'Test1', 'Test2': 'Test2', 'Test3': 'Test3'}
 GENDERS = {'Male': 'm', 'Female': 'f', 'Unknown': None, '': None}
-UNKNOWN = ('Unknown', '')  # speakers: they could be in two sets
+UNKNOWN = ('Unknown', '')  # speakers who could be in two sets
 COLUMNS = ('FileName', 'EmoClass', 'SpkrID', 'Gender', 'Split_Set')
 LABEL_FILES = ('labels_consensus.csv', 'labels_concensus.csv')
 
@@ -21,34 +21,29 @@ EXAMPLE = 'anger,happiness,neutral,sadness'
 DEFAULT_FOLDS = 'official'
 
 
-def scan(root):
+def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds Labels/ and Audios/."""
     root = Path(root)
     tables = [p for folder in (root / 'Labels', root) for name in LABEL_FILES if (p := folder / name).is_file()]
     audio = [p for name in ('Audios', 'Audio') if (p := root / name).is_dir()]
     if len(tables) != 1 or len(audio) != 1:
-        raise UserError(f'--data_path {root}: must hold one Labels/{LABEL_FILES[0]} (there are {len(tables)}) and one folder '
+        raise UserError(f'--data_path {root}: needs one Labels/{LABEL_FILES[0]} (there are {len(tables)}) and one folder '
                         f'Audios (there are {len(audio)})')
-    rows, lines = {}, {}
-    try:
-        with open(tables[0], newline='', encoding='utf-8-sig') as f:
-            reader = csv.DictReader(f)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f'{tables[0]}: column {missing[0]} is missing')
-            for row in reader:
-                where = f'{tables[0]}, line {reader.line_num}'
-                name, utterance = _utterance(row, where, audio[0])
-                add(rows, name, utterance, where, lines)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{tables[0]}: not a CSV file in UTF-8 ({error})') from None
-    return matched(rows, audio_in(audio))
+    rows, lines, faults = {}, {}, Faults()
+    for where, row in table_rows(tables[0], COLUMNS):
+        with faults.collect():
+            name, utterance = _utterance(row, where, audio[0])
+            add(rows, name, utterance, where, lines)
+    found = matched(rows, audio_in(audio))
+    faults.check(found)
+    return found
 
 
 def _utterance(row, where, folder):
-    if None in row or None in row.values():
-        raise UserError(f'{where}: not as many fields as the header has')
-    file, emotion, speaker, gender, split = (row[column].strip() for column in COLUMNS)
+    """(name, Utterance) of a row."""
+    if row is None:
+        raise UserError(f'{where}: the number of fields differs from the header')
+    file, emotion, speaker, gender, split = row
     if Path(file).name != file or not file.endswith('.wav'):
         raise UserError(f'{where}: FileName {file!r} is not a name such as MSP-PODCAST_0001_0008.wav')
     for column, value, valid in (('EmoClass', emotion, (*EMOTIONS, NO_AGREEMENT, '')), ('Gender', gender, GENDERS),

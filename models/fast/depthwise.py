@@ -1,38 +1,58 @@
-"""Depthwise convolutions, with a backward pass that takes oneDNN's fast paths on a CPU."""
+"""Convolutions with derivatives of their own: on a CPU first ones that take oneDNN's fast paths, anywhere fast second ones."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
-_WIDTH = 3  # the widest kernel row whose weight gradient oneDNN has a depthwise kernel for
+from models import fast
+from models.derivatives import second_derivatives
+
+_WIDTH = 3  # widest kernel row for which oneDNN has a depthwise weight gradient
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """nn.Conv2d, C -> C, one filter a channel, odd kernel, 'same' padding; the same numbers, parameters and state_dict."""
+    """A depthwise nn.Conv2d of models/ops.py with the backward pass of `depthwise`."""
 
-    def __init__(self, C, kernel_size, stride=1, dilation=1):
-        super().__init__(C, C, kernel_size, stride, dilation * (kernel_size // 2), dilation, groups=C, bias=False)
-
-    def forward(self, x):
-        return depthwise(x, [self])[0]
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if fast.on_gpu(x) else depthwise(x, [self])[0]
 
 
-def depthwise(x, convs):
-    """[conv(x) for conv in convs], DepthwiseConv2ds of one stride and one dilation, of any kernel size.
+def use_fast_depthwise(net: nn.Module):
+    """Turns the depthwise convolutions of a network into DepthwiseConv2d; parameters and results stay the same."""
+    for module in net.modules():
+        if type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels > 1:
+            module.__class__ = DepthwiseConv2d
 
-    oneDNN differentiates a depthwise convolution quickly only where the kernel is not dilated and, for the weight gradient,
-    three wide: otherwise backward takes six to fifteen times as long as forward (docs/benchmarks). Here all are brought to
-    that form, and what that takes of x is made once for all convs.
+
+def depthwise(x: Tensor, convs: list) -> tuple:
+    """[conv(x) for conv in convs]: depthwise convolutions, C -> C, of one stride and one dilation, odd kernels of any size.
+
+    oneDNN differentiates a depthwise convolution quickly only if the kernel is not dilated and, for the weight gradient, three
+    wide; otherwise backward takes six to fifteen times as long as forward (docs/benchmarks). Here all of them are brought to
+    that form, and what this needs of x is computed once for all convs.
     """
     stride, dilation = convs[0].stride[0], convs[0].dilation[0]
-    if x.is_cuda:
-        return [nn.Conv2d.forward(conv, x) for conv in convs]
-    if stride == dilation > 1:  # reads every stride-th row and column alone, and among them it is not dilated
+    if stride == dilation > 1:  # reads only every stride-th row and column, and among those it is not dilated
         x, stride, dilation = x[:, :, ::stride, ::stride], 1, 1
     return _Conv.apply(x, stride, dilation, *(conv.weight for conv in convs))
 
 
-# y = conv(x, w) is linear in x and in w, and so are its two gradients in both their arguments: each is the derivative of the
-# others. The three functions below differentiate one another, any number of times.
+def grouped_conv(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """F.conv2d with 'same' padding, in as many groups as the shapes say: x (N, G * K, F, T), weight (G * C, K, k, k).
+
+    Where a gradient will be differentiated again, the functions below spare torch's loop over groups.
+    """
+    if second_derivatives():
+        return _Conv.apply(x, stride, dilation, weight)[0]
+    return _conv(x, weight, stride, dilation)
+
+
+def _conv(x, w, stride, dilation):
+    return F.conv2d(x, w, None, stride, dilation * (w.shape[-1] // 2), dilation, x.shape[1] // w.shape[1])
+
+
+# y = conv(x, w) is linear in x and in w, and so are its two gradients in both of their arguments. Each of these three functions
+# is therefore a derivative of the other two, and they can be differentiated any number of times.
 
 class _Conv(torch.autograd.Function):
     """x, *ws -> *ys"""
@@ -41,13 +61,13 @@ class _Conv(torch.autograd.Function):
     def forward(ctx, x, stride, dilation, *ws):
         ctx.save_for_backward(x, *ws)
         ctx.how = stride, dilation
-        return tuple(F.conv2d(x, w, None, stride, dilation * (w.shape[-1] // 2), dilation, len(w)) for w in ws)
+        return tuple(_conv(x, w, stride, dilation) for w in ws)
 
     @staticmethod
     def backward(ctx, *gs):
         x, *ws = ctx.saved_tensors
         dx = _data_gradient(gs, ws, x.shape, *ctx.how) if ctx.needs_input_grad[0] else None
-        dws = _WeightGradient.apply(x, *ctx.how, [w.shape[-1] for w in ws], *gs) if any(ctx.needs_input_grad[3:]) else ()
+        dws = _WeightGradient.apply(x, *ctx.how, [w.shape for w in ws], *gs) if any(ctx.needs_input_grad[3:]) else ()
         return dx, None, None, *(dws or [None] * len(ws))
 
 
@@ -58,38 +78,42 @@ class _DataGradient(torch.autograd.Function):
     def forward(ctx, y, w, shape, stride, dilation):
         ctx.save_for_backward(y, w)
         ctx.how = stride, dilation
-        if stride == 1:
-            return F.conv2d(y, w.flip(2, 3), None, 1, dilation * (w.shape[-1] // 2), dilation, len(w))
-        return _backward(y, y.new_empty(1).expand(shape), w, stride, [w.shape[-1] // 2] * 2, 0)
+        if stride == 1 and w.shape[1] == 1 and not fast.on_gpu(y):
+            return _conv(y, w.flip(2, 3), 1, dilation)
+        return _backward(y, y.new_empty(1).expand(shape), w, stride, [dilation * (w.shape[-1] // 2)] * 2, dilation, 0)
 
     @staticmethod
     def backward(ctx, g):
         y, w = ctx.saved_tensors
         dy = _Conv.apply(g, *ctx.how, w)[0] if ctx.needs_input_grad[0] else None
-        dw = _WeightGradient.apply(g, *ctx.how, [w.shape[-1]], y)[0] if ctx.needs_input_grad[1] else None
+        dw = _WeightGradient.apply(g, *ctx.how, [w.shape], y)[0] if ctx.needs_input_grad[1] else None
         return dy, dw, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
-    """x, *ys -> *ws of sizes ks"""
+    """x, *ys -> *ws of these shapes"""
 
     @staticmethod
-    def forward(ctx, x, stride, dilation, ks, *ys):
+    def forward(ctx, x, stride, dilation, shapes, *ys):
         ctx.save_for_backward(x, *ys)
         ctx.how = stride, dilation
-        if dilation > 1:  # a dilated convolution is a plain one on each phase
+        if fast.on_gpu(x):
+            paddings = [[dilation * (shape[-1] // 2)] * 2 for shape in shapes]
+            return tuple(_backward(y, x, x.new_empty(1).expand(shape), stride, padding, dilation, 1)
+                         for y, shape, padding in zip(ys, shapes, paddings))
+        if dilation > 1:  # on each phase a dilated convolution is a plain one
             x, ys = _phases(x, dilation), [_phases(y, dilation) for y in ys]
         C, padded, dws = x.shape[1], {}, []
-        for k, y in zip(ks, ys):
+        for (*_, k), y in zip(shapes, ys):
             if k <= _WIDTH:
-                dws.append(_backward(y, x, x.new_empty(C, 1, k, k), stride, [k // 2] * 2, 1))
+                dws.append(_backward(y, x, x.new_empty(C, 1, k, k), stride, [k // 2] * 2, 1, 1))
                 continue
             dw = x.new_empty(C, 1, k, k)
             for first in {*range(0, k - _WIDTH, _WIDTH - 1), k - _WIDTH}:  # three columns at a time
-                if (k, first) not in padded:  # so that a kernel of these columns alone meets them
+                if (k, first) not in padded:  # x such that a kernel of only these columns meets them
                     padded[k, first] = _pad(x, k // 2 - first, first + _WIDTH - 1 - k // 2)
                 dw[..., first:first + _WIDTH] = _backward(
-                    y, padded[k, first], x.new_empty(C, 1, k, _WIDTH), stride, [k // 2, 0], 1)
+                    y, padded[k, first], x.new_empty(C, 1, k, _WIDTH), stride, [k // 2, 0], 1, 1)
             dws.append(dw)
         return tuple(dws)
 
@@ -105,14 +129,15 @@ def _data_gradient(ys, ws, shape, stride, dilation):
     return sum(_DataGradient.apply(y, w, shape, stride, dilation) for y, w in zip(ys, ws))
 
 
-def _backward(g, x, w, stride, padding, which):
+def _backward(g, x, w, stride, padding, dilation, which):
+    """A gradient of conv(x, w), given that of its output: of x (which = 0) or of w (which = 1)."""
     mask = [which == 0, which == 1, False]
     return torch.ops.aten.convolution_backward(
-        g, x, w, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(w), mask)[which]
+        g, x, w, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], x.shape[1] // w.shape[1], mask)[which]
 
 
 def _pad(x, left, right):
-    """F.pad by columns of zeros; a negative number takes columns away. F.pad itself fills the whole result twice."""
+    """F.pad by columns of zeros; a negative number removes columns. (F.pad itself fills the whole result twice.)"""
     if left < 0 or right < 0:
         return F.pad(x, (left, right))
     N, C, H, W = x.shape
@@ -122,7 +147,7 @@ def _pad(x, left, right):
 
 
 def _phases(x, d):
-    """(N, C, F, T) -> (d * d * N, C, ceil(F / d), ceil(T / d)): every d-th row and column, from each of d * d beginnings."""
+    """(N, C, F, T) -> (d * d * N, C, ceil(F / d), ceil(T / d)): every d-th row and column, for each of the d * d offsets."""
     H, W = x.shape[2:]
     if H % d or W % d:
         x = F.pad(x, (0, -W % d, 0, -H % d))

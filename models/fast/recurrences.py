@@ -1,46 +1,70 @@
-"""The recurrences of many edges at once: one batched recurrence a family and layer instead of one call an edge and operation.
+"""The recurrences of many edges at once. Library recurrences where they are fast, otherwise one batched recurrence per layer.
 
 Shapes: J recurrences side by side, (J, N, T, H); G gates: 4 for an LSTM, 3 for a GRU, 1 for a plain RNN.
 """
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
 
-from models.rnn_ops import AttentiveRecurrent
+from models import fast
+from models.derivatives import second_derivatives
+from models.rnn_ops import AttentiveRecurrent, Recurrent, at_least_float32, run_rnn
+
+BATCHED = (Recurrent, AttentiveRecurrent)  # operations that `run_together` knows
 
 
-def run(xs, ops):
-    """[op_j(x_j) for x_j, op_j in zip(xs, ops)] as one tensor (J, N, T, H).
+def run_together(xs: list, ops: list) -> Tensor:
+    """[op_j(x_j) for all j] as one tensor, (J, N, T, H).
 
-    xs: J sequences (N, T, H). ops: J Recurrents or AttentiveRecurrents that end in the same layer norm without affine.
-    Works in float32 under autocast: a cell state does not survive T additions in eight bits.
+    xs: J sequences (N, T, H). ops: J operations of the types BATCHED, whose layer norm is not affine. All is float32, also
+    under autocast: a cell state does not survive T additions in eight bits.
     """
     with torch.autocast(xs[0].device.type, enabled=False):
-        xs = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in xs]
+        xs = [at_least_float32(x) for x in xs]
         found = {}
         for family in (nn.LSTM, nn.GRU, nn.RNN):
             jobs = [j for j, op in enumerate(ops) if type(op.rnn) is family]
-            jobs.sort(key=lambda j: -ops[j].rnn.num_layers)  # those that go on after a layer come first
-            if family is nn.LSTM and not xs[0].is_cuda:  # oneDNN has an LSTM of its own, which is faster one by one
-                found.update((j, directions_added(ops[j].rnn(xs[j])[0], ops[j].rnn)) for j in jobs)
-            elif jobs:
-                found.update(stacks([xs[j] for j in jobs], [ops[j].rnn for j in jobs], jobs))
-        looking = [j for j, op in enumerate(ops) if isinstance(op, AttentiveRecurrent)]
-        if looking:
-            h = torch.stack([found[j] for j in looking])
-            found.update(zip(looking, attend(h, [ops[j].query for j in looking], [ops[j].key for j in looking]).unbind()))
+            if not jobs:
+                continue
+            if library_is_faster(family, xs[0]):
+                found.update(zip(jobs, by_library([xs[j] for j in jobs], [ops[j].rnn for j in jobs])))
+            else:
+                jobs.sort(key=lambda j: -ops[j].rnn.num_layers)  # stacks that go on after a layer come first
+                found.update(batched([xs[j] for j in jobs], [ops[j].rnn for j in jobs], jobs))
+        attentive = [j for j, op in enumerate(ops) if type(op) is AttentiveRecurrent]
+        if attentive:
+            h = torch.stack([found[j] for j in attentive])
+            h = attend(h, [ops[j].query for j in attentive], [ops[j].key for j in attentive])
+            found.update(zip(attentive, h.unbind()))
         y = torch.stack([found[j] for j in range(len(ops))])  # (J, N, T, H)
         return F.layer_norm(y, y.shape[-1:], eps=ops[0].norm.eps)
 
 
-def directions_added(y, rnn):
-    """(N, T, D * H) -> (N, T, H)"""
-    return sum(y.chunk(2, dim=-1)) if rnn.bidirectional else y
+def library_is_faster(family, x: Tensor) -> bool:
+    """cuDNN runs a recurrence in one operation but has no second derivative; of a CPU's libraries only oneDNN's LSTM is fast."""
+    return not second_derivatives() if fast.on_gpu(x) else family is nn.LSTM
 
 
-def stacks(xs, rnns, names):
-    """{name: (N, T, H)} of stacked recurrences of one family, deepest first; the two directions of one are added."""
-    found, one, two = {}, [], []  # indices of recurrences with one and with two directions
+def by_library(xs: list, rnns: list) -> list:
+    """The outputs of J recurrences of one family, (N, T, H) each; the two directions are added."""
+    zeros = {}  # initial states by number of layers and directions
+    found = []
+    for x, rnn in zip(xs, rnns):
+        n = rnn.num_layers * (2 if rnn.bidirectional else 1)
+        if n not in zeros:
+            zeros[n] = x.new_zeros(n, len(x), rnn.hidden_size)
+        y = run_rnn(rnn, x, (zeros[n], zeros[n]) if isinstance(rnn, nn.LSTM) else zeros[n])
+        if rnn.bidirectional:
+            forward, backward = y.chunk(2, dim=-1)
+            y = forward + backward
+        found.append(y)
+    return found
+
+
+def batched(xs: list, rnns: list, names) -> dict:
+    """{name: (N, T, H)} of stacked recurrences of one family, deepest first; the two directions are added."""
+    found, one, two = {}, [], []  # indices of recurrences of one and of two directions
     for i, rnn in enumerate(rnns):
         (two if rnn.bidirectional else one).append(i)
     x_one = torch.stack([xs[i] for i in one]) if one else None
@@ -53,26 +77,26 @@ def stacks(xs, rnns, names):
         gates = torch.cat([project(x, part, layer) for x, part in inputs])  # (lanes, N, T, G * H)
         y = recur(type(rnns[0]), gates, [getattr(rnn, f'weight_hh_l{layer}{end}') for rnn, end in lanes],
                   [getattr(rnn, f'bias_hh_l{layer}{end}') for rnn, end in lanes])
-        forth, back = y[len(one):].chunk(2) if two else (None, None)
-        back = back.flip(2) if two else None
-        last_one = sum(rnns[i].num_layers > layer + 1 for i in one)
-        last_two = sum(rnns[i].num_layers > layer + 1 for i in two)
-        found.update((names[i], y[k]) for k, i in enumerate(one) if k >= last_one)
-        found.update((names[i], forth[k] + back[k]) for k, i in enumerate(two) if k >= last_two)
-        x_one = y[:last_one] if last_one else None
-        x_two = torch.cat([forth[:last_two], back[:last_two]], dim=-1) if last_two else None
-        one, two = one[:last_one], two[:last_two]
+        forward, backward = y[len(one):].chunk(2) if two else (None, None)
+        backward = backward.flip(2) if two else None
+        deeper_one = sum(rnns[i].num_layers > layer + 1 for i in one)
+        deeper_two = sum(rnns[i].num_layers > layer + 1 for i in two)
+        found.update((names[i], y[k]) for k, i in enumerate(one) if k >= deeper_one)
+        found.update((names[i], forward[k] + backward[k]) for k, i in enumerate(two) if k >= deeper_two)
+        x_one = y[:deeper_one] if deeper_one else None
+        x_two = torch.cat([forward[:deeper_two], backward[:deeper_two]], dim=-1) if deeper_two else None
+        one, two = one[:deeper_one], two[:deeper_two]
     return found
 
 
-def project(x, lanes, layer):
-    """What the inputs give to the gates: (J, N, T, K) -> (J, N, T, G * H)"""
+def project(x: Tensor, lanes: list, layer: int) -> Tensor:
+    """The inputs' part of the gates: (J, N, T, K) -> (J, N, T, G * H)"""
     W = torch.stack([getattr(rnn, f'weight_ih_l{layer}{end}') for rnn, end in lanes])  # (J, G * H, K)
     b = torch.stack([getattr(rnn, f'bias_ih_l{layer}{end}') for rnn, end in lanes])
     return torch.baddbmm(b.unsqueeze(1), x.flatten(1, 2), W.transpose(1, 2)).unflatten(1, x.shape[1:3])
 
 
-def recur(family, gates, weights, biases):
+def recur(family, gates: Tensor, weights: list, biases: list) -> Tensor:
     """Runs J recurrences along T from zero states: (J, N, T, G * H) -> (J, N, T, H). weights: J x (G * H, H)."""
     W = torch.stack(weights).transpose(1, 2)  # (J, H, G * H)
     b = torch.stack(biases).unsqueeze(1)  # (J, 1, G * H)
@@ -98,7 +122,7 @@ def recur(family, gates, weights, biases):
     return torch.stack(ys, dim=2)
 
 
-def attend(h, queries, keys):
+def attend(h: Tensor, queries: list, keys: list) -> Tensor:
     """h + softmax(q(h) k(h)^T / sqrt(H)) h, (J, N, T, H)"""
     q, k = (torch.baddbmm(torch.stack([f.bias for f in maps]).unsqueeze(1), h.flatten(1, 2),
                           torch.stack([f.weight for f in maps]).transpose(1, 2)).view_as(h) for maps in (queries, keys))
