@@ -1,24 +1,26 @@
-"""Scores of predictions: UA, WA, macro F1, over all utterances at once."""
+"""Scores of predictions: UA, WA and macro F1 over all utterances at once, and the confusion matrix."""
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix, f1_score, recall_score
 
 from config import UserError
+from datasets.dataset import SpeechDataset
 
 
-def scores(labels, predicted):
-    """Over all predictions at once: ua = mean recall of the classes that occur in labels, wa = accuracy, macro_f1."""
+def scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """'ua': mean recall of the classes that occur in labels; 'wa': accuracy; 'macro_f1'. Both arrays are class indices (n,)."""
     present = np.unique(labels)
     return {'ua': float(recall_score(labels, predicted, labels=present, average='macro', zero_division=0)),
             'wa': float(accuracy_score(labels, predicted)),
             'macro_f1': float(f1_score(labels, predicted, average='macro', zero_division=0))}
 
 
-def evaluate(forward, dataset, batch_size, class_weights):
-    """Scores of a dataset with 'loss' (of the window-averaged probabilities), and its probabilities (n, n_classes) as numpy."""
+def evaluate(forward: Callable, dataset: SpeechDataset, batch_size: int,
+             class_weights: torch.Tensor) -> tuple[dict[str, float], np.ndarray]:
+    """Scores of a dataset, with 'loss' (of the probabilities averaged over windows); and its probabilities (n, n_classes)."""
     probabilities = dataset.score(forward, batch_size)
     loss = F.cross_entropy(probabilities.clamp_min(1e-12).log(), dataset.labels, class_weights)
     probabilities, labels = probabilities.cpu().numpy(), dataset.labels.cpu().numpy()
@@ -49,3 +51,23 @@ class Tally:
         if not np.isfinite(loss):
             raise UserError('training diverged: the loss is not finite; lower the learning rate')
         return {'loss': loss, **scores(labels, predicted)}
+
+
+def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str], title: str | None = None):
+    """Confusion matrix as a matplotlib Figure; each cell shows the share of its true class, and the count.
+
+    labels, predicted: class indices (n,). names: of the classes.
+    """
+    from matplotlib.figure import Figure  # slow to import
+    counts = confusion_matrix(labels, predicted, labels=range(len(names)))
+    recall = counts / counts.sum(axis=1, keepdims=True).clip(1)  # a class without utterances has an empty row
+    side = 2.2 + .75 * len(names)  # inches
+    figure = Figure(figsize=(side, side), layout='constrained')
+    axes = figure.add_subplot()
+    display = ConfusionMatrixDisplay(recall, display_labels=names)
+    display.plot(ax=axes, xticks_rotation='vertical', colorbar=False, im_kw=dict(vmin=0., vmax=1., cmap='Blues'))
+    for i, row in enumerate(display.text_):
+        for j, text in enumerate(row):
+            text.set(text=f'{recall[i, j]:.2f}\n{counts[i, j]}', fontsize=9)
+    axes.set(xlabel='predicted', ylabel='true', title=title)
+    return figure

@@ -50,9 +50,9 @@ def test_a_record_that_is_wrong_is_refused(record, named, tmp_path):
         configured(tmp_path, record)
 
 
-def heard(dataset, corpus, **search):
+def heard(retrained_on, data_corpus, **search):
     origin = augment.Origin({'search': {'train_speakers': ['a', 'd'], 'dev_speakers': ['x'], **search}}, 'g.json')
-    return origin.heard(SimpleNamespace(dataset=dataset), SimpleNamespace(corpus=corpus, fold=FOLD))
+    return origin.heard(SimpleNamespace(dataset=retrained_on), SimpleNamespace(corpus=data_corpus, fold=FOLD))
 
 
 def test_heard_speakers_are_known_only_of_the_same_corpus():

@@ -154,13 +154,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_corpus):
     assert (a / 'predictions.csv').read_bytes() == (killed / 'predictions.csv').read_bytes()
 
 
-def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
-    genotype = 'runs/search/a/genotype.json'
-    done = run(finished, 'augment.py', *augment_args(small_corpus, 'leak', genotype, '--epochs', 1, '--fold', 2))
-    found = results(finished / 'runs/augment/leak')
-    assert found['search_heard_test_speakers'] == found['test_speakers'] and 'WARNING' in done.stdout
-
-
 def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
     done = run(tmp_path, 'search.py', *search_args(small_corpus, 'x', '--epochs', 2, '--alpha_warmup', 9))
     assert 'WARNING: alpha_warmup 9' in done.stdout
