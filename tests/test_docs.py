@@ -128,6 +128,7 @@ def test_the_yaml_of_the_settings_page_is_read(tmp_path):
     assert cf.build('search', cf.given('search', ['--name', 'x', '--config', str(tmp_path / 'mine.yaml')])).epochs == 12
 
 
+@pytest.mark.skipif(not shutil.which('git'), reason='git applies the diffs')
 def test_the_diffs_of_the_extending_page_work(tmp_path):
     for folder in ('models', 'datasets'):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
