@@ -23,6 +23,7 @@ MADE_BY_PROGRAMS = ROOT / 'docs' / 'results', ROOT / 'docs' / 'benchmarks'  # an
 WRITTEN = [page for page in PAGES if not any(folder in page.parents for folder in MADE_BY_PROGRAMS)
            and page.name not in ('results.md', 'CHANGELOG.md')]
 OTHERS_FLAGS = {'nproc_per_node', 'logdir', 'index-url', 'help'}  # of torchrun, tensorboard, pip
+FILES_OF_RUNS = {'config.yaml', 'table.md'}
 PROGRAMS = {'search.py': 'search', 'augment.py': 'augment', 'scripts/svm.py': 'svm'}
 
 
@@ -88,7 +89,7 @@ def test_flags_and_files_exist(page):
     folders = 'models|datasets|scripts|configs|tests|docs'
     for file in re.findall(rf'`((?:(?:{folders})/[\w/.-]*|\w+)\.(?:py|yaml|md))`', text):
         places = [ROOT / file, ROOT / 'datasets' / 'readers' / file]
-        assert any(place.exists() for place in places) or file == 'config.yaml', file  # the file of a run
+        assert any(place.exists() for place in places) or file in FILES_OF_RUNS, file
     for folder in re.findall(rf'`((?:{folders})/(?:\w+/)*)`', text):
         assert (ROOT / folder).is_dir(), folder
 
