@@ -2,7 +2,6 @@
 import itertools
 import json
 import random
-import shutil
 import sys
 from pathlib import Path
 
