@@ -127,8 +127,9 @@ def cache_key(utterance: Utterance, config: FeatureSettings, digest_of: Callable
 class Index:
     """Cache keys by path and segment, in a file of the cache: a recording that has not changed is not read again.
 
-    There is one index for each set of parameters: {path: [[size, mtime, ctime], {segment: key}]}. If it is damaged or lost, it
-    is made anew. Processes that write at the same time may lose entries of each other, which only costs time.
+    There is one index for each set of parameters: {path: [[size, mtime, ctime], {segment: key}]}.
+    If it is damaged or lost, it is made anew. Processes that write at the same time may lose
+    entries of each other, which only costs time.
     """
 
     def __init__(self, cache_dir: str, config: FeatureSettings):
@@ -173,8 +174,9 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                     quiet: bool = False) -> tuple[list[np.ndarray], int]:
     """Features of the utterances, [(n_mels, n_frames) float16, ...], and how many had to be extracted.
 
-    Every utterance has its own file in the cache, so that an interrupted extraction continues where it stopped. workers:
-    threads; 0: one per available core, up to THREADS. All faults of the recordings are raised together.
+    Every utterance has its own file in the cache, so that an interrupted extraction continues where
+    it stopped. workers: threads; 0: one per available core, up to THREADS. All faults of the
+    recordings are raised together.
     """
     index, faults, paths, missing = Index(cache_dir, config), Faults(), [], {}
     found = {}  # {path in the cache: features}
@@ -189,7 +191,7 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                 if path in found:
                     bar.update()
                 else:
-                    missing.setdefault(path, u)
+                    missing.setdefault(path, []).append(u)
         index.save()
         for path, x in _extract_all(missing, config, workers, faults):
             found[path] = x
@@ -199,20 +201,29 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
 
 
 def _extract_all(missing, config, workers, faults):
-    """Yields (path, features) for each of {path in the cache: utterance}, once written; UserErrors go to `faults`."""
+    """Yields (path, features) for each of {path in the cache: utterances that are the same audio}, once it is written.
+
+    UserErrors go to `faults`.
+    """
     def job(path, utterance):
         x = extract(load_audio(utterance), config).astype(np.float16)
         write_aside(path, lambda f: np.save(f, x))
         return x
+    mel_spectrogram(config.n_mels, config.hop_length)  # impossible settings are refused before any audio is read
     n_threads = torch.get_num_threads()
-    # torch works with one thread in each of ours: they do not compete, and any number of them gives the same bits.
+    # torch works with one thread in each of ours: they do not compete, and any number of them gives
+    # the same bits.
     pool = ThreadPoolExecutor(workers or min(THREADS, joblib.cpu_count()), initializer=torch.set_num_threads, initargs=(1,))
     try:
-        results = {path: pool.submit(job, path, utterance) for path, utterance in missing.items()}
+        results = {path: pool.submit(job, path, utterances[0]) for path, utterances in missing.items()}
         for path, result in results.items():
-            with faults.collect():
-                x = result.result()
-                yield path, x
+            if isinstance(result.exception(), UserError):
+                faults.messages.append(str(result.exception()))
+                for copy in missing[path][1:]:
+                    with faults.collect():
+                        load_audio(copy)
+            else:
+                yield path, result.result()
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C only the utterances in hand are finished
         torch.set_num_threads(n_threads)

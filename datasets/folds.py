@@ -1,6 +1,7 @@
 """Speaker-disjoint folds: train, dev (for every choice) and test (scored once); and the two halves that a search needs.
 
-Folds depend on names alone, not on the order of files: a fold has the same speakers on every machine.
+Folds depend on names alone, not on the order of files: a fold has the same speakers on every
+machine.
 """
 from dataclasses import dataclass
 
@@ -30,9 +31,10 @@ def make_folds(utterances: list[Utterance], how: str = 'default',
                published: list[tuple[tuple[str, ...], tuple[str, ...]]] | None = None) -> list[Fold]:
     """Folds of the utterances.
 
-    how: 'default' (the utterances' own split; else the published folds; else N_FOLDS, or one for each speaker if there are
-    fewer), 'session' (leave one session out; the next one is dev), 'speaker' (leave one speaker out; the others of the session
-    are dev), 'official' (the utterances' own split), 'loso' (leave one speaker out) or a number of folds. published: [(test
+    how: 'default' (the utterances' own split; else the published folds; else N_FOLDS, or one for
+    each speaker if there are fewer), 'session' (leave one session out; the next one is dev),
+    'speaker' (leave one speaker out; the others of the session are dev), 'official' (the
+    utterances' own split), 'loso' (leave one speaker out) or a number of folds. published: [(test
     speakers, dev speakers), ...], which apply if the corpus has exactly these speakers.
     """
     speakers = sorted({u.speaker for u in utterances})
@@ -48,7 +50,8 @@ def make_folds(utterances: list[Utterance], how: str = 'default',
         raise UserError(f'the corpus has {len(speakers)} speaker(s), but train, dev and test need different speakers: 3 are '
                         'needed')
     groups = _groups(utterances, _number(how, len(speakers)))
-    # Dev is the next group; the next two if a group is one speaker, so that more than one voice decides.
+    # Dev is the next group; the next two if a group is one speaker, so that more than one voice
+    # decides.
     n_dev = 2 if len(groups) == len(speakers) > 5 else 1
     folds = []
     for i, test in enumerate(groups):
@@ -156,8 +159,9 @@ def _own_split(utterances):
 def halves(labels: np.ndarray, speakers: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Two disjoint halves of the training utterances, for w and for alpha, as sorted index arrays.
 
-    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or 'speaker' (no speaker is in
-    both halves; of N_DRAWS partitions the one whose halves are most alike in size and classes).
+    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or
+    'speaker' (no speaker is in both halves; of N_DRAWS partitions the one whose halves are most
+    alike in size and classes).
     """
     labels, speakers = np.asarray(labels), np.asarray(speakers)
     rng = np.random.default_rng([seed, len(labels)])

@@ -1,7 +1,7 @@
 """Which utterances of a corpus an experiment uses: --labels, --turns or --scenarios, --folds official. The rest is counted.
 
-A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPLE, if --labels must. Without them the flag does
-not apply, and all classes are used unless --labels says otherwise.
+A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPLE, if --labels must.
+Without them the flag does not apply, and all classes are used unless --labels says otherwise.
 """
 import re
 from collections import Counter
@@ -42,7 +42,8 @@ def apply(dataset: str, corpus: ModuleType, utterances: list[Utterance], folds: 
           flags: dict[str, str | None]) -> tuple[list[Utterance], dict]:
     """(utterances that take part, with the classes of `labels`; report: plain values, see `lines`).
 
-    corpus: its reader. folds: as in make_folds. flags: {'turns': ..., 'scenarios': ...}, None if not given.
+    corpus: its reader. folds: as in make_folds. flags: {'turns': ..., 'scenarios': ...}, None if
+    not given.
     """
     selection = Selection(dataset, utterances)
     selection.drop(lambda u: u.left_out)

@@ -10,7 +10,8 @@ LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happi
 MEN = {'03', '10', '11', '12', '15'}
 NAME = re.compile(r'(\d\d)[ab]\d\d([WLEAFTN])[a-z]$')  # speaker, text, emotion, version
 
-# One man and one woman are the test speakers of a fold; dev is the next pair, and the first pair after the last.
+# One man and one woman are the test speakers of a fold; dev is the next pair, and the first pair
+# after the last.
 _PAIRS = [('03', '08'), ('10', '09'), ('11', '13'), ('12', '14'), ('15', '16')]
 FOLDS = [(test, _PAIRS[(i + 1) % len(_PAIRS)]) for i, test in enumerate(_PAIRS)]  # (test speakers, dev speakers)
 

@@ -12,7 +12,8 @@ from datasets.utterance import Utterance
 CODES = ('ang', 'dis', 'exc', 'fea', 'fru', 'hap', 'neu', 'oth', 'sad', 'sur')
 NO_MAJORITY = 'xxx'
 HEAD = re.compile(r'\[[\d.]+ - [\d.]+\]\t(\S+)\t(\S+)\t\[.*\]$')  # [start - end], turn, emotion, [V, A, D]
-# Both speakers of a session talk in every dialogue; the letter before the turn's number tells who says the turn.
+# Both speakers of a session talk in every dialogue; the letter before the turn's number tells who
+# says the turn.
 TURN = re.compile(r'(Ses0([1-5]))[FM]_(impro|script)\w*_([FM])(?:XX)?\d+$')
 KINDS = {'impro': 'improvised', 'script': 'scripted'}
 

@@ -1,7 +1,7 @@
 """Your own corpus: a CSV file with the columns path,label,speaker and, optionally, session,gender,split,start,end.
 
-Column names may be in any case; commas, semicolons or tabs separate them. Paths are relative to the file; start and end are in
-seconds; split is train, dev or test.
+Column names may be in any case; commas, semicolons or tabs separate them. Paths are relative to the
+file; start and end are in seconds; split is train, dev or test.
 """
 import csv
 import math

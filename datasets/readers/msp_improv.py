@@ -13,9 +13,10 @@ EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'O':
 NO_AGREEMENT = 'X'
 LABEL_FILES = ('Evalution.txt', 'Evaluation.txt')
 HEAD = re.compile(r'(\S+)\.(?:avi|wav)\s*;\s*(\w+)\s*;')  # turn, emotion; then attributes
-# Sentence and intended emotion, the actor whose target sentence it is, scenario, speaker and listener, number. In a dialogue
-# the partner's turns carry the actor's name too. The speaker is therefore taken from the first letter before the number: an
-# assumption from public lists of file names, not checked on a release.
+# Sentence and intended emotion, the actor whose target sentence it is, scenario, speaker and
+# listener, number. In a dialogue the partner's turns carry the actor's name too. The speaker is
+# therefore taken from the first letter before the number: an assumption from public lists of file
+# names, not checked on a release.
 TURN = re.compile(r'(?:UTD|MSP)-IMPROV-(S\d\d[AHSN]-[FM]0([1-6])-([PRST])-([FM])[FM]?\d+)$')
 
 EXAMPLE = 'anger,happiness,neutral,sadness'

@@ -1,8 +1,9 @@
 """The built-in corpus: a source-filter synthesiser, so that everything runs without a corpus.
 
-Emotion shows in level, range and contour of the pitch, in rate, energy, spectral tilt and voice quality. Speakers differ
-so much in pitch and vocal-tract length that absolute pitch alone does not tell emotions apart. Scores on it say nothing
-about speech. SEED fixes every sample; the files are made on first use.
+Emotion shows in level, range and contour of the pitch, in rate, energy, spectral tilt and voice
+quality. Speakers differ so much in pitch and vocal-tract length that absolute pitch alone does not
+tell emotions apart. Scores on it say nothing about speech. SEED fixes every sample; the files are
+made on first use.
 """
 import os
 import shutil
