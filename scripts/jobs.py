@@ -168,10 +168,11 @@ def _call(job, python, env):
             process = subprocess.Popen([python, *job.argv()], cwd=job.cwd, env={**os.environ, **env, **gpu},
                                        stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
             running.add(process)
-        code = process.wait()
+        while process.poll() is None:  # not wait(): `stop` may interrupt this, and waits itself
+            time.sleep(.05)
         running.discard(process)
     with open(errors, errors='replace') as f:
-        return code, f.read().splitlines()
+        return process.returncode, f.read().splitlines()
 
 
 def _signal(number):
@@ -228,14 +229,7 @@ def stop():
         for process in [*running]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        deadline = time.monotonic() + GRACE
-        while any(map(_alive, [*running])) and time.monotonic() < deadline:
-            time.sleep(.02)
-
-
-def _alive(process):
-    """Whether a process still runs. Works in a signal handler that interrupts process.wait()."""
-    try:
-        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
-        return False
+        for process in [*running]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+                running.discard(process)
