@@ -1,6 +1,5 @@
-"""scripts/jobs.py and how cross_validate runs jobs: once each, in order, through kills, on GPUs and clusters."""
+"""How cross_validate runs its jobs: once each, in order, through failures and kills; what it lists beforehand."""
 import collections
-import itertools
 import os
 import shlex
 import signal
@@ -9,13 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from desk import all_names, call, calls, cross_validate, jobs, launch, names, order, rows, table, times, wait_for
 from desk import desk as desk
-
-import config as cf
-
-import options  # isort: skip  (scripts/, which desk made importable)
 
 
 def finished(n):
@@ -123,53 +117,6 @@ def test_jobs_side_by_side_wait_for_what_they_need(desk, small_corpus, monkeypat
     assert {row[3] for row in found.values()} == {'2'}  # threads: 9 // 4
 
 
-@pytest.mark.parametrize('n_jobs, gpus', [(2, '4,7'), (3, '4,7'), (1, '4,7'), (2, '')])
-def test_every_job_gets_a_gpu_of_its_own(n_jobs, gpus, desk, small_corpus, monkeypatch):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', gpus)
-    order(**{f'cnn_f{fold}_s{seed}': '.15' for fold in (1, 2, 3) for seed in (0, 1)})
-    assert call(desk, small_corpus, '--jobs', str(n_jobs), models='cnn') == 0
-    found = sorted(times(desk).values())
-    assert {row[2] for row in found} == set(gpus.split(',')[:n_jobs])
-    most = -(-n_jobs // len(gpus.split(',')))  # jobs on one GPU at a time
-    for began, *_ in found:
-        at_work = collections.Counter(row[2] for row in found if row[0] <= began < row[1])
-        assert max(at_work.values()) <= most
-    assert not any(jobs.busy.values())
-
-
-def test_gpus_are_counted_by_the_driver(tmp_path, monkeypatch):
-    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    monkeypatch.setenv('PATH', str(tmp_path))
-    assert jobs.gpus() == []  # no driver
-    program = tmp_path / 'nvidia-smi'
-    program.write_text('#!/bin/sh\necho "GPU 0: A (UUID: x)"\necho "  MIG 1g: y"\necho "GPU 1: A (UUID: z)"\n')
-    program.chmod(0o755)
-    assert jobs.gpus() == ['0', '1']
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
-    assert jobs.gpus() == []
-
-
-@pytest.mark.parametrize('n', [1, 2, 3, 5, 7])
-def test_shards_are_disjoint_whole_and_keep_groups_together(n):
-    models, folds, seeds = ['cnn_matched', 'searched', 'cnn'], [1, 2, 3, 4], [0, 5]
-    shards = [cross_validate.jobs_of('x', models, folds, seeds, (i, n)) for i in range(1, n + 1)]
-    every = list(itertools.chain(*shards))
-    assert len(every) == len(set(every)) == 4 * 2 * 4 and set(every) == set(cross_validate.jobs_of('x', models, folds, seeds))
-    for shard in shards:
-        for place, job in enumerate(shard):
-            assert job.needs is None or job.needs in shard[:place]
-    later = [cross_validate.jobs_of('x', models, folds, [*seeds, 9], (i, n)) for i in range(1, n + 1)]
-    assert all(more[:len(shard)] == shard for shard, more in zip(shards, later))
-
-
-def test_shards_share_the_work_and_the_table_names_what_is_missing(desk, small_corpus):
-    assert call(desk, small_corpus, '--shard', '1/2') == 0
-    first = names(desk)
-    assert '12 of 24 runs are finished; 12 missing: searched (seed 1 folds 1 3; seed 0 fold 2), ' in table()
-    assert call(desk, small_corpus, '--shard', '2/2') == 0
-    assert collections.Counter(first + names(desk)) == all_names() and finished(24)
-
-
 def test_dry_run_lists_command_lines_that_make_the_experiment(desk, small_corpus, capsys):
     """Pasted one after the other into a shell, they leave nothing for cross_validate to run."""
     models = 'searched,cnn,cnn_gru_matched'
@@ -209,44 +156,3 @@ def test_time_left_is_measured_or_unknown(desk, monkeypatch):
     assert left(known, every[3:], 1) == 'about 2 h 00 min left, no estimate for searched'
     assert left(known, every[3:], 8) == 'about 50 min left, no estimate for searched'  # no run is shorter for company
     assert left(known, [], 1) == 'nothing is left to run'
-
-
-def test_the_script_for_job_arrays(tmp_path):
-    """The one in docs/cluster.md, run as SLURM runs it; the program it calls prints its arguments."""
-    script = (ROOT / 'docs' / 'cluster.md').read_text().split('```bash\n')[1].split('```')[0]
-    (tmp_path / 'python').write_text('#!/bin/sh\necho "$OMP_NUM_THREADS" "$@"\n')
-    (tmp_path / 'python').chmod(0o755)
-    said = set()
-    for i in range(1, 6):
-        env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'DATA': 'a b', 'SLURM_SUBMIT_DIR': str(tmp_path),
-               'SLURM_CPUS_PER_TASK': '4', 'SLURM_ARRAY_TASK_ID': str(i), 'SLURM_ARRAY_TASK_COUNT': '5'}
-        done = subprocess.run(['bash'], input=script, env=env, capture_output=True, text=True, check=True)
-        threads, program, *words = done.stdout.split()
-        assert (threads, program) == ('4', 'scripts/cross_validate.py') and not done.stderr
-        own, given = options.parse([word for word in words if word != 'b'])
-        assert given['search']['data_path'] == 'a' and given['augment']['epochs'] == 40
-        said.add(options.parse_shard(own.shard))
-    assert said == {(i, 5) for i in range(1, 6)}
-
-
-def test_dask_is_an_option(desk, small_corpus, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'dask.distributed', None)
-    with pytest.raises(cf.UserError, match='pip install -r requirements-dask.txt'):
-        call(desk, small_corpus, '--dask', 'tcp://127.0.0.1:1', models='cnn', seeds='0')
-
-
-def test_a_cluster_loses_no_run_when_a_worker_is_killed(desk, small_corpus, monkeypatch):
-    """Two workers on this machine; one is killed while it waits for a run."""
-    distributed = pytest.importorskip('dask.distributed')
-    monkeypatch.setenv('PYTHONPATH', '')
-    order(**{f'cnn_f{fold}_s{seed}': '.4' for fold in (1, 2, 3) for seed in (0, 1)})
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, host='127.0.0.1', dashboard_address=None) as cluster:
-        process = launch(desk, small_corpus, '--dask', cluster.scheduler_address, models='cnn,svm')
-        wait_for(lambda: (desk / 'calls.txt').exists() and len((desk / 'calls.txt').read_text().splitlines()) >= 2)
-        os.kill(cluster.workers[0].process.process.pid, signal.SIGKILL)
-        process.join(60)
-        assert process.exitcode == 0, (desk / 'said.txt').read_text()
-    assert collections.Counter(names(desk)) == all_names('cnn,svm') and finished(12)
-    with pytest.raises(cf.UserError, match='no scheduler answers'):
-        monkeypatch.setattr(distributed.Client, '__init__', lambda *_, **__: (_ for _ in ()).throw(OSError('nobody')))
-        call(desk, small_corpus, '--dask', 'tcp://127.0.0.1:1', models='cnn', seeds='5')
