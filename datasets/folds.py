@@ -1,4 +1,4 @@
-"""Speaker-disjoint folds: train, dev (for every choice) and test (scored once); and the two halves that a search needs.
+"""Speaker-disjoint folds: train, dev (for all choices) and test (scored once); and halves for a search.
 
 Folds depend on names alone, not on the order of files: a fold has the same speakers on every
 machine.
@@ -19,7 +19,7 @@ class Fold:
     train: tuple[str, ...]  # speakers
     dev: tuple[str, ...]
     test: tuple[str, ...]
-    left_out: tuple[str, ...] = ()  # --folds loso: speakers of the test speaker's session, who are in no set
+    left_out: tuple[str, ...] = ()  # --folds loso: partners of the test speaker, who are in no set
 
     def split(self, utterances: list[Utterance], name: str) -> list[Utterance]:
         """Utterances of 'train', 'dev', 'test' or 'left_out'."""
@@ -38,17 +38,19 @@ def make_folds(utterances: list[Utterance], how: str = 'default',
     speakers, dev speakers), ...], which apply if the corpus has exactly these speakers.
     """
     speakers = sorted({u.speaker for u in utterances})
-    if how.partition(':')[0] == 'official' or how == 'default' and utterances and utterances[0].split:
+    has_split = bool(utterances and utterances[0].split)
+    if how.partition(':')[0] == 'official' or how == 'default' and has_split:
         return [_own_split(utterances)]
     if how == 'session':
         return [_fold(speakers, test, dev) for test, dev in _leave_one_session_out(utterances)]
     if how == 'speaker':
         return [_fold(speakers, test, dev) for test, dev in _leave_one_speaker_out(utterances)]
-    if how == 'default' and published and {s for test, dev in published for s in test + dev} == set(speakers):
+    known = {s for test, dev in published or () for s in test + dev}
+    if how == 'default' and published and known == set(speakers):
         return [_fold(speakers, test, dev) for test, dev in published]
     if len(speakers) < 3:
-        raise UserError(f'the corpus has {len(speakers)} speaker(s), but train, dev and test need different speakers: 3 are '
-                        'needed')
+        raise UserError(f'the corpus has {len(speakers)} speaker(s), but train, dev and test need different '
+                        'speakers: 3 are needed')
     groups = _groups(utterances, _number(how, len(speakers)))
     # Dev is the next group; the next two if a group is one speaker, so that more than one voice
     # decides.
@@ -56,7 +58,8 @@ def make_folds(utterances: list[Utterance], how: str = 'default',
     folds = []
     for i, test in enumerate(groups):
         dev = sum((groups[(i + 1 + d) % len(groups)] for d in range(n_dev)), ())
-        folds.append(_fold(speakers, test, dev, _partners(utterances, test) if how == 'loso' else set()))
+        partners = _partners(utterances, test) if how == 'loso' else set()
+        folds.append(_fold(speakers, test, dev, partners))
     return folds
 
 
@@ -69,7 +72,8 @@ def _number(how, n_speakers):
     try:
         n_folds = int(how)
     except ValueError:
-        raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a number') from None
+        raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a '
+                        'number') from None
     if not 3 <= n_folds <= n_speakers:
         raise UserError(f'--folds {how}: must be from 3 to {n_speakers}, the number of speakers')
     return n_folds
@@ -80,11 +84,12 @@ def _fold(speakers, test, dev, partners=frozenset()):
     others = [s for s in speakers if s not in test and s not in dev]
     train = tuple(s for s in others if s not in partners)
     if others and not train:
-        raise UserError(f'--folds loso: nobody is left to train: all other speakers share a session with {test[0]}; use '
-                        '--folds with a number, or correct the sessions')
+        raise UserError('--folds loso: nobody is left to train: all other speakers share a session with '
+                        f'{test[0]}; use --folds with a number, or correct the sessions')
     if not train or set(dev) & set(test):
         raise UserError('a fold needs train, dev and test speakers, none of them twice')
-    return Fold(train, tuple(sorted(dev)), tuple(sorted(test)), tuple(s for s in others if s in partners))
+    left_out = tuple(s for s in others if s in partners)
+    return Fold(train, tuple(sorted(dev)), tuple(sorted(test)), left_out)
 
 
 def _partners(utterances, speakers):
@@ -97,7 +102,8 @@ def _leave_one_session_out(utterances):
     """[(test speakers, dev speakers), ...]: one session, and the next."""
     members = list(_speakers_of_sessions(utterances, 'session').values())
     if len(members) < 3:
-        raise UserError(f'--folds session: the corpus has {len(members)} session(s), but train, dev and test need 3')
+        raise UserError(f'--folds session: the corpus has {len(members)} session(s), but train, dev and '
+                        'test need 3')
     return list(zip(members, members[1:] + members[:1]))
 
 
@@ -105,8 +111,10 @@ def _leave_one_speaker_out(utterances):
     """[(test speakers, dev speakers), ...]: one speaker, and the others of the session."""
     members = list(_speakers_of_sessions(utterances, 'speaker').values())
     if len(members) < 2 or min(map(len, members)) < 2:
-        raise UserError('--folds speaker: needs two sessions with two speakers each; --folds loso leaves one speaker out')
-    return [((s,), tuple(other for other in session if other != s)) for session in members for s in session]
+        raise UserError('--folds speaker: needs two sessions with two speakers each; --folds loso leaves '
+                        'one speaker out')
+    return [((s,), tuple(other for other in session if other != s))
+            for session in members for s in session]
 
 
 def _speakers_of_sessions(utterances, how):
