@@ -124,13 +124,17 @@ def _speakers_of_sessions(utterances, how):
         if not u.session:
             raise UserError(f'--folds {how}: the session of {u.path} is not known')
         if session_of.setdefault(u.speaker, u.session) != u.session:
-            raise UserError(f'--folds {how}: speaker {u.speaker} is in sessions {session_of[u.speaker]} and {u.session}')
+            raise UserError(f'--folds {how}: speaker {u.speaker} is in sessions {session_of[u.speaker]} and '
+                            f'{u.session}')
     return {session: tuple(sorted(s for s in session_of if session_of[s] == session))
             for session in sorted(set(session_of.values()))}
 
 
 def _groups(utterances, n_folds):
-    """Speakers in n_folds groups with balanced genders: each gender is dealt in turn, continuing where the last one stopped."""
+    """Speakers in n_folds groups with balanced genders.
+
+    Each gender is dealt in turn, beginning where the last one stopped.
+    """
     gender = _genders(utterances)
     ordered = sorted(gender, key=lambda s: (gender[s], s))
     if n_folds < len(ordered):
@@ -146,7 +150,8 @@ def _genders(utterances):
     gender = {u.speaker: '' for u in utterances}
     for u in utterances:
         if u.gender and gender[u.speaker] not in ('', u.gender):
-            raise UserError(f'speaker {u.speaker} has gender {gender[u.speaker]} and gender {u.gender}: it must be one')
+            raise UserError(f'speaker {u.speaker} has gender {gender[u.speaker]} and gender {u.gender}: it '
+                            'must be one')
         gender[u.speaker] = u.gender or gender[u.speaker]
     return gender
 
@@ -156,15 +161,18 @@ def _own_split(utterances):
     split_of = {}
     for u in utterances:
         if split_of.setdefault(u.speaker, u.split) != u.split:
-            raise UserError(f'speaker {u.speaker} is in both {split_of[u.speaker]} and {u.split} (column split)')
-    speakers = {split: tuple(sorted(s for s in split_of if split_of[s] == split)) for split in ('train', 'dev', 'test')}
+            raise UserError(f'speaker {u.speaker} is in both {split_of[u.speaker]} and {u.split} (column '
+                            'split)')
+    speakers = {split: tuple(sorted(s for s in split_of if split_of[s] == split))
+                for split in ('train', 'dev', 'test')}
     for split, found in speakers.items():
         if not found:
             raise UserError(f'no utterance has split {split}: train, dev and test are all needed')
     return Fold(**speakers)
 
 
-def halves(labels: np.ndarray, speakers: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def halves(labels: np.ndarray, speakers: np.ndarray, by: str,
+           seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Two disjoint halves of the training utterances, for w and for alpha, as sorted index arrays.
 
     labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or
@@ -173,14 +181,17 @@ def halves(labels: np.ndarray, speakers: np.ndarray, by: str, seed: int) -> tupl
     """
     labels, speakers = np.asarray(labels), np.asarray(speakers)
     rng = np.random.default_rng([seed, len(labels)])
-    in_first = _halve_classes(labels, rng) if by == 'utterance' else _halve_speakers(labels, speakers, rng)
+    if by == 'utterance':
+        in_first = _halve_classes(labels, rng)
+    else:
+        in_first = _halve_speakers(labels, speakers, rng)
     if not in_first.any() or in_first.all():
         raise UserError(f'{len(labels)} training utterance(s) cannot be halved for w and alpha')
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 
 
 def _halve_classes(labels, rng):
-    """(n,) bool: whether an utterance is in the first half. Of classes with odd sizes every second one gives one more."""
+    """(n,) bool: whether an utterance is in the first half. Of an odd class either half gets one more."""
     in_first = np.zeros(len(labels), bool)
     for i, label in enumerate(np.unique(labels)):
         members = rng.permutation(np.flatnonzero(labels == label))
