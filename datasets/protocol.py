@@ -1,6 +1,6 @@
 """Which utterances an experiment uses, by --labels, --turns, --scenarios and --folds official.
 
-What is left out is counted.
+Everything that is left out is counted.
 
 A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPLE, if --labels must.
 Without them the flag does not apply, and all classes are used unless --labels says otherwise.
@@ -89,7 +89,7 @@ def lines(report: dict) -> Iterator[str]:
 
 
 def _as_text(*rows):
-    return ', '.join(f'{row["reason"]} {row["n"]} (first {row["first"]})' for row in rows)
+    return ', '.join(f'{entry["reason"]} {entry["n"]} (first {entry["first"]})' for entry in rows)
 
 
 def _parts(dataset, parts, flags, utterances):
