@@ -7,7 +7,7 @@ Without them the flag does not apply, and all classes are used unless --labels s
 """
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +22,10 @@ OFFICIAL, TEST_SET = 'official', 'Test1'  # --folds official means official:Test
 class Selection:
     """The utterances that are still kept, and {reason: utterances} of those left out."""
 
-    def __init__(self, dataset, utterances):
+    def __init__(self, dataset: str, utterances: list[Utterance]):
         self.dataset, self.kept, self.left_out = dataset, utterances, {}
 
-    def drop(self, reason_of):
+    def drop(self, reason_of: Callable[[Utterance], str | None]) -> None:
         """Leaves out each utterance that reason_of gives a reason for. UserError if none remains."""
         kept = []
         for u in self.kept:
@@ -35,7 +35,7 @@ class Selection:
         if not kept:
             raise UserError(f'{self.dataset}: nothing is left: {_as_text(*self.rows())}')
 
-    def rows(self):
+    def rows(self) -> list[dict]:
         """[{'reason', 'n', 'first' file}, ...]"""
         return [row(reason, utterances) for reason, utterances in sorted(self.left_out.items())]
 

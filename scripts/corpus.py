@@ -20,6 +20,7 @@ from config import DataSettings  # noqa: E402
 from datasets import protocol  # noqa: E402
 from datasets.faults import CorpusError, Faults  # noqa: E402
 from datasets.features import read_audio  # noqa: E402
+from datasets.utterance import Utterance  # noqa: E402
 
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache')
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     faults.check()
 
 
-def parse(argv):
+def parse(argv: list[str] | None) -> argparse.Namespace:
     first, _, *examples = __doc__.splitlines()
     parser = argparse.ArgumentParser(description=first, epilog='\n'.join(['examples:', *examples]),
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -57,7 +58,7 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-def listen(utterances):
+def listen(utterances: list[Utterance]) -> tuple[list[tuple[float, str]], Faults]:
     """([(seconds, format), ...] of the files that can be used, Faults of the others). Reads every sample."""
     audio, faults = [], Faults()
     for u in tqdm(utterances, 'reading', disable=None, leave=False):
@@ -69,7 +70,8 @@ def listen(utterances):
     return audio, faults
 
 
-def print_audio(dataset, utterances, audio):
+def print_audio(dataset: str, utterances: list[Utterance], audio: list[tuple[float, str]]) -> None:
+    """audio: as `listen` returns it."""
     seconds = np.array([s for s, _ in audio])
     print(f'{dataset}: {len(utterances)} utterances, {seconds.sum() / 60:.1f} minutes')
     print(f'durations: {seconds.min():.2f} to {seconds.max():.2f} s, mean {seconds.mean():.2f}, '
@@ -78,7 +80,7 @@ def print_audio(dataset, utterances, audio):
     print('formats:   ' + ', '.join(f'{name} ({n})' for name, n in formats))
 
 
-def print_speakers(utterances):
+def print_speakers(utterances: list[Utterance]) -> None:
     """Utterances of each class, and a table of speakers and classes."""
     of_class = Counter(u.label for u in utterances)
     labels = sorted(of_class)
