@@ -175,6 +175,16 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path, extracted):
     assert not [t for t in threading.enumerate() if 'ThreadPool' in t.name]
 
 
+@pytest.mark.parametrize('workers, cores, threads', [(0, 3, 3), (0, 64, ft.THREADS), (5, 3, 5)])
+def test_threads_are_as_many_as_the_cores_that_may_be_used(workers, cores, threads, tmp_path, monkeypatch):
+    """joblib knows the affinity of the process and the quota of its container."""
+    seen = []
+    monkeypatch.setattr(ft.joblib, 'cpu_count', lambda: cores)
+    monkeypatch.setattr(ft, 'ThreadPoolExecutor', lambda n, **kwargs: seen.append(n) or ThreadPoolExecutor(n, **kwargs))
+    features([write(tmp_path / 'x.wav')], tmp_path / 'cache', workers=workers)
+    assert seen == [threads]
+
+
 def test_all_faults_are_reported_at_once_and_the_rest_is_kept(tmp_path, extracted):
     us = [write(tmp_path / f'{i:02d}.wav', WAVE * (i + 1) / 40) for i in range(40)]
     (tmp_path / '05.wav').unlink()
