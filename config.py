@@ -46,7 +46,7 @@ class DataSettings:
     """corpus and fold"""
     dataset: str = setting('synthetic', 'corpus', choices=CORPORA)
     data_path: str | None = setting(None, 'folder of the corpus, or the CSV file of a manifest')
-    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad; \\, and \\+ stand in names. '
+    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad; \\, is a comma in a name. '
                                  'Required for iemocap, msp_improv and msp_podcast; otherwise all classes')
     turns: str | None = setting(None, 'required for iemocap: improvised, scripted or all')
     scenarios: str | None = setting(None, 'required for msp_improv: letters from P,R,S,T, or all')
