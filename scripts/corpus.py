@@ -1,4 +1,4 @@
-"""Describe a corpus and check all its files: what the protocol keeps, classes, speakers, durations, folds, faults.
+"""Describe a corpus, and check all its files: what the protocol keeps, speakers, folds, faults.
 
     python scripts/corpus.py --dataset emodb --data_path DIR --folds loso python scripts/corpus.py
     --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
@@ -20,6 +20,7 @@ from config import DataSettings  # noqa: E402
 from datasets import protocol  # noqa: E402
 from datasets.faults import CorpusError, Faults  # noqa: E402
 from datasets.features import read_audio  # noqa: E402
+from datasets.utterance import Utterance  # noqa: E402
 
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache')
 
@@ -38,43 +39,48 @@ def main(argv: list[str] | None = None) -> None:
     print_speakers(utterances)
     print(f'\nfolds ({args.folds}): test speakers | dev speakers; the others train')
     for i, fold in enumerate(folds, 1):
-        train, dev, test, left_out = (len(fold.split(utterances, name)) for name in ('train', 'dev', 'test', 'left_out'))
-        print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   utterances: train {train}, dev {dev}, test {test}'
-              + (f', left out {left_out} of {" ".join(fold.left_out)}' if left_out else ''))
+        sizes = {name: len(fold.split(utterances, name)) for name in ('train', 'dev', 'test', 'left_out')}
+        partners = f', left out {sizes["left_out"]} of {" ".join(fold.left_out)}' if fold.left_out else ''
+        print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   utterances: train {sizes["train"]}, '
+              f'dev {sizes["dev"]}, test {sizes["test"]}{partners}')
     faults.check()
 
 
-def parse(argv):
-    lines = __doc__.splitlines()
-    parser = argparse.ArgumentParser(description=lines[0], epilog='\n'.join(['examples:', *lines[2:]]), allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    first, _, *examples = __doc__.splitlines()
+    parser = argparse.ArgumentParser(description=first, epilog='\n'.join(['examples:', *examples]),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(DataSettings):  # as the programs take them
         if f.name in FLAGS:
-            parser.add_argument(f'--{f.name}', default=f.default, choices=f.metadata['choices'], help=f.metadata['help']
-                                + (f' (default: {f.default})' if f.default else ''))
+            default = f' (default: {f.default})' if f.default else ''
+            parser.add_argument(f'--{f.name}', default=f.default, choices=f.metadata['choices'],
+                                help=f.metadata['help'] + default)
     return parser.parse_args(argv)
 
 
-def listen(utterances):
+def listen(utterances: list[Utterance]) -> tuple[list[tuple[float, str]], Faults]:
     """([(seconds, format), ...] of the files that can be used, Faults of the others). Reads every sample."""
     audio, faults = [], Faults()
     for u in tqdm(utterances, 'reading', disable=None, leave=False):
         with faults.collect():
             wave, rate = read_audio(u)
             info = soundfile.info(u.path)
-            audio.append((len(wave) / rate, f'{info.format} {rate} Hz {info.channels} channel{"s" * (info.channels > 1)}'))
+            channels = f'{info.channels} channel{"s" * (info.channels > 1)}'
+            audio.append((len(wave) / rate, f'{info.format} {rate} Hz {channels}'))
     return audio, faults
 
 
-def print_audio(dataset, utterances, audio):
+def print_audio(dataset: str, utterances: list[Utterance], audio: list[tuple[float, str]]) -> None:
+    """audio: as `listen` returns it."""
     seconds = np.array([s for s, _ in audio])
     print(f'{dataset}: {len(utterances)} utterances, {seconds.sum() / 60:.1f} minutes')
     print(f'durations: {seconds.min():.2f} to {seconds.max():.2f} s, mean {seconds.mean():.2f}, '
           f'median {np.median(seconds):.2f}, 90% are up to {np.quantile(seconds, .9):.2f}')
-    print('formats:   ' + ', '.join(f'{name} ({n})' for name, n in Counter(f for _, f in audio).most_common()))
+    formats = Counter(name for _, name in audio).most_common()
+    print('formats:   ' + ', '.join(f'{name} ({n})' for name, n in formats))
 
 
-def print_speakers(utterances):
+def print_speakers(utterances: list[Utterance]) -> None:
     """Utterances of each class, and a table of speakers and classes."""
     of_class = Counter(u.label for u in utterances)
     labels = sorted(of_class)

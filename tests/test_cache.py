@@ -20,6 +20,7 @@ from test_features import CONFIG, WAVE, settings, write
 
 import config as cf
 from datasets import features as ft
+from datasets import index as index_module
 from datasets.utterance import Utterance
 
 
@@ -36,7 +37,7 @@ def hashed(monkeypatch):
     """The paths whose bytes are read to make a key. Files count as settled however young they are."""
     paths, file_digest = [], ft.file_digest
     monkeypatch.setattr(ft, 'file_digest', lambda path: paths.append(path) or file_digest(path))
-    monkeypatch.setattr(ft, 'SETTLED_NS', -10 ** 18)
+    monkeypatch.setattr(index_module, 'SETTLED_NS', -10 ** 18)
     return paths
 
 
@@ -55,7 +56,7 @@ def test_keys_are_those_of_earlier_versions(tmp_path):
         for utterance, times in ((u, 'None, None'), (segment, '0.5, 1.0')):
             tail = f'((1, 16000, 512, 2048, 20.0, 8000.0, 1e-06, 2048, 512, {versions}), {written}, {times})'
             expected = hashlib.sha256((tmp_path / 'x.wav').read_bytes() + tail.encode()).hexdigest()
-            assert ft.cache_key(utterance, config) == ft.Index(str(tmp_path), config).key(utterance) == expected
+            assert ft.cache_key(utterance, config) == ft.open_index(str(tmp_path), config).key(utterance) == expected
 
 
 def test_cache_is_keyed_by_content_and_parameters(tmp_path, extracted):
@@ -120,7 +121,7 @@ def test_audio_that_did_not_change_is_not_read_again(tmp_path, hashed, extracted
 
 
 def test_a_file_that_has_just_changed_is_not_trusted(tmp_path, hashed, monkeypatch):
-    monkeypatch.setattr(ft, 'SETTLED_NS', 60 * 10 ** 9)
+    monkeypatch.setattr(index_module, 'SETTLED_NS', 60 * 10 ** 9)
     u = write(tmp_path / 'x.wav')
     features([u], tmp_path / 'cache')
     features([u], tmp_path / 'cache')
@@ -141,13 +142,13 @@ def test_a_damaged_index_is_made_anew(text, tmp_path, hashed):
 
 def test_processes_that_write_an_index_keep_what_others_wrote(tmp_path, hashed):
     us = [write(tmp_path / f'{i}.wav', WAVE * (i + 1) / 4) for i in range(2)]
-    one, other = (ft.Index(str(tmp_path / 'cache'), CONFIG) for _ in range(2))  # both begin with an empty cache
+    one, other = (ft.open_index(str(tmp_path / 'cache'), CONFIG) for _ in range(2))  # both begin with an empty cache
     one.key(us[0])
     other.key(us[1])
     one.save()
     other.save()
-    assert [ft.Index(str(tmp_path / 'cache'), CONFIG).key(u) for u in us] == [ft.cache_key(u, CONFIG) for u in us]
-    assert len(hashed) == 2 + 0 and set(ft.Index(str(tmp_path / 'cache'), CONFIG).entries) == {u.path for u in us}
+    assert [ft.open_index(str(tmp_path / 'cache'), CONFIG).key(u) for u in us] == [ft.cache_key(u, CONFIG) for u in us]
+    assert len(hashed) == 2 + 0 and set(ft.open_index(str(tmp_path / 'cache'), CONFIG).entries) == {u.path for u in us}
 
 
 def test_a_file_of_many_segments_is_read_once(tmp_path, hashed):
@@ -172,6 +173,16 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path, extracted):
     assert len(extracted) == 3 * 40 and len(one) == 45 and {x.dtype for x in one} == {np.dtype(np.float16)}
     assert all(map(np.array_equal, one, four)) and all(map(np.array_equal, one, auto))
     assert not [t for t in threading.enumerate() if 'ThreadPool' in t.name]
+
+
+@pytest.mark.parametrize('workers, cores, threads', [(0, 3, 3), (0, 64, ft.THREADS), (5, 3, 5)])
+def test_threads_are_as_many_as_the_cores_that_may_be_used(workers, cores, threads, tmp_path, monkeypatch):
+    """joblib knows the affinity of the process and the quota of its container."""
+    seen = []
+    monkeypatch.setattr(ft.joblib, 'cpu_count', lambda: cores)
+    monkeypatch.setattr(ft, 'ThreadPoolExecutor', lambda n, **kwargs: seen.append(n) or ThreadPoolExecutor(n, **kwargs))
+    features([write(tmp_path / 'x.wav')], tmp_path / 'cache', workers=workers)
+    assert seen == [threads]
 
 
 def test_all_faults_are_reported_at_once_and_the_rest_is_kept(tmp_path, extracted):
@@ -211,6 +222,7 @@ import sys
 import config as cf
 import utils
 from datasets import features as ft
+from datasets import index as index_module
 from datasets.utterance import Utterance
 us = [Utterance(sys.argv[1], 'x', 'a', start=i / 100_000) for i in range(20_000)]
 utils.cli(lambda: ft.cached_features(us, cf.FeatureSettings(), sys.argv[2]))

@@ -78,7 +78,7 @@ def test_the_linear_floor_is_fitted_again_with_the_penalty_of_dev(small_corpus, 
     svm.main(['--name', 'apart', *argv])
     svm.main(['--name', 'joined', *argv, '--train_on_dev'])
     assert given['apart'][1]['C'] == given['joined'][1]['C'] and given['apart'][1]['dev_ua'] == given['joined'][1]['dev_ua']
-    assert [given[name][2].partition(', ')[2] for name in given] == ['chosen on dev', 'chosen on dev, which is trained on too']
+    assert [given[name][2].partition(', ')[2] for name in given] == ['chosen on dev', 'chosen on dev, then trained on dev too']
     sets = load(small_corpus).sets
     x, y = {name: svm.functionals(part) for name, part in sets.items()}, {name: part.labels for name, part in sets.items()}
     machine = make_pipeline(StandardScaler(), LinearSVC(C=given['joined'][1]['C'], class_weight='balanced', dual=False))
