@@ -90,29 +90,34 @@ def test_dask_is_an_option(desk, small_corpus, monkeypatch):
         call(desk, small_corpus, '--dask', 'tcp://127.0.0.1:1', models='cnn', seeds='0')
 
 
-def test_a_cluster_loses_no_run_when_a_worker_is_killed(desk, small_corpus, monkeypatch):
-    """A scheduler and two workers on this machine; one worker is killed while it waits for a run."""
+def test_a_cluster_loses_no_run_when_a_worker_is_killed(desk, small_corpus):
+    """A scheduler and two workers on this machine, in another folder; one worker is killed while it waits for a run."""
     distributed = pytest.importorskip('dask.distributed')
     order(**{f'cnn_f{fold}_s{seed}': '.6' for fold in (1, 2, 3) for seed in (0, 1)})
-    with distributed.LocalCluster(n_workers=0, host='127.0.0.1', dashboard_address=None) as cluster:
-        argv = [sys.executable, '-m', 'distributed.cli.dask_worker', cluster.scheduler_address, '--nthreads', '1', '--no-nanny',
-                '--no-dashboard']
-        (desk / 'elsewhere').mkdir()
-        with open('workers.txt', 'w') as said:
-            workers = [subprocess.Popen(argv, cwd=desk / 'elsewhere', stdout=said, stderr=said) for _ in range(2)]
-        try:
-            with distributed.Client(cluster, set_as_default=False) as client:
-                client.wait_for_workers(2, timeout=60)
-            process = launch(desk, small_corpus, '--dask', cluster.scheduler_address, models='cnn,svm')
-            wait_for(lambda: (desk / 'calls.txt').exists() and len((desk / 'calls.txt').read_text().splitlines()) >= 2)
-            workers[0].kill()
-            process.join(60)
-            assert process.exitcode == 0, (desk / 'said.txt').read_text()
-            assert 'svm-f1-s0: finished' in (desk / 'workers.txt').read_text()  # the workers made the runs
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
+    (desk / 'elsewhere').mkdir()
+    began = []
+
+    def start(program, *words):
+        argv = [sys.executable, '-m', f'distributed.cli.dask_{program}', *words, '--no-dashboard', '--host', '127.0.0.1']
+        with open('said.log', 'a') as said:
+            began.append(subprocess.Popen(argv, cwd=desk / 'elsewhere', stdout=said, stderr=said))
+    try:
+        start('scheduler', '--port', '0', '--scheduler-file', 'here.json')
+        for _ in range(2):
+            start('worker', '--nthreads', '1', '--no-nanny', '--scheduler-file', 'here.json')
+        with distributed.Client(scheduler_file='elsewhere/here.json', set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            address = client.scheduler.address
+        process = launch(desk, small_corpus, '--dask', address, models='cnn,svm')
+        wait_for(lambda: (desk / 'calls.txt').exists() and len((desk / 'calls.txt').read_text().splitlines()) >= 2)
+        began[1].kill()
+        process.join(60)
+        assert process.exitcode == 0, (desk / 'said.txt').read_text()
+    finally:
+        for program in began:
+            program.kill()
+            program.wait()
+    assert 'svm-f1-s0: finished' in (desk / 'said.log').read_text()  # the workers made the runs
     assert collections.Counter(names(desk)) == all_names('cnn,svm') and finished(12)
 
 
