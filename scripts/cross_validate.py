@@ -51,7 +51,11 @@ def main(argv=None, code: Path = ROOT):
     command = shlex.join(['python', 'scripts/cross_validate.py', *argv])
     asked = jobs_of(own.name, models, numbers, seeds)
     experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command)
-    failed = run(experiment, [job for job in every if not job.done()], own)
+    try:
+        failed = run(experiment, [job for job in every if not job.done()], own)
+    except KeyboardInterrupt:
+        print('cross_validate.py: interrupted; the same command continues', file=sys.stderr, flush=True)
+        sys.exit(130)
     print(f'{experiment.path}/table.md: {make_tables(experiment)}')
     if failed:
         sys.exit(f'cross_validate.py: {len(failed)} of {len(every)} jobs failed: {", ".join(map(str, failed))}. Reasons are in '
@@ -135,7 +139,11 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     if own.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
         env['OMP_NUM_THREADS'] = str(max(1, joblib.cpu_count() // own.jobs))
     failed, n_ended = [], 0
-    with interruptible(), workers(own) as n_jobs:
+    jobs.stopping.clear()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of the keyboard, a cluster, a closed terminal
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end_all)
+    with workers(own) as n_jobs:
         calls = [joblib.delayed(jobs.run_chain)(chain, sys.executable, env) for chain in chains.values()]
         parallel = joblib.Parallel(n_jobs, batch_size=1, pre_dispatch='all', return_as='generator_unordered')
         for reasons in parallel(calls):
@@ -151,25 +159,10 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     return failed
 
 
-@contextlib.contextmanager
-def interruptible():
-    """Ctrl-C, SIGTERM and SIGHUP end all processes that were started here."""
-    def end(*_):
-        jobs.stop()
-        raise KeyboardInterrupt
-    jobs.stopping.clear()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        print('cross_validate.py: interrupted; the same command continues', file=sys.stderr, flush=True)
-        sys.exit(130)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def end_all(*_):
+    """Signal handler: ends all processes that were started here."""
+    jobs.stop()
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -180,7 +173,7 @@ def workers(own):
             yield own.jobs
         return
     try:
-        from dask.distributed import Client
+        from dask.distributed import Client, KilledWorker
     except ImportError:
         raise UserError('--dask needs dask: pip install -r requirements-dask.txt') from None
     try:
@@ -189,8 +182,11 @@ def workers(own):
         raise UserError(f'--dask {own.dask}: no scheduler answers ({error})') from None
     with client:
         client.upload_file(jobs.__file__)  # workers import it
-        with joblib.parallel_config('dask', client=client):
-            yield -1
+        try:
+            with joblib.parallel_config('dask', client=client):
+                yield -1
+        except (KilledWorker, TimeoutError) as error:  # every worker that took a job died, or there is none
+            raise UserError(f'--dask {own.dask}: {error}; the same command continues') from None
 
 
 def make_tables(experiment: Experiment, figures: bool = True) -> str:

@@ -138,19 +138,23 @@ def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:
 
 def _run(job, python, env):
     """Why the job failed, above the end of its stderr; or None."""
-    waiting = False
-    while not job.done() and not stopping.is_set():
-        refused = job.written_elsewhere()
-        if not refused:
-            code, lines = _call(job, python, env)
-            said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
-            refused = code == 2 and 'another process is writing' in said
-            if not refused:
-                return None if job.done() else '\n'.join([_why(job, code, said), '', *lines[-TAIL:]])
-        if not waiting:
-            print(f'{job}: another process is writing this run; waiting for it', flush=True)
-        waiting = True
-        stopping.wait(POLL)
+    announced = False
+    while not stopping.is_set():
+        if job.written_elsewhere():
+            if not announced:
+                print(f'{job}: another process is writing this run; waiting for it', flush=True)
+            announced = True
+            stopping.wait(POLL)
+            continue
+        if job.done():  # after the lock was found free, which a run releases last
+            return None
+        code, lines = _call(job, python, env)
+        said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
+        if job.done():
+            return None
+        if code != 2 or 'another process is writing' not in said:  # else it began between our look and our start
+            why = f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
+            return '\n'.join([why if code >= 0 else f'ended by {_signal(-code)}', '', *lines[-TAIL:]])
 
 
 def _call(job, python, env):
@@ -164,17 +168,18 @@ def _call(job, python, env):
             process = subprocess.Popen([python, *job.argv()], cwd=job.cwd, env={**os.environ, **env, **gpu},
                                        stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
             running.add(process)
-        code = process.wait()
+        while process.poll() is None:  # not wait(): `stop` may interrupt this, and waits itself
+            time.sleep(.05)
         running.discard(process)
     with open(errors, errors='replace') as f:
-        return code, f.read().splitlines()
+        return process.returncode, f.read().splitlines()
 
 
-def _why(job, code, said):
-    if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f'ended by {names.get(-code, f"signal {-code}")}'
-    return f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
+def _signal(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f'signal {number}'
 
 
 def _record(job, reason):
@@ -224,14 +229,7 @@ def stop():
         for process in [*running]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        deadline = time.monotonic() + GRACE
-        while any(map(_alive, [*running])) and time.monotonic() < deadline:
-            time.sleep(.02)
-
-
-def _alive(process):
-    """Whether a process still runs. Works in a signal handler that interrupts process.wait()."""
-    try:
-        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-    except ChildProcessError:
-        return False
+        for process in [*running]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+                running.discard(process)

@@ -30,10 +30,10 @@ def page(results, parts: list, clean: list[int], pictures: list[str]) -> str:
     if not summaries:
         return '\n\n'.join(lines) + '\n'
     n_folds = len(results.plan.get('test_speakers', folds))
-    lines += [f'## All {n_folds} folds' if len(folds) == n_folds else f'## {numbered(folds)} of {n_folds}',
+    lines += [f'## All {n_folds} folds' if len(folds) == n_folds else f'## {named(folds)} of {n_folds}',
               *scores(results, *parts[0])]
     if clean:
-        lines += [f'## {numbered(clean)} only: test speakers that influenced no choice of the recipe']
+        lines += [f'## {named(clean)} only: test speakers that influenced no choice of the recipe']
         lines += [verdict(*parts[1][1:]), *scores(results, *parts[1])] if len(parts) > 1 else ['These folds were not run.']
     speakers = results.runs.dropna(subset='test_speakers').groupby('fold')['test_speakers'].first()
     heads = [f'fold {fold}: {speakers.get(fold, "")}' for fold in folds]
@@ -57,7 +57,7 @@ def verdict(summaries: list[dict], compared: list[dict]) -> str:
     difference, low, high, p = row['ua']
     numbers = f'{signed(difference)} UA ({between(low, high)}), p {"" if p < .001 else "= "}{p_value(p)}'
     if sig.smallest_p(row['n_speakers']) >= .05:
-        return f'{speakers(row["n_speakers"])} cannot show whether searched is better than random: {numbers}.'
+        return f'{count(row["n_speakers"])} cannot show whether searched is better than random: {numbers}.'
     word = 'not better than' if p >= .05 else 'better than' if difference > 0 else 'worse than'
     return f'searched is {word} random: {numbers}.'
 
@@ -67,19 +67,19 @@ def state(runs):
     parts = [f'{(runs["state"] == "finished").sum()} of {len(runs)} runs are finished']
     for name in ('failed', 'missing'):
         rows = runs[runs['state'] == name]
-        where = [f'{model} ({", ".join(f"fold {fold} seed {seed}" for fold, seed in zip(part["fold"], part["seed"]))})'
-                 for model, part in rows.groupby('model', sort=False)]
+        where = [f'{model} ({pairs(zip(part["seed"], part["fold"]))})' for model, part in rows.groupby('model', sort=False)]
         parts += [f'{len(rows)} {name}: {", ".join(where)}'] * bool(where)
     yield '; '.join(parts) + '.'
-    if failed := [f'- {title(row)}: {row.failed}' for row in runs[runs['state'] == 'failed'].itertuples()]:
-        yield '\n'.join(['Failed:', '', *failed])
+    failed = runs[runs['state'] == 'failed'].itertuples()
+    if lines := [f'- {row.model}-f{row.fold}-s{row.seed}: {row.failed}' for row in failed]:
+        yield '\n'.join(['Failed:', '', *lines])
 
 
 def warnings(results):
     """What a reader must know before any score."""
     runs = results.runs[results.runs['state'] == 'finished']
-    runs_heard = runs.dropna(subset='search_heard_test_speakers')
-    heard = {title(row): row.search_heard_test_speakers for row in runs_heard.itertuples()}
+    heard = {f'{row.model}-f{row.fold}-s{row.seed}': row.search_heard_test_speakers
+             for row in runs.dropna(subset='search_heard_test_speakers').itertuples()}
     if names := [name for name, who in heard.items() if who == UNKNOWN]:
         yield f'**WARNING: it is not known whether the search heard test speakers in {", ".join(names)}.**'
     if names := [f'{name} ({who})' for name, who in heard.items() if who != UNKNOWN]:
@@ -115,7 +115,7 @@ def scores(results, folds: list[int], summaries: list[dict], compared: list[dict
         [row['model'], seeds(row), row['n_speakers'], *difference(row, 'ua'), p_value(row['holm'])] for row in compared])
     yield table(['searched minus', 'WA', '95% interval', 'p', 'macro F1', '95% interval', 'p'], [
         [row['model'], *difference(row, 'wa'), *difference(row, 'macro_f1')] for row in compared])
-    least = [f'{sig.smallest_p(n):.2g} with {speakers(n)}' for n in sorted({row['n_speakers'] for row in compared})]
+    least = [f'{sig.smallest_p(n):.2g} with {count(n)}' for n in sorted({row['n_speakers'] for row in compared})]
     yield f'{OF_DIFFERENCES} The smallest possible p: {", ".join(least)}.'
 
 
@@ -138,6 +138,14 @@ def overlap(edges: pd.DataFrame) -> str:
     rows = edges.to_numpy()
     shares = [np.minimum(a, b).sum() / max(1, a.sum(), b.sum()) for i, a in enumerate(rows) for b in rows[:i]]
     return percent(np.mean(shares)) if shares else 'one cell only'
+
+
+def pairs(some) -> str:
+    """(seed, fold) pairs -> 'seed 0 folds 1 3; seed 1 fold 2'"""
+    folds = defaultdict(list)
+    for seed, fold in some:
+        folds[seed].append(fold)
+    return '; '.join(f'seed {seed} fold{"s" * (len(there) > 1)} {" ".join(map(str, there))}' for seed, there in folds.items())
 
 
 def table(header: list, rows: list) -> str:
@@ -169,15 +177,11 @@ def seeds(row) -> str:
     return row['seeds'] + (f' ({row["seeds_left_out"]} left out)' if row['seeds_left_out'] else '')
 
 
-def title(run) -> str:
-    return f'{run.model}-f{run.fold}-s{run.seed}'
-
-
-def speakers(n: int) -> str:
+def count(n: int) -> str:
     return f'{n} speaker{"s" * (n > 1)}'
 
 
-def numbered(folds: list[int]) -> str:
+def named(folds: list[int]) -> str:
     return f'Fold{"s" * (len(folds) > 1)} {", ".join(map(str, folds))}'
 
 

@@ -83,13 +83,12 @@ def choose(pairs: Iterable, folds: list[int]) -> list[tuple[int, int]]:
 
 def describe(results: Results, pairs: list, folds: list[int], *models: str) -> dict:
     """Which seeds are scored, and how many more all the models were asked for; 'partial': seeds with different folds."""
-    by_seed = {seed: [fold for other, fold in pairs if other == seed] for seed, _ in pairs}
-    partial = any(len(there) < len(folds) for there in by_seed.values())
-    said = [f'seed {seed} fold{"s" * (len(there) > 1)} {" ".join(map(str, there))}' for seed, there in by_seed.items()]
+    scored = dict.fromkeys(seed for seed, _ in pairs)
+    partial = len(pairs) < len(scored) * len(folds)
     runs = results.runs[results.runs['fold'].isin(folds)]
     asked = set.intersection(*({*runs.loc[runs['model'] == model, 'seed']} for model in models))
-    return {'seeds': 'partial: ' + '; '.join(said) if partial else ' '.join(map(str, by_seed)),
-            'seeds_left_out': len(asked - by_seed.keys()), 'partial': partial}
+    return {'seeds': f'partial: {report.pairs(pairs)}' if partial else ' '.join(map(str, scored)),
+            'seeds_left_out': len(asked - scored.keys()), 'partial': partial}
 
 
 def stack(results: Results, pairs: list, *models: str) -> list[np.ndarray]:

@@ -154,7 +154,8 @@ def names(desk):
 
 def times(desk):
     """{name: (began, ended, CUDA_VISIBLE_DEVICES, OMP_NUM_THREADS)} of finished runs."""
-    return {row[0]: row[1:] for row in map(json.loads, (desk / 'times.txt').read_text().splitlines())}
+    path = desk / 'times.txt'
+    return {row[0]: row[1:] for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
 
 
 def rows(name='runs.csv'):

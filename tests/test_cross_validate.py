@@ -91,26 +91,28 @@ def test_sizes_and_space_of_the_search_are_those_of_every_network(desk, small_co
 
 @pytest.mark.parametrize('layout', ['today', 'first'])
 def test_finished_runs_with_other_settings_are_refused(layout, desk, small_corpus):
-    assert call(desk, small_corpus, '--augment.epochs', '5', models='cnn', seeds='0') == 0
+    def again(epochs, *more):
+        Path('runs/cv/x/config.yaml').unlink(missing_ok=True)  # what each run recorded counts
+        more = ['--augment.epochs', epochs, '--augment.aux_weight', '.2', *more]
+        return call(desk, small_corpus, *more, models='cnn', seeds='0')
+    assert again('5') == 0
     folder = Path('runs/augment/cv/x/cnn-f2-s0')
-    made = cf.AugmentConfig(name='cv/x/cnn-f2-s0', dataset='manifest', folds='3', fold=2, epochs=5, model='cnn')
+    made = cf.AugmentConfig(name='cv/x/cnn-f2-s0', dataset='manifest', folds='3', fold=2, epochs=5, model='cnn', aux_weight=.2)
     kept = {name: value for name, value in asdict(made).items() if name not in {*ex.MACHINE, 'resume', 'overwrite', 'config'}}
     if layout == 'today':  # a format, and what has no effect apart
         unused = made.unused()
         kept = {'format': 2, **{k: v for k, v in kept.items() if k not in unused}, 'not_used': {k: kept[k] for k in unused}}
-    else:  # a run that is older than two settings
-        del kept['trim_db'], kept['normalise']
+    else:  # a run that is older than three settings
+        del kept['trim_db'], kept['normalise'], kept['n_masks']
     (folder / 'config.yaml').write_text(yaml.safe_dump(kept))
-    Path('runs/cv/x/config.yaml').unlink()
     calls(desk)
     with pytest.raises(cf.UserError, match='cnn-f2-s0 was made with epochs 5, not 6: delete it'):
-        call(desk, small_corpus, '--augment.epochs', '6', models='cnn', seeds='0')
-    Path('runs/cv/x/config.yaml').unlink()
+        again('6')
     with pytest.raises(cf.UserError, match='cnn-f2-s0 was made with trim_db 0.0, not 30.0: delete it'):
-        call(desk, small_corpus, '--augment.epochs', '5', '--trim_db', '30', models='cnn', seeds='0')
-    Path('runs/cv/x/config.yaml').unlink()
-    assert call(desk, small_corpus, '--augment.epochs', '5', models='cnn', seeds='0') == 0
-    assert not (desk / 'calls.txt').exists()
+        again('5', '--trim_db', '30')
+    with pytest.raises(cf.UserError, match='cnn-f2-s0 was made with n_masks (1|None), not 2: delete it'):
+        again('5', '--n_masks', '2')
+    assert again('5') == 0 and not (desk / 'calls.txt').exists()
 
 
 def test_another_labelling_of_the_same_speakers_is_refused(desk, small_corpus):
