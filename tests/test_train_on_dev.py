@@ -63,6 +63,8 @@ def test_the_last_epoch_is_tested_and_a_killed_run_goes_on(small_corpus, tmp_pat
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(utils.Run, 'end_epoch', kill)
         augment.main(['--name', 'killed', *argv])
+    for run in [*utils._open_runs]:  # the end of a process would release the run
+        run.lock.close()
     augment.main(['--name', 'killed', *argv, '--resume'])
     paths = [tmp_path / 'runs/augment' / name / 'predictions.csv' for name in ('whole', 'killed')]
     assert paths[0].read_text() == paths[1].read_text()
