@@ -9,6 +9,7 @@ if __name__ == '__main__':
 
 import math
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,6 +65,9 @@ def main(argv: list[str] | None = None):
         log('%s', line)
     if genotype and run.writes:
         run.writer.add_figure('genotype', plot(genotype, f'{config.dataset}, fold {config.fold}'), 0)
+
+    if config.warmup >= config.epochs:
+        log('WARNING: warmup %d leaves no epoch at the full learning rate', config.warmup)
 
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         if config.patience and epoch - 1 - best['epoch'] >= config.patience:
@@ -158,38 +162,46 @@ class Origin:
     """What a genotype's file says of the search that found it. `record` is a stranger's: only known names are used."""
 
     def __init__(self, record: dict, where: str | None = None):
-        for part in ('network', 'features', 'search'):
-            if not isinstance(record.get(part, {}), dict):
-                raise utils.UserError(f'--genotype {where}: "{part}" is not a table of settings')
-        self.where, self.search = where, record.get('search', {})
-        self.features, self.network = record.get('features', {}), record.get('network', {})
+        """where: the file, for messages; None for a network that no search found."""
+        self.where = where
+        self.search, self.features, self.network = (record.get(part) or {} for part in ('search', 'features', 'network'))
+        for part in (self.search, self.features, self.network):
+            if not isinstance(part, dict):
+                raise utils.UserError(f'--genotype {where}: search, features and network must be tables of settings')
 
     def settings(self, given: dict) -> dict:
-        """Settings that search.py records: sizes and features; protocol and fold if the corpus is the same."""
-        names = [f.name for f in cf.fields(cf.NetworkSettings) if f.name != 'dropout']
-        found = {name: self.network[name] for name in names if name in self.network}
-        names = [f.name for f in cf.fields(cf.FeatureSettings)]
-        found.update({name: self.features[name] for name in names if name in self.features})
-        dataset = self.search.get('dataset')
+        """Settings that search.py records: sizes and features; protocol and fold, if --dataset is the same."""
+        sizes = [name for name in cf.names_of(cf.NetworkSettings) if name != 'dropout']
+        found = {**self._known(self.network, sizes), **self._known(self.features, cf.names_of(cf.FeatureSettings))}
+        dataset, folds = self.search.get('dataset'), self.search.get('folds')
         if dataset is not None and given.get('dataset', dataset) == dataset:
-            names = ['dataset', 'labels', 'turns', 'scenarios', 'folds', *(['fold'] if 'folds' not in given else [])]
-            found.update({name: self.search[name] for name in names if name in self.search})
+            found.update(self._known(self.search, ['dataset', 'labels', 'turns', 'scenarios', 'folds']))
+            if given.get('folds', folds) == folds:  # in another division the number means other speakers
+                found.update(self._known(self.search, ['fold']))
         return found
+
+    def _known(self, table, names):
+        """The settings in `table` that are among `names`, checked."""
+        try:
+            return {name: cf.checked(cf.AugmentConfig, name, table[name]) for name in names if name in table}
+        except utils.UserError as error:
+            raise utils.UserError(f'--genotype {self.where}: {error}') from None
 
     def heard(self, config, data) -> list | None:
         """Test speakers that took part in the search: there should be none. None if that cannot be known.
 
-        Speakers are compared by name, so the corpus must be the same: for a manifest its rows too (Data.corpus).
+        Speakers are compared by name, so the corpus must be the same. A name in a manifest may mean another person in
+        another file, so there the rows must be the same too (Data.corpus).
         """
         if not self.where:
             return []
-        search = self.search
-        same = search.get('dataset') == config.dataset and search.get('corpus', data.corpus) == data.corpus
-        if config.dataset == 'manifest' and 'corpus' not in search:
-            same = False  # a record of an earlier version; in another file a name may mean another person
-        if not same or not all(isinstance(search.get(part), list) for part in ('train_speakers', 'dev_speakers')):
+        same = self.search.get('dataset') == config.dataset
+        if config.dataset == 'manifest':
+            same = same and self.search.get('corpus') == data.corpus
+        speakers = [self.search.get(part) for part in ('train_speakers', 'dev_speakers')]
+        if not same or not all(isinstance(names, list) for names in speakers):
             return None
-        return sorted(set(data.fold.test) & {str(s) for s in (*search['train_speakers'], *search['dev_speakers'])})
+        return sorted(set(data.fold.test) & {str(name) for names in speakers for name in names})
 
     def describe(self, config, data):
         """Lines for the log: whether the search heard test speakers, and whether the features differ from its own."""
@@ -271,7 +283,7 @@ def rebuild(best: dict) -> torch.nn.Module:
 def report(run, probabilities, config, data, facts: dict, chosen: str):
     """Writes predictions.csv, results.json and the last lines of the log.
 
-    probabilities: (n_test, n_classes). facts: of the network and its training. chosen: how the network was, in words.
+    probabilities: (n_test, n_classes). facts: of the network and its training. chosen: in words, how the network was chosen.
     """
     test, speakers = data.sets['test'], data.fold.test
     labels, predicted = test.labels.cpu().numpy(), probabilities.argmax(axis=1)
@@ -284,7 +296,7 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev), 'test_speakers': list(speakers),
         'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'seed': config.seed, 'format': run.format,
-        'command': ' '.join([parallel.launcher(), os.path.basename(sys.argv[0]), *sys.argv[1:]])})
+        'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     title = f'{config.dataset}, fold {config.fold}: UA {100 * found["ua"]:.1f}, n = {len(test)}'
     figure = scoring.plot_confusion(labels, predicted, data.labels, title)
     run.writer.add_figure('confusion/test', figure, facts['best_epoch'])
@@ -316,4 +328,4 @@ def write_predictions(path, probabilities, config, data):
 
 
 if __name__ == '__main__':
-    utils.cli(main, parallel.first_to_speak, parallel.leave)
+    utils.cli(main, parallel.first_to_speak, parallel.leave, 'the same command with --resume continues')

@@ -56,6 +56,8 @@ def op_set(ops, kind: str = 'cnn') -> tuple[str, ...]:
     if isinstance(ops, str) and ops in sets:
         return sets[ops]
     names = [name.strip() for name in ops.split(',')] if isinstance(ops, str) else list(ops)
+    if len(names) > 1 and set(names) & set(sets):
+        raise ValueError(f'sets of {kind} operations cannot be combined: name one set, or operations separated by commas')
     for name in names:
         if name not in _KNOWN[kind]:
             raise ValueError(f'unknown {kind} operation or set {name!r}: sets are {", ".join(sets)}; '

@@ -8,6 +8,7 @@ if __name__ == '__main__':
     cf.answer_help('search')  # before the slow imports
 
 import itertools
+import shlex
 import time
 
 import torch
@@ -193,8 +194,9 @@ def finish(run, net, config, data):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
     minutes = sum(row['seconds'] for row in run.history) / 60
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
-    flags = [f'--{name} {value}' for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]
-    log('retrain:  python augment.py --name %s %s --genotype %s', config.name, ' '.join(flags), run.path)
+    flags = [(f'--{name}', value) for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]
+    argv = ['python', 'augment.py', '--name', config.name, *itertools.chain(*flags), '--genotype', run.path]
+    log('retrain:  %s', shlex.join(argv))
 
 
 def record(config, net, data) -> dict:
@@ -213,4 +215,4 @@ def record(config, net, data) -> dict:
 
 
 if __name__ == '__main__':
-    utils.cli(main, parallel.first_to_speak, parallel.leave)
+    utils.cli(main, parallel.first_to_speak, parallel.leave, 'the same command with --resume continues')

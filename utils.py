@@ -4,17 +4,18 @@ import csv
 import difflib
 import errno
 import fcntl
-import glob
 import io
 import json
 import logging
 import os
 import random
+import re
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from config import UserError
 
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
 FORMAT = 2
-# Settings that may change on --resume. Data.digest and the normalisation tell whether the data are the same.
+# Settings that may change on --resume; the data are compared by digest and normalisation instead.
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 # What runs did that are older than these settings.
 BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'fast': True}
@@ -36,10 +37,11 @@ USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 _open_runs = set()
 
 
-def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.exit):
+def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.exit, advice: str = ''):
     """Runs main() as a program. A user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
 
     speaks() tells whether this process prints the line, since several may end for one reason. leave(code) ends it.
+    advice: what to do after an interruption.
     """
     def end(code, message=None):
         if message and speaks():
@@ -56,7 +58,7 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         end(2)
     except KeyboardInterrupt:
-        end(130, 'interrupted; the same command with --resume continues')
+        end(130, f'interrupted; {advice}' if advice else 'interrupted')
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USERS_ERRNO:
             end(2, f'{error.filename or "the disk"}: {error.strerror}')
@@ -82,9 +84,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
     local_rank: number of this process on its machine under torchrun; each process takes the GPU of its number.
     """
-    kind, _, number = name.partition(':')
-    if kind not in ('auto', 'cpu', 'cuda') or (number and not (kind == 'cuda' and number.isdecimal())):
-        hint = '; did you mean cuda?' if kind in ('gpu', 'CUDA', 'GPU', 'nvidia') else ''
+    if not re.fullmatch(r'auto|cpu|cuda(:(0|[1-9]\d{0,3}))?', name):
+        hint = '; did you mean cuda?' if name.lower().startswith(('gpu', 'cuda', 'nvidia')) else ''
         raise UserError(f'--device {name}: must be auto, cpu, cuda or cuda:N{hint}')
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -110,7 +111,9 @@ def autocast(device: torch.device, wanted: bool):
 
 def describe_device(device: torch.device, n_processes: int = 1) -> str:
     """'NVIDIA H100', or 'cpu, 2 threads'."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {torch.get_num_threads()} threads'
+    n_threads = torch.get_num_threads()
+    threads = f'{n_threads} thread{"s" * (n_threads > 1)}'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {threads}'
     return name if n_processes == 1 else f'{n_processes} processes, each on {name}'
 
 
@@ -176,9 +179,9 @@ def recorded(settings: dict, name: str):
 class Run:
     """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
 
-    The constructor checks whether the run may be made, `open` creates or resumes it, `close` ends it. A mistake in the
-    data between the first two leaves an earlier run as it was. Of several processes only one `writes`; in the others
-    every method that would write does nothing.
+    The constructor checks whether the run may be made, `open` creates or resumes it, `close` ends it. The data are loaded
+    between the first two, so a mistake in them does not touch an earlier run. Of several processes only one `writes`: the
+    others call neither `open` nor `file`, and the other methods do nothing there.
     """
 
     def __init__(self, program: str, config, writes: bool = True):
@@ -188,38 +191,39 @@ class Run:
         self.settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
         self.format, self.history, self.lock = FORMAT, [], None
         self.logger, self.writer = logging.getLogger('emodarts.silent'), _Nothing()
-        self.exists = os.path.exists(self.path)
-        self._check_neighbours()
-        if config.overwrite and os.path.islink(self.path):
-            raise UserError(f'--overwrite: {self.path} is a link to another folder: remove the link, or take another --name')
-        if not self.exists or config.overwrite:
-            return
-        if not config.resume:
-            raise UserError(f'{self.path} exists: continue it with --resume, replace it with --overwrite, or take another '
-                            '--name')
-        if os.path.exists(self.file('config.yaml')):
-            self._check_settings(read_settings(self.file('config.yaml')))
+        self._check()
 
-    def _check_neighbours(self):
-        """UserError if the folder holds other runs, or lies inside another run."""
-        inside = glob.glob(os.path.join(glob.escape(self.path), '*', '**', 'config.yaml'), recursive=True)
+    def _check(self):
+        """UserError if this run must not be made: it would lose, mix or hide another."""
+        name, path = self.config.name, self.path
+        inside = [found for found in self._runs(path) if found != path]
         if inside:
-            raise UserError(f'--name {self.config.name}: {self.path} contains other runs, such as '
-                            f'{os.path.dirname(inside[0])}; take another --name')
-        parent = os.path.dirname(self.path)
-        while len(parent) > len(self.root):
-            if os.path.exists(os.path.join(parent, 'config.yaml')):
-                raise UserError(f'--name {self.config.name}: {parent} is a run; take a --name outside it')
-            parent = os.path.dirname(parent)
-
-    def _check_settings(self, before):
+            raise UserError(f'--name {name}: {path} contains other runs, such as {inside[0]}; take another --name')
+        for parent in list(Path(path).parents)[:-2]:  # without runs/PROGRAM and above
+            if (parent / 'config.yaml').exists():
+                raise UserError(f'--name {name}: {parent} is a run; take a --name outside it')
+        if self.config.overwrite and os.path.islink(path):
+            raise UserError(f'--overwrite: {path} is a link to another folder: remove the link, or take another --name')
+        self.exists = os.path.exists(self.file('config.yaml'))
+        if not self.exists and os.path.lexists(path) and not (os.path.isdir(path) and set(os.listdir(path)) <= {'lock'}):
+            raise UserError(f'{path} exists and is not a run: take another --name')
+        if not self.exists or self.config.overwrite:
+            return
+        if not self.config.resume:
+            raise UserError(f'{path} exists: continue it with --resume, replace it with --overwrite, or take another --name')
+        before = read_settings(self.file('config.yaml'))
         self.format = before.pop('format')
         if self.format > FORMAT:
-            raise UserError(f'{self.path} was made by a newer version of emoDARTS: update, or take another --name')
-        for name in {**before, **self.settings}:
-            then, now = recorded(before, name), self.settings.get(name)
-            if name not in MAY_CHANGE and then != now:
-                raise UserError(f'--resume: {name} is {now}, but {self.path} began with {then}; take another --name')
+            raise UserError(f'{path} was made by a newer version of emoDARTS: update, or take another --name')
+        for key in {**before, **self.settings}:
+            then, now = recorded(before, key), self.settings.get(key)
+            if key not in MAY_CHANGE and then != now:
+                raise UserError(f'--resume: {key} is {now}, but {path} began with {then}; take another --name')
+
+    @staticmethod
+    def _runs(folder):
+        """Folders of runs at and below `folder`, sorted."""
+        return sorted(above for above, _, files in os.walk(folder) if 'config.yaml' in files)
 
     def file(self, name: str) -> str:
         """Path of a file of this run."""
@@ -233,6 +237,11 @@ class Run:
         self.data = {'mean': data.mean, 'std': data.std, 'digest': data.digest}
         os.makedirs(self.path, exist_ok=True)
         self._lock()
+        try:
+            self._check()  # again: another process may have made this run meanwhile
+        except UserError:
+            self.lock.close()
+            raise
         if self.config.overwrite:
             self._clear()
         checkpoint = self._read_checkpoint() if self.config.resume else None
@@ -241,7 +250,8 @@ class Run:
         self.history = checkpoint['history'] if checkpoint else []
         # Rows after the checkpoint belong to an epoch that will be run again.
         write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
-        self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=len(self.history) + 1 if checkpoint else None)
+        self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=len(self.history) + 1 if checkpoint else None,
+                                    filename_suffix=f'.{len(self.history):06}')  # files of one second would overwrite each other
         _open_runs.add(self)
         if self.config.resume and not self.exists:
             self._announce_new()
@@ -283,9 +293,8 @@ class Run:
         write_aside(self.file('config.yaml'), lambda f: f.write(yaml.safe_dump(tree, sort_keys=False).encode()))
 
     def _announce_new(self):
-        found = glob.glob(os.path.join(glob.escape(self.root), '**', 'config.yaml'), recursive=True)
-        others = [os.path.relpath(os.path.dirname(path), self.root) for path in found]
-        near = difflib.get_close_matches(self.config.name, [name for name in others if name != self.config.name], 3)
+        others = [os.path.relpath(path, self.root) for path in self._runs(self.root) if path != self.path]
+        near = difflib.get_close_matches(self.config.name, others, 3)
         self.logger.warning('WARNING: --resume: there was no run %s, so a NEW run begins.%s', self.path,
                             f' Runs with similar names: {", ".join(near)}' if near else '')
 
@@ -314,7 +323,7 @@ class Run:
         for handler in list(logger.handlers):
             handler.close()
             logger.removeHandler(handler)
-        for handler in (logging.FileHandler(self.file(f'{self.program}.log')), logging.StreamHandler(sys.stdout)):
+        for handler in (logging.FileHandler(self.file(f'{self.program}.log')), _Stdout(sys.stdout)):
             handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m/%d %H:%M:%S'))
             logger.addHandler(handler)
         return logger
@@ -346,6 +355,13 @@ class Run:
         self.writer.close()
         if self.lock:
             self.lock.close()
+
+
+class _Stdout(logging.StreamHandler):
+    """Raises what logging would print as a traceback and forget, such as a broken pipe."""
+
+    def handleError(self, record):
+        raise
 
 
 class _Nothing:

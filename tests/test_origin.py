@@ -36,6 +36,7 @@ def test_a_record_sets_only_what_a_search_records(tmp_path, monkeypatch):
     config, *_ = configured(tmp_path, record)
     assert (config.init_channels, config.layers, config.n_mels, config.trim_db) == (6, 4, 40, 20.)
     assert (config.dataset, config.fold, config.folds, config.n_nodes) == ('emodb', 3, 'loso', cf.AugmentConfig.n_nodes)
+    assert configured(tmp_path, record, '--folds', 'loso')[0].fold == 3  # the same division, said again
     config, *_ = configured(tmp_path, record, '--layers', '5', '--folds', 'default')
     assert (config.layers, config.folds, config.fold) == (5, 'default', 1)  # another division: its fold number means nothing
     config, *_ = configured(tmp_path, record, '--dataset', 'ravdess')
@@ -43,11 +44,20 @@ def test_a_record_sets_only_what_a_search_records(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('record, named', [
-    ({'network': [1]}, '"network" is not a table'), ({'features': {'n_mels': 'many'}}, "--n_mels: 'many'"),
-    ({'features': {'n_mels': -1}}, '--n_mels -1'), ({'search': {'dataset': 'odd'}}, '--dataset odd')])
+    ({'network': [1]}, 'must be tables'), ({'features': {'n_mels': 'many'}}, "g.json: --n_mels: 'many'"),
+    ({'features': {'n_mels': -1}}, 'g.json: --n_mels -1'), ({'search': {'dataset': 'odd'}}, 'g.json: --dataset odd')])
 def test_a_record_that_is_wrong_is_refused(record, named, tmp_path):
     with pytest.raises(UserError, match=named):
         configured(tmp_path, record)
+
+
+def test_features_that_differ_are_noted():
+    origin = augment.Origin({'features': {'n_mels': 40, 'duration': 2.}}, 'g.json')
+    data = SimpleNamespace(corpus='c', fold=FOLD)
+    lines = list(origin.describe(cf.AugmentConfig(name='x', n_mels=40), data))
+    assert lines[-1] == 'NOTE: features differ from those of the search: duration 3.0 (there 2.0)'
+    assert len(list(origin.describe(cf.AugmentConfig(name='x', n_mels=40, duration=2.), data))) == 1  # not known who was heard
+    assert augment.Origin({'search': None}).search == {}  # results.json of a random genotype
 
 
 def heard(retrained_on, data_corpus, **search):
@@ -60,7 +70,8 @@ def test_heard_speakers_are_known_only_of_the_same_corpus():
     assert heard('manifest', 'c1', dataset='manifest', corpus='c1') == ['d']
     assert heard('manifest', 'c2', dataset='manifest', corpus='c1') is None
     assert heard('manifest', 'c1', dataset='manifest') is None  # an earlier version's record
-    assert heard('emodb', 'c1', dataset='emodb') == ['d']  # names are the corpus' own
+    assert heard('emodb', 'c1', dataset='emodb') == ['d']  # names are the corpus' own,
+    assert heard('emodb', 'c2', dataset='emodb', corpus='c1') == ['d']  # also if a file is missing
     assert heard('emodb', 'c1', dataset='ravdess', corpus='c1') is None
     assert heard('emodb', 'c1', dataset='emodb', train_speakers=3) is None
     assert augment.Origin({}).heard(None, None) == []  # drawn by chance or designed by hand: no search

@@ -52,7 +52,8 @@ def test_an_earlier_run_is_never_lost_by_accident():
 
 
 @pytest.mark.parametrize('changed, said', [
-    (dict(mean=torch.ones(2, 1)), 'training audio'), (dict(digest='e'), 'labels or speakers')])
+    (dict(mean=torch.ones(2, 1)), 'training audio'), (dict(std=torch.zeros(2, 1)), 'training audio'),
+    (dict(digest='e'), 'labels or speakers')])
 def test_a_run_does_not_continue_with_other_data(changed, said):
     first = made()
     first.save_checkpoint({'w': torch.ones(2)})
@@ -109,6 +110,8 @@ def test_runs_do_not_nest():
     for how in ({}, {'overwrite': True}, {'resume': True}):
         with pytest.raises(UserError, match='contains other runs, such as runs/search/x/y/z; take another'):
             run(**how)
+    with pytest.raises(UserError, match='begin with'):
+        run('x/.hidden')
     for inner in ('x/y/z/tb', 'x/y/z/a/b'):
         for how in ({}, {'overwrite': True}, {'resume': True}):
             with pytest.raises(UserError, match='runs/search/x/y/z is a run; take a --name outside it'):
@@ -129,8 +132,36 @@ def test_two_processes_do_not_write_one_run():
                               text=True)
         assert 'another process is writing' in done.stderr
     assert os.path.exists(one.file('config.yaml'))
+    one.save_checkpoint({'w': torch.ones(2)})
     one.close()
+    with pytest.raises(UserError, match='exists: continue it'):  # checked before `one` was made, opened after it was done
+        other.open(DATA)
+    resumed = run('y', resume=True, n_mels=40)
+    made('y')
+    with pytest.raises(UserError, match='n_mels is 40'):
+        resumed.open(DATA)
     made(resume=True)
+
+
+def test_a_folder_that_is_no_run_is_not_touched():
+    os.makedirs('runs/search/x')
+    with open('runs/search/x/thesis.tex', 'w') as f:
+        f.write('work')
+    for how in ({}, {'overwrite': True}, {'resume': True}):
+        with pytest.raises(UserError, match='is not a run'):
+            run(**how)
+    os.unlink('runs/search/x/thesis.tex')
+    made()  # an empty folder does no harm
+
+
+def test_overwrite_does_not_follow_links_inside_a_run():
+    first = made()
+    os.makedirs('elsewhere')
+    with open('elsewhere/kept', 'w'):
+        pass
+    os.symlink(os.path.abspath('elsewhere'), first.file('link'))
+    made(overwrite=True)
+    assert os.path.exists('elsewhere/kept') and not os.path.lexists(first.file('link'))
 
 
 def test_resume_without_a_run_says_so_names_near_ones_and_begins(capsys):
@@ -143,8 +174,9 @@ def test_resume_without_a_run_says_so_names_near_ones_and_begins(capsys):
     assert 'NEW run' not in capsys.readouterr().out
 
 
-def test_settings_without_effect_are_recorded_as_not_used():
+def test_settings_without_effect_are_recorded_as_not_used(capsys):
     first = made(n_masks=0, max_time=.5)
+    assert 'NOTE: settings without effect: max_time 0.5 (with --n_masks 0)' in capsys.readouterr().out
     with open(first.file('config.yaml')) as f:
         tree = yaml.safe_load(f)
     assert tree['format'] == utils.FORMAT and tree['not_used']['max_time'] == .5 and 'max_time' not in tree
@@ -163,6 +195,10 @@ def test_a_run_of_an_earlier_version_keeps_its_format():
     assert utils.read_settings(first.file('config.yaml'))['format'] == 1
     with pytest.raises(UserError, match='trim_db is 30.0, but .* began with 0.0'):
         run(resume=True, trim_db=30.)
+    with open(first.file('config.yaml'), 'w') as f:
+        yaml.safe_dump({name: value for name, value in old.items() if name != 'alpha_lr'}, f)
+    with pytest.raises(UserError, match='alpha_lr is 0.003, but .* began with None'):  # unknown to that run
+        run(resume=True)
     with open(first.file('config.yaml'), 'w') as f:
         yaml.safe_dump({**old, 'format': 99}, f)
     with pytest.raises(UserError, match='newer version'):
@@ -188,3 +224,34 @@ def test_tensorboard_has_what_was_drawn_before_a_failure(error, code):
     events = EventAccumulator('runs/search/x/tb')
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars('train/ua')] == [(1, .5)] and codes == [code]
+
+
+def test_tensorboard_forgets_what_comes_after_the_checkpoint():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    first = run()
+    first.open(DATA)
+    for epoch, ua in ((1, .5), (2, .6), (3, .7)):
+        first.end_epoch({'epoch': epoch, 'train': {'ua': ua}})
+        if epoch == 1:
+            first.save_checkpoint({'w': torch.ones(2)})
+    first.close()
+    again = run(resume=True)
+    again.open(DATA)
+    again.end_epoch({'epoch': 2, 'train': {'ua': .9}})
+    again.close()
+    events = EventAccumulator('runs/search/x/tb')
+    events.Reload()
+    assert [(event.step, round(event.value, 3)) for event in events.Scalars('train/ua')] == [(1, .5), (2, .9)]
+
+
+def test_a_closed_pipe_ends_the_program(capsys, monkeypatch):
+    one = run()
+    one.open(DATA)
+
+    def broken(*_):
+        raise BrokenPipeError
+    monkeypatch.setattr(sys.stdout, 'write', broken)
+    with pytest.raises(BrokenPipeError):
+        one.logger.info('nobody reads this')
+    monkeypatch.undo()
+    one.close()

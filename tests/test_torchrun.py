@@ -1,4 +1,5 @@
 """search.py and augment.py under torchrun: one run of two processes, which ends as one."""
+import contextlib
 import csv
 import dataclasses
 import json
@@ -84,7 +85,8 @@ def finished(tmp_path_factory, small_corpus):
     process, deadline = launch(cwd, program, *argv), time.time() + 120
     while not (cwd / 'runs/search/two/checkpoint.pt').exists():
         if process.poll() is not None or time.time() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             pytest.fail(str(process.communicate()))
         time.sleep(.01)
     os.kill(max(workers(process.pid)), signal.SIGKILL)
