@@ -250,8 +250,9 @@ class Run:
         self.history = checkpoint['history'] if checkpoint else []
         # Rows after the checkpoint belong to an epoch that will be run again.
         write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
-        self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=len(self.history) + 1 if checkpoint else None,
-                                    filename_suffix=f'.{len(self.history):06}')  # files of one second would overwrite each other
+        done = len(self.history)
+        self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=done + 1 if checkpoint else None,
+                                    filename_suffix=f'.{done:06}')  # or files of the same second overwrite each other
         _open_runs.add(self)
         if self.config.resume and not self.exists:
             self._announce_new()
