@@ -42,7 +42,10 @@ SPACES = [*(('cnn_ops', name) for name in gt.CNN_OP_SETS), *(('rnn_ops', name) f
 
 
 class Steps:
-    """A network in one form, with the steps of search or retraining on random input. `net`: takes its weights from there."""
+    """A network in one form, with the steps of search or retraining on random input.
+
+    device: None leaves fake tensors where they are. net: the weights are copied from there.
+    """
 
     def __init__(self, form: str, config, device, hessian='difference', genotype=None, textbook=True, net=None):
         torch.manual_seed(0)
@@ -50,12 +53,13 @@ class Steps:
         self.net = (make_net if genotype is None else make_discrete)(config, form == 'fast', genotype)
         if net is not None:
             self.net.load_state_dict(net.state_dict())
-        self.net.to(device)
-        if form == 'fast' and config.channels_last:
-            self.net.to(memory_format=torch.channels_last)
+        if device is not None:
+            self.net.to(device)
+            if form == 'fast' and config.channels_last:
+                self.net.to(memory_format=torch.channels_last)
         sizes = config.batch_size, 1, config.n_mels, config.n_frames
         self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device)) for _ in range(2)]
-        self.autocast = utils.autocast(device, config.amp and form == 'fast')
+        self.autocast = utils.autocast(device or torch.device('cpu'), config.amp and form == 'fast')
         self.weights = list(self.net.parameters() if genotype else self.net.weights())
         self.optim = torch.optim.SGD(self.weights, .025, momentum=.9, weight_decay=3e-4, foreach=True)
         if genotype is None:
@@ -208,10 +212,10 @@ def counts(preset, spaces=SPACES, exact=True) -> list:
 
 
 def count_row(names, config, step, **kwargs):
-    found, device = dict(names), torch.device('cpu')
+    found = dict(names)
     for form in FORMS:
         with as_on_a_gpu():
-            found[form] = count(getattr(Steps(form, config, device, textbook=False, **kwargs), step))
+            found[form] = count(getattr(Steps(form, config, None, textbook=False, **kwargs), step))
     found['ratio'] = found['plain'] / found['fast']
     print(*names.values(), f'fast {found["fast"]:,}, plain {found["plain"]:,}, ratio {found["ratio"]:.2f}', flush=True)
     return found

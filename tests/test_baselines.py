@@ -16,8 +16,8 @@ import augment
 import config as cf
 import datasets
 import genotypes as gt
-from models import baselines
 from config import BASELINES
+from models import baselines
 from models.baselines import make_baseline
 from scripts import svm
 
