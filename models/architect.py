@@ -165,7 +165,11 @@ def replaced(parameters, values):
 
 
 def _laid_out(values, like):
-    """The values; those whose originals share a storage do so again, for cuDNN wants a recurrence's weights in one piece."""
+    """The values, in memory as the tensors `like` lie there.
+
+    A convolution whose weights have other strides may leave channels_last. cuDNN wants the weights of a recurrence, which share
+    a storage, in one piece.
+    """
     storages = [t.untyped_storage() for t in like]
     owners = Counter(storage._cdata for storage in storages)
     shared = {storage._cdata: storage.clone() for storage in storages if owners[storage._cdata] > 1}
@@ -173,6 +177,8 @@ def _laid_out(values, like):
     for i, (t, storage) in enumerate(zip(like, storages)):
         if storage._cdata in shared:
             found[i] = t.new_empty(0).set_(shared[storage._cdata], t.storage_offset(), t.shape, t.stride())
+        elif t.stride() != values[i].stride():
+            found[i] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
     moved = [(new, old) for new, old in zip(found, values) if new is not old]
     if moved:
         torch._foreach_copy_(*map(list, zip(*moved)))

@@ -1,14 +1,14 @@
-"""How fast search and retraining are, next to the textbook form of the same networks, in one run.
+"""Speed, memory and operations of search and retraining, in the fast and the plain form of the same networks, in one run.
 
     python scripts/benchmark.py [--preset paper] [--device cuda] [--json FILE]
+    python scripts/benchmark.py --counts --preset paper [--json FILE]
 
-The textbook form (tests/textbook.py) is what DARTS' code does: eager, contiguous, float32, a loop over edges and operations, a
-second network for order 2. The fast form is what search.py and augment.py do on this device. Forms take turns after a warm-up;
-times are medians. alpha_step_2 is DARTS' finite difference in both; DARTS' code has no exact product, so that in
-"alpha_step_2 exact" the textbook is the plain network under the same Architect.
+The plain form is what DARTS' code does: eager, contiguous, float32, a loop over edges and operations, and for order 2 a second
+network. The fast form is what search.py and augment.py do on this device. The forms take turns after a warm-up; times are
+medians. alpha_step_2 is DARTS' finite difference. DARTS' code has no exact product, so that "alpha_step_2 exact" has the same
+Architect in both forms. --counts needs no GPU, and counts what a GPU waits for.
 """
 import argparse
-import copy
 import gc
 import multiprocessing
 import os
@@ -19,53 +19,57 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
-import benchmark_report  # noqa: E402
-from benchmark_tools import ceilings, resident, seconds, work  # noqa: E402
-from textbook import TextbookArchitect, textbook  # noqa: E402
-
+sys.path.insert(0, str(ROOT))
 import config as cf  # noqa: E402
+import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
-from datasets.features import FeatureConfig  # noqa: E402
 from models.architect import Architect  # noqa: E402
 from models.augment_cnn import AugmentCNN  # noqa: E402
 from models.search_cnn import SearchCNNController  # noqa: E402
 from models.sync import CrossEntropyLoss  # noqa: E402
+from scripts import benchmark_report  # noqa: E402
+from scripts.benchmark_counts import as_on_a_gpu, count  # noqa: E402
+from scripts.textbook_architect import TextbookArchitect  # noqa: E402
 
 N_CLASSES = 8  # RAVDESS
-FORMS = ('fast', 'textbook')
+FORMS = ('fast', 'plain')
 GROWTH = {'batch_size': (8, 16, 32), 'layers': (3, 4, 6), 'n_nodes': (2, 3, 4), 'duration': (1.5, 3., 6.),
           'cnn_ops': ('pool', 'conv', 'paper')}  # of the default preset
+SPACES = [*(('cnn_ops', name) for name in gt.CNN_OP_SETS), *(('rnn_ops', name) for name in gt.RNN_OP_SETS)]
 
 
-class Bench:
-    """A supernet in one form, with the steps of a search on random input."""
+class Steps:
+    """A network in one form, with the steps of search or retraining on random input.
 
-    def __init__(self, form, config, device, hessian='difference', net=None):
+    device: None leaves fake tensors where they are. net: the weights are copied from there.
+    """
+
+    def __init__(self, form: str, config, device, hessian='difference', genotype=None, textbook=True, net=None):
         torch.manual_seed(0)
-        self.form, self.device, self.config = form, device, config
-        self.net = (net or make_net(config)).to(device)
-        dress(self.net, form, config)
-        frames = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool).frame_rate * config.duration
-        self.batches = [(torch.randn(config.batch_size, 1, config.n_mels, round(frames), device=device),
-                         torch.randint(N_CLASSES, (config.batch_size,), device=device)) for _ in range(2)]
-        self.autocast = utils.autocast(device, config.amp and form == 'fast')
-        self.optim = torch.optim.SGD(self.net.parameters(), .025, momentum=.9, weight_decay=3e-4)
-        if isinstance(self.net, SearchCNNController):
-            self.optim = torch.optim.SGD(self.net.weights(), .025, momentum=.9, weight_decay=3e-4)
-            own = form == 'textbook' and hessian == 'difference'
-            self.architect = TextbookArchitect(self.net, .9, 3e-4) if own else Architect(self.net, .9, 3e-4, hessian)
+        self.form, self.config = form, config
+        self.net = (make_net if genotype is None else make_discrete)(config, form == 'fast', genotype)
+        if net is not None:
+            self.net.load_state_dict(net.state_dict())
+        if device is not None:
+            self.net.to(device)
+            if form == 'fast' and config.channels_last:
+                self.net.to(memory_format=torch.channels_last)
+        sizes = config.batch_size, 1, config.n_mels, config.n_frames
+        self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device)) for _ in range(2)]
+        self.autocast = utils.autocast(device or torch.device('cpu'), config.amp and form == 'fast')
+        self.weights = list(self.net.parameters() if genotype else self.net.weights())
+        self.optim = torch.optim.SGD(self.weights, .025, momentum=.9, weight_decay=3e-4, foreach=True)
+        if genotype is None:
+            textbook = textbook and form == 'plain' and hessian == 'difference'
+            self.architect = TextbookArchitect(self.net, .9, 3e-4) if textbook else Architect(self.net, .9, 3e-4, hessian)
 
     def weight_step(self):
-        X, y = self.batches[0]
-        self.optim.zero_grad()
         with self.autocast:
-            loss = self.net.loss(X, y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.weights(), 5.)
-        self.optim.step()
+            loss = self.net.loss(*self.batches[0])
+        self._descend(loss)
 
     def alpha_step_1(self):
         with self.autocast:
@@ -76,64 +80,92 @@ class Bench:
 
     def augment_step(self):
         X, y = self.batches[0]
-        self.optim.zero_grad()
         with self.autocast:
             logits, aux = self.net(X)
-            loss = torch.nn.functional.cross_entropy(logits, y)
-            loss = loss if aux is None else loss + .4 * torch.nn.functional.cross_entropy(aux, y)
+            loss = nn.functional.cross_entropy(logits, y)
+            loss = loss if aux is None else loss + self.config.aux_weight * nn.functional.cross_entropy(aux, y)
+        self._descend(loss)
+
+    def _descend(self, loss):
+        self.optim.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 5.)
+        nn.utils.clip_grad_norm_(self.weights, 5., foreach=True)
         self.optim.step()
 
 
-def dress(net, form, config):
-    if form == 'textbook':
-        textbook(net)
-    elif config.channels_last:
-        net.to(memory_format=torch.channels_last)
+def make_net(config, fast, _=None):
+    return SearchCNNController(
+        1, config.init_channels, N_CLASSES, config.layers, CrossEntropyLoss(), config.n_nodes, config.stem_multiplier,
+        config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops, config.dropout, fast=fast)
 
 
-def make_net(config):
-    return SearchCNNController(1, config.init_channels, N_CLASSES, config.layers, CrossEntropyLoss(), config.n_nodes,
-                               config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
-                               config.rnn_ops, config.dropout)
+def make_discrete(config, fast, genotype):
+    return AugmentCNN(
+        None, 1, config.init_channels, N_CLASSES, config.layers, config.aux_weight > 0, genotype, config.stem_multiplier,
+        config.rnn_layers, config.rnn_channels, config.dropout, fast=fast)
 
 
-def make_augment_net(config, genotype):
-    return AugmentCNN(None, 1, config.init_channels, N_CLASSES, config.layers, config.aux_weight > 0, genotype,
-                      config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+def settings(section: str, preset: str, **changes):
+    """The configuration of a program: its defaults, or a file of configs/, with some changes."""
+    values = {} if preset == 'default' else cf.read_yaml(ROOT / 'configs' / f'{preset}.yaml', section)
+    return cf.build(section, cf.Given({'name': 'benchmark', **values, **changes}))
 
 
-def alternate(benches, name, device, warmup, repeats):
-    """{form: median seconds}: the forms take turns."""
-    found = {bench.form: [] for bench in benches}
+def pair(*args, **kwargs) -> list:
+    """Steps in both forms, with the same weights."""
+    fast = Steps('fast', *args, **kwargs)
+    return [fast, Steps('plain', *args, **kwargs, net=fast.net)]
+
+
+def seconds(step, device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    step()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def take_turns(forms: list, step: str, device, warmup: int, repeats: int) -> dict:
+    """{form: median seconds of the step}"""
+    found = {steps.form: [] for steps in forms}
     for _ in range(warmup + repeats):
-        for bench in benches:
-            found[bench.form].append(seconds(getattr(bench, name), device))
+        for steps in forms:
+            found[steps.form].append(seconds(getattr(steps, step), device))
     return {form: statistics.median(times[warmup:]) for form, times in found.items()}
 
 
-def fresh(queue, form, config, device, threads):
-    """In a process of its own: seconds of building and of the first step, and peak bytes of an order-1 search step."""
-    utils.set_threads(threads)
-    device = torch.device(device)
-    began = time.perf_counter()
-    if device.type == 'cuda':
-        torch.empty(1, device=device)
-    start = resident()
-    bench = Bench(form, config, device)
-    first = time.perf_counter() - began + seconds(bench.weight_step, device)
-    for _ in range(2):
-        bench.weight_step()
-        bench.alpha_step_1()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resident('VmHWM') - start
-    queue.put((first, peak))
+def measure(preset, device, warmup, repeats) -> list:
+    """[{'step', 'fast', 'plain': ms, 'ratio'}]"""
+    search, augment, rows = settings('search', preset), settings('augment', preset), []
+    genotype = make_net(search, True).genotype()
+    for name, config, more in (('weight_step', search, {}), ('alpha_step_1', search, {}), ('alpha_step_2', search, {}),
+                               ('alpha_step_2 exact', search, {'hessian': 'exact'}),
+                               ('augment_step', augment, {'genotype': genotype})):
+        rows.append(row({'step': name}, take_turns(pair(config, device, **more), name.split()[0], device, warmup, repeats)))
+        gc.collect()
+    return rows
 
 
-def in_fresh_process(*args):
+def growth(device, repeats) -> list:
+    """[{'setting', 'value', 'fast', 'plain': ms, 'ratio'}]: a weight step of the default preset with one setting changed."""
+    return [row({'setting': name, 'value': value},
+                take_turns(pair(settings('search', 'default', **{name: value}), device), 'weight_step', device, 2, repeats))
+            for name, values in GROWTH.items() for value in values]
+
+
+def row(names, times):
+    found = {**names, **{form: 1e3 * t for form, t in times.items()}, 'ratio': times['plain'] / times['fast']}
+    print(*names.values(), f'fast {found["fast"]:.1f} ms, plain {found["plain"]:.1f} ms, ratio {found["ratio"]:.2f}', flush=True)
+    return found
+
+
+def memory(form, preset, device, threads) -> dict:
+    """In a process of its own: seconds of building and first step, and peak MiB of an order-1 search step."""
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
-    process = context.Process(target=fresh, args=(queue, *args))
+    process = context.Process(target=_memory, args=(queue, form, preset, str(device), threads))
     process.start()
     process.join()
     if process.exitcode:
@@ -141,87 +173,84 @@ def in_fresh_process(*args):
     return queue.get()
 
 
-def settings(section, preset, **changes):
-    values = {} if preset == 'default' else cf.read_yaml(ROOT / 'configs' / f'{preset}.yaml', section)
-    return cf.build(section, {'name': 'benchmark', **values, **changes})
+def _memory(queue, form, preset, device, threads):
+    utils.set_threads(threads)
+    device, began = torch.device(device), time.perf_counter()
+    if device.type == 'cuda':
+        torch.empty(1, device=device)
+    start = resident('VmRSS')
+    steps = Steps(form, settings('search', preset), device)
+    first = time.perf_counter() - began + seconds(steps.weight_step, device)
+    for _ in range(2):
+        steps.weight_step()
+        steps.alpha_step_1()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resident('VmHWM') - start
+    queue.put({'form': form, 'peak_mib': peak / 2 ** 20, 'first_step_s': first})
 
 
-def measure(preset, device, threads, warmup, repeats):
-    config = settings('search', preset)
-    limit, rows = ceilings(device), []
-    base = make_net(config)
-    benches = [Bench(form, config, device, net=copy.deepcopy(base)) for form in FORMS]
-    exact = [Bench(form, config, device, 'exact', copy.deepcopy(base)) for form in FORMS]
-    augment_config = settings('augment', preset)
-    discrete = make_augment_net(augment_config, base.genotype())
-    discrete = [Bench(form, augment_config, device, net=copy.deepcopy(discrete)) for form in FORMS]
-    for name, pair in {'weight_step': benches, 'alpha_step_1': benches, 'alpha_step_2': benches, 'alpha_step_2 exact': exact,
-                       'augment_step': discrete}.items():
-        step = name.split()[0]
-        times = alternate(pair, step, device, warmup, repeats)
-        for bench in pair:
-            moved, flop = work(getattr(bench, step))
-            rows.append({'step': name, 'form': bench.form, 'ms': 1e3 * times[bench.form],
-                         'utterances_per_s': bench.config.batch_size / times[bench.form],
-                         'share_of_copy_bandwidth': moved / times[bench.form] / limit['copy'],
-                         'share_of_matrix_rate': flop / times[bench.form] / limit['matrix']})
-        print(f'{name:22}' + ''.join(f'{form} {1e3 * t:9.1f} ms   ' for form, t in times.items())
-              + f'ratio {times["textbook"] / times["fast"]:.2f}', flush=True)
-    del benches, exact, discrete
-    gc.collect()
-    once = {form: in_fresh_process(form, config, str(device), threads) for form in FORMS}
-    ratios = {row['step']: other['ms'] / row['ms'] for row, other in zip(rows[::2], rows[1::2])}
-    ratios['peak_memory'] = once['textbook'][1] / once['fast'][1]
-    return {'rows': rows, 'ratios': ratios, 'first_step_s': {form: once[form][0] for form in FORMS},
-            'peak_memory_mib': {form: once[form][1] / 2 ** 20 for form in FORMS},
-            'ceilings': {'copy_gb_per_s': limit['copy'] / 1e9, 'matrix_gflop_per_s': limit['matrix'] / 1e9}}
+def resident(field: str) -> int:
+    """Bytes of this process in memory: now (VmRSS) or at most (VmHWM)."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def growth(device, repeats):
-    """[{'setting', 'value', 'form', 'ms'}]: a weight step of the default preset with one setting changed."""
+def counts(preset, spaces=SPACES, exact=True) -> list:
+    """[{'space', 'step', 'fast', 'plain': operations, 'ratio'}] for every set of operations; other settings are the preset's."""
     rows = []
-    for name, values in GROWTH.items():
-        for value in values:
-            config = settings('search', 'default', **{name: value})
-            base = make_net(config)
-            benches = [Bench(form, config, device, net=copy.deepcopy(base)) for form in FORMS]
-            times = alternate(benches, 'weight_step', device, 2, repeats)
-            rows += [{'setting': name, 'value': value, 'form': form, 'ms': 1e3 * t} for form, t in times.items()]
-            print(f'{name:12}{value!s:>6}   ' + '   '.join(f'{form} {1e3 * t:8.1f} ms' for form, t in times.items()),
-                  flush=True)
+    for name, value in [(None, 'preset'), *spaces]:
+        config = settings('search', preset, **({name: value} if name else {}), **({'rnn_layers': 0} if name == 'cnn_ops' else {}))
+        steps = [('weight_step', 'difference'), ('alpha_step_1', 'difference'), ('alpha_step_2', 'difference')]
+        if exact and not name:
+            steps.append(('alpha_step_2', 'exact'))
+        for step, hessian in steps:
+            rows.append(count_row({'space': f'{name} {value}' if name else value,
+                                   'step': step + (' exact' if hessian == 'exact' else '')}, config, step, hessian=hessian))
+    genotype = make_net(settings('search', preset), True).genotype()
+    rows.append(count_row({'space': 'preset', 'step': 'augment_step'}, settings('augment', preset), 'augment_step',
+                          genotype=genotype))
     return rows
+
+
+def count_row(names, config, step, **kwargs):
+    found = dict(names)
+    for form in FORMS:
+        with as_on_a_gpu():
+            found[form] = count(getattr(Steps(form, config, None, textbook=False, **kwargs), step))
+    found['ratio'] = found['plain'] / found['fast']
+    print(*names.values(), f'fast {found["fast"]:,}, plain {found["plain"]:,}, ratio {found["ratio"]:.2f}', flush=True)
+    return found
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--preset', choices=('default', 'paper'), default='default', help='sizes (default: %(default)s)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda (default: %(default)s)')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all cores but one, as search.py')
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: as search.py')
     parser.add_argument('--warmup', type=int, default=4, help='steps before those that count (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=9, help='steps that count (default: %(default)s)')
     parser.add_argument('--no_growth', action='store_true', help='leave out how time grows with each size')
-    parser.add_argument('--json', type=Path, help='write the figures there, and .md and .png beside it')
+    parser.add_argument('--counts', action='store_true', help='only count operations, without a GPU')
+    parser.add_argument('--json', type=Path, help='write the figures to this file, and a table to .md beside it')
     args = parser.parse_args(argv)
     if args.warmup < 1 or args.repeats < 1:
         raise utils.UserError('--warmup and --repeats must be 1 or more')
     if args.json and not args.json.parent.is_dir():
         raise utils.UserError(f'--json {args.json}: {args.json.parent} is not a folder')
-    utils.set_threads(args.threads)
-    device = utils.choose_device(args.device)
     found = {'command': ' '.join(['python', 'scripts/benchmark.py', *(sys.argv[1:] if argv is None else argv)]),
-             'device': utils.describe_device(device), 'machine': f'{platform.machine()}, {os.cpu_count()} cores',
-             'versions': {'python': platform.python_version(), 'torch': torch.__version__,
-                          'cuda': torch.version.cuda if device.type == 'cuda' else None},
-             'preset': args.preset}
-    print(f'{found["device"]}, torch {torch.__version__}, preset {args.preset}', flush=True)
-    found.update(measure(args.preset, device, args.threads, args.warmup, args.repeats))
-    found['growth'] = [] if args.no_growth else growth(device, max(3, args.repeats // 2))
+             'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+             'versions': f'python {platform.python_version()}, torch {torch.__version__}', 'preset': args.preset}
+    if args.counts:
+        found |= {'device': 'no device: operations counted on tensors without numbers', 'counts': counts(args.preset)}
+    else:
+        utils.set_threads(args.threads)
+        device = utils.choose_device(args.device)
+        found |= {'device': utils.describe_device(device), 'rows': measure(args.preset, device, args.warmup, args.repeats),
+                  'memory': [memory(form, args.preset, device, args.threads) for form in FORMS],
+                  'growth': [] if args.no_growth else growth(device, max(3, args.repeats // 2))}
     print(benchmark_report.markdown(found))
     if args.json:
         utils.write_json(args.json, found)
         args.json.with_suffix('.md').write_text(benchmark_report.markdown(found))
-        if found['growth']:
-            benchmark_report.plot(found['growth']).savefig(args.json.with_suffix('.png'), dpi=110)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ import torch
 import torch.nn as nn
 from torch.func import functional_call
 
-from models.architect import Architect
+from models.architect import Architect, replaced
 from models.search_cnn import SearchCNNController
 
 TOLERANCE = 1e-4
@@ -204,6 +204,20 @@ def test_weights_come_back_when_a_pass_fails():
     with pytest.raises(IndexError):
         Architect(net, .9, 3e-4).unrolled_backward(*trn, val[0], val[1] + 99, .1, optim)
     assert all(torch.equal(p, b) for p, b in zip(net.weights(), before))
+
+
+def test_replaced_weights_lie_in_memory_as_the_weights_do():
+    """cuDNN keeps the weights of a recurrence in one piece; convolutions in channels_last want strides to match."""
+    piece = torch.arange(12.)
+    weights = [nn.Parameter(piece[:4].view(2, 2)), nn.Parameter(piece[4:]),
+               nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))]
+    values, before = [torch.randn(p.shape) for p in weights], [p.data_ptr() for p in weights]
+    with replaced(weights, values):
+        assert all(torch.equal(p, value) for p, value in zip(weights, values))
+        assert weights[0].untyped_storage().data_ptr() == weights[1].untyped_storage().data_ptr() != before[0]
+        assert weights[1].data_ptr() - weights[0].data_ptr() == 4 * 4
+        assert weights[2].is_contiguous(memory_format=torch.channels_last)
+    assert [p.data_ptr() for p in weights] == before and torch.equal(piece, torch.arange(12.))
 
 
 class Figure2(nn.Module):

@@ -1,25 +1,24 @@
-"""The benchmark program on networks so small that its figures mean nothing: what it counts, and what it writes."""
-import copy
+"""The benchmark on networks so small that its times mean nothing: what it compares, counts and writes."""
 import json
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / 'scripts'))
-import benchmark  # noqa: E402
-import benchmark_report  # noqa: E402
-import benchmark_tools  # noqa: E402
+from models.architect import Architect
+from models.search_cells import SearchCell
+from scripts import benchmark, benchmark_report
+from scripts.benchmark_counts import Operations, as_on_a_gpu
+from scripts.textbook_architect import TextbookArchitect
 
 TINY = dict(n_mels=8, duration=.3, batch_size=2, init_channels=2, rnn_channels=4, layers=1)
 TINY_SEARCH = dict(n_nodes=1, rnn_nodes=1, cnn_ops='sep_conv_3x3,max_pool_3x3,none', rnn_ops='gru_1,skip_connect,none')
 
 
-def test_work_of_a_product_is_known():
-    a, b = torch.ones(8, 16), torch.ones(16, 4)
-    moved, flop = benchmark_tools.work(lambda: a.view(8, 16) @ b)
-    assert moved == 4 * (8 * 16 + 16 * 4 + 8 * 4) and flop == 2 * 8 * 16 * 4
+@pytest.fixture
+def tiny(monkeypatch):
+    settings = benchmark.settings
+    monkeypatch.setattr(benchmark, 'settings', lambda section, preset, **more: settings(
+        section, preset, **{**TINY, **(TINY_SEARCH if section == 'search' else {}), **more}))
 
 
 def test_forms_take_turns_and_the_median_is_after_the_warm_up(monkeypatch):
@@ -32,42 +31,58 @@ def test_forms_take_turns_and_the_median_is_after_the_warm_up(monkeypatch):
 
         def weight_step(self):
             calls.append(self.form)
-    found = benchmark.alternate([Fake('fast'), Fake('textbook')], 'weight_step', torch.device('cpu'), 1, 3)
-    assert calls == ['fast', 'textbook'] * 4 and found == {'fast': 2., 'textbook': 5.}
+    found = benchmark.take_turns([Fake('fast'), Fake('plain')], 'weight_step', torch.device('cpu'), 1, 3)
+    assert calls == ['fast', 'plain'] * 4 and found == {'fast': 2., 'plain': 5.}
 
 
-def test_both_forms_begin_with_the_same_network_and_are_what_they_say():
-    config = benchmark.settings('search', 'default', **TINY, **TINY_SEARCH)
-    base = benchmark.make_net(config)
-    fast, book = (benchmark.Bench(form, config, torch.device('cpu'), net=copy.deepcopy(base)) for form in benchmark.FORMS)
-    for a, b in zip(fast.net.parameters(), book.net.parameters()):
+def test_both_forms_begin_with_the_same_network_and_are_what_they_say(tiny):
+    fast, plain = benchmark.pair(benchmark.settings('search', 'default'), torch.device('cpu'))
+    for a, b in zip(fast.net.parameters(), plain.net.parameters()):
         assert torch.equal(a, b)
-    assert {type(cell).__name__ for cell in fast.net.net.cells} == {'SearchCell'}
-    assert {type(cell).__name__ for cell in book.net.net.cells} == {'TextbookCell'}
-    assert type(book.architect).__name__ == 'TextbookArchitect'
-    fast.net.eval(), book.net.eval()
+    assert {type(cell) for cell in fast.net.net.cells} != {type(cell) for cell in plain.net.net.cells} == {SearchCell}
+    assert type(fast.architect) is Architect and type(plain.architect) is TextbookArchitect
+    fast.net.eval(), plain.net.eval()
     X, _ = fast.batches[0]
-    torch.testing.assert_close(fast.net(X), book.net(X), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fast.net(X), plain.net(X), rtol=0, atol=1e-5)
 
 
-def test_a_run_writes_its_figures(tmp_path, monkeypatch, capsys):
-    settings = benchmark.settings
-    monkeypatch.setattr(benchmark, 'settings', lambda section, preset, **more: settings(
-        section, preset, **{**TINY, **(TINY_SEARCH if section == 'search' else {}), **more}))
+def test_a_run_writes_its_figures(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, 'GROWTH', {'n_nodes': (1, 2)})
     path = tmp_path / 'run.json'
     benchmark.main(['--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1', '--json', str(path)])
     found = json.loads(path.read_text())
-    assert {'weight_step', 'alpha_step_1', 'alpha_step_2', 'augment_step', 'peak_memory'} <= set(found['ratios'])
-    for fast, book in zip(found['rows'][::2], found['rows'][1::2]):
-        assert (fast['step'], fast['form'], book['form']) == (book['step'], 'fast', 'textbook')
-        assert found['ratios'][fast['step']] == pytest.approx(book['ms'] / fast['ms'])
-        assert fast['utterances_per_s'] == pytest.approx(2e3 / fast['ms'])
-    assert found['peak_memory_mib']['fast'] > 0 and found['first_step_s']['textbook'] > 0
-    assert path.with_suffix('.md').read_text() in capsys.readouterr().out and path.with_suffix('.png').stat().st_size > 1000
+    assert [row['step'] for row in found['rows']] == list(benchmark_report.STEPS)
+    for row in found['rows'] + found['growth']:
+        assert row['ratio'] == pytest.approx(row['plain'] / row['fast'])
+    assert [m['form'] for m in found['memory']] == ['fast', 'plain'] and all(m['peak_mib'] > 0 for m in found['memory'])
+    assert path.with_suffix('.md').read_text() in capsys.readouterr().out
     assert benchmark_report.summary([found]).count('\n') == 2
 
 
 def test_a_folder_that_is_not_there_is_said_before_an_hour_is_spent(tmp_path):
     with pytest.raises(benchmark.utils.UserError, match='--json'):
         benchmark.main(['--json', str(tmp_path / 'none' / 'run.json')])
+
+
+def test_operations_are_counted_without_views_and_with_backward():
+    x = torch.ones(2, 3, requires_grad=True)
+    with Operations() as operations:
+        (x.t() * 2.).sum().backward()  # product, sum; ones, product, and two for x.grad in the layout of x
+    assert operations.n == 6
+    with as_on_a_gpu():
+        for family, n_zeros in ((torch.nn.LSTM, 2), (torch.nn.GRU, 1), (torch.nn.RNN, 1)):
+            rnn = family(3, 5, 2, batch_first=True, bidirectional=True)
+            with Operations() as operations:
+                y = rnn(torch.empty(2, 7, 3, requires_grad=True))[0]
+            assert operations.n == n_zeros + 2 and y.shape == (2, 7, 10)  # and the input
+
+
+@pytest.mark.parametrize('name, value', [(None, 'preset'), *benchmark.SPACES])
+def test_the_fast_form_sends_fewer_operations_in_every_space(name, value, tiny, capsys):
+    sizes = dict(layers=2, n_nodes=2, rnn_nodes=2)
+    if name:
+        sizes.update({'cnn_ops': 'skip_connect', 'rnn_ops': 'skip_connect', name: value})
+    config = benchmark.settings('search', 'default', **sizes)
+    for step in ('weight_step', 'alpha_step_1', 'alpha_step_2'):
+        found = benchmark.count_row({'step': step}, config, step)
+        assert found['fast'] < found['plain'], found

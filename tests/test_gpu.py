@@ -1,44 +1,84 @@
-"""Both programs from end to end on a GPU."""
-import json
+"""On a CUDA device: both forms against the CPU, autocast, discrete networks, baselines, order 2 of both kinds."""
+import copy
 
 import pytest
 import torch
-from conftest import SMALL
+from forms import NETWORKS, SEQ_OPS, alpha_gradient, assert_same, assert_same_passes, batch, pair
 
-import augment
-import search
+import genotypes as gt
+from config import BASELINES
+from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize('more', [
-    (), ('--no-amp',), ('--order', 2, '--hessian', 'exact'), ('--order', 2, '--hessian', 'difference'), ('--no-fast',),
-    ('--partial_channels', 2), ('--resident', 'never')])
-def test_a_search_and_its_retraining(more, small_corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small = [*SMALL[2:], '--device', 'cuda', '--dataset', 'manifest', '--data_path', small_corpus, '--n_nodes', 1,
-             '--rnn_nodes', 1, '--rnn_ops', 'all', '--alpha_warmup', 0]
-    search.main(list(map(str, ['--name', 'g', '--epochs', 2, *small, *more])))
-    argv = ['--name', 'g', '--genotype', 'runs/search/g', '--data_path', small_corpus, '--epochs', 2, '--batch_size', 10,
-            '--device', 'cuda']
-    augment.main(list(map(str, argv)))
-    found = json.loads((tmp_path / 'runs/augment/g/results.json').read_text())
-    assert found['n_test'] == 16 and torch.cuda.get_device_name() in found['device']
+@pytest.fixture(autouse=True)
+def _no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
 
 
-def test_a_baseline_and_a_resumed_run(small_corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    argv = ['--name', 'b', '--model', 'cnn_lstm', '--params', '3000', '--dataset', 'manifest', '--data_path', str(small_corpus),
-            '--epochs', '2', '--batch_size', '10', '--device', 'cuda']
-    augment.main(argv)
-    augment.main([*argv, '--resume'])
-    assert (tmp_path / 'runs/augment/b/predictions.csv').exists()
+@pytest.mark.parametrize('kwargs', NETWORKS, ids=str)
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_passes_are_those_of_the_plain_form(kwargs, channels_last):
+    assert_same_passes(*pair(torch.float, 'cuda', channels_last, **kwargs), *batch(torch.float, 'cuda'), 1e-3)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='one CUDA device or none')
-def test_the_second_gpu_is_used_when_named(small_corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = torch.cuda.memory_allocated(0)
-    augment.main(['--name', 'b', '--model', 'cnn', '--dataset', 'manifest', '--data_path', str(small_corpus), '--epochs', '1',
-                  '--batch_size', '10', '--device', 'cuda:1'])
-    assert torch.cuda.current_device() == 1 and torch.cuda.memory_allocated(0) == before
+@pytest.mark.parametrize('order, hessian', [(1, 'exact'), (2, 'exact'), (2, 'difference')])
+@pytest.mark.parametrize('rnn_primitives', ['mixed', 'all'])
+def test_alpha_steps_of_both_forms_are_those_of_a_cpu(order, hessian, rnn_primitives):
+    nets = pair(torch.float, n_layers=4, rnn_primitives=rnn_primitives)
+    trn, val = batch(torch.float), batch(torch.float)
+    expected = alpha_gradient(copy.deepcopy(nets[0]), order, hessian, trn, val)
+    for net in nets:
+        on_gpu = [tuple(t.cuda() for t in part) for part in (trn, val)]
+        found = [g.cpu() for g in alpha_gradient(net.cuda(), order, hessian, *on_gpu)]
+        assert_same(found, expected, 1e-1 if hessian == 'difference' else 1e-2)
+
+
+@pytest.mark.parametrize('fast', [True, False])
+def test_a_step_under_autocast_is_near_that_in_float32(fast):
+    net = pair(torch.float, 'cuda', True, rnn_primitives='all')[0 if fast else 1]
+    X, y = batch(torch.float, 'cuda')
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast('cuda', torch.bfloat16, enabled=enabled):
+            losses.append(net.loss(X, y))
+        grads = torch.autograd.grad(losses[-1], list(net.parameters()), allow_unused=True)
+        assert all(g is None or g.isfinite().all() for g in grads)
+    torch.testing.assert_close(losses[1].float(), losses[0], rtol=.1, atol=.1)
+
+
+def run(net, X, y, device, autocast=False):
+    """Logits, and the gradients of all weights, on the CPU."""
+    net.to(device)
+    with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
+        logits = net(X.to(device))[0]
+        loss = torch.nn.functional.cross_entropy(logits, y.to(device))
+    grads = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+    return [logits.float().cpu(), *(None if g is None else g.cpu() for g in grads)]
+
+
+@pytest.mark.parametrize('seq_op', SEQ_OPS)
+def test_discrete_network_of_every_operation(seq_op):
+    cell = [[(op, 0), (op, 1)] for op in gt.PRIMITIVES[:-1]]
+    genotype = gt.Genotype(cell, [2, 3], cell, [2, 3], [[(seq_op, 0), (seq_op, 1)]], [2])
+    net, (X, y) = AugmentCNN(None, 1, 4, 3, 3, False, genotype, C_rnn=6), batch(torch.float)
+    expected = run(net, X, y, 'cpu')
+    assert_same(run(net, X, y, 'cuda'), expected, 1e-3)
+    assert_same(run(net, X, y, 'cuda', autocast=True)[:1], expected[:1], .1)
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_baselines(name):
+    net, (X, y) = make_baseline(name, 13, 18, 3, 0.), batch(torch.float)
+    expected = run(net, X, y, 'cpu')
+    assert_same(run(net, X, y, 'cuda'), expected, 1e-3)
+    assert_same(run(net, X, y, 'cuda', autocast=True)[:1], expected[:1], .1)
+
+
+def test_weights_of_recurrences_stay_in_one_piece_in_the_virtual_step(recwarn):
+    """Otherwise cuDNN copies them at every call, and warns."""
+    net, _ = pair(torch.float, 'cuda', rnn_primitives='all')
+    alpha_gradient(net, 2, 'difference', batch(torch.float, 'cuda'), batch(torch.float, 'cuda'))
+    assert not [w for w in recwarn if 'contiguous chunk' in str(w.message)]

@@ -6,6 +6,7 @@ import genotypes as gt
 from models.augment_cnn import AugmentCNN
 from models.ops import DropPath
 from models.search_cnn import SearchCNNController
+from models.skeleton import statistics_pool, to_sequence, valid_steps
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -190,18 +191,50 @@ def test_drop_path_reaches_every_operation_but_skips():
     assert torch.equal(net(x)[0], net(x)[0])
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize('order', [1, 2])
-def test_gpu_agrees_with_cpu(order):
-    from models.architect import Architect
-    net = supernet(rnn_primitives='all')
-    x, y = torch.randn(4, 1, 16, 20), torch.tensor([0, 1, 2, 0])
-    found = []
-    for device in ('cpu', 'cuda'):
-        net.to(device)
-        optim = torch.optim.SGD(net.weights(), .025, momentum=.9)
-        batch = (x.to(device), y.to(device))
-        step = Architect(net, .9, 3e-4)
-        step.backward(*batch) if order == 1 else step.unrolled_backward(*batch, *batch, .025, optim)
-        found.append(torch.cat([a.grad.flatten().cpu() for a in net.alphas()]))
-    assert (found[0] - found[1]).norm() < (1e-3 if order == 1 else 1e-2) * found[0].norm()
+def padded(n_frames=17):
+    """Windows whose ends are padding, and where they are audio."""
+    valid = torch.arange(n_frames) < torch.tensor([[n_frames], [12], [8], [1]])
+    return torch.randn(4, 1, 12, n_frames, dtype=torch.double) * valid[:, None, None], valid
+
+
+def test_statistics_of_valid_steps_are_those_of_the_cut_sequence():
+    x, mask = torch.randn(4, 9, 5, dtype=torch.double), torch.arange(9) < torch.tensor([[9], [5], [2], [1]])
+    found = statistics_pool(x, mask.unsqueeze(-1))
+    for i, n in enumerate(mask.sum(dim=1).tolist()):
+        torch.testing.assert_close(found[i:i + 1], statistics_pool(x[i:i + 1, :n]))
+    torch.testing.assert_close(statistics_pool(x, torch.ones(4, 9, 1, dtype=torch.bool)), statistics_pool(x))
+
+
+@pytest.mark.parametrize('n_frames, n_steps', [(17, 17), (17, 5), (16, 4), (94, 24)])
+def test_a_step_is_valid_if_any_frame_under_it_is_audio(n_frames, n_steps):
+    valid = torch.arange(n_frames) < torch.tensor([[n_frames], [n_frames // 2], [1]])
+    for i, row in enumerate(valid_steps(valid, n_steps)[..., 0].tolist()):
+        for t, step in enumerate(row):
+            first, last = t * n_frames // n_steps, -(-(t + 1) * n_frames // n_steps)
+            assert step == bool(valid[i, first:last].any())
+
+
+@pytest.mark.parametrize('n_layers_rnn', [0, 1])
+@pytest.mark.parametrize('kind', ['supernet', 'discrete'])
+def test_padding_takes_no_part_in_the_statistics_pooling(kind, n_layers_rnn):
+    """What the pooling gets for a padded window is cut where the padding begins, pooled, and classified by hand."""
+    net = supernet(n_layers_rnn=n_layers_rnn, rnn_primitives='skip_connect,gru_1,none').double()
+    if kind == 'discrete':
+        net = AugmentCNN(None, 1, 4, 3, 3, False, net.genotype(), n_layers_rnn=n_layers_rnn, C_rnn=6).double()
+    body = net.net if kind == 'supernet' else net
+    settle(net, 1, 12, 17)
+    forward = net if kind == 'supernet' else lambda *args: net(*args)[0]
+    (x, valid), sequences = padded(), []
+    hook = body.dropout.register_forward_hook(lambda module, args, out: sequences.append(out))
+    masked = forward(x, valid)
+    hook.remove()
+    h = sequences[-1] if n_layers_rnn else to_sequence(sequences[-1], sequences[-1].shape[-1])
+    n_steps = valid_steps(valid, h.shape[1]).sum(dim=1)[:, 0].tolist()
+    assert n_steps[0] == h.shape[1] == 5 and n_steps[-1] == 1
+    for i, n in enumerate(n_steps):
+        torch.testing.assert_close(body.linear(statistics_pool(h[i:i + 1, :n])), masked[i:i + 1])
+    plain = forward(x)
+    assert (plain[1:] - masked[1:]).abs().max() > 1e-6
+    torch.testing.assert_close(plain[:1], masked[:1])  # a window without padding
+    net.pools_padding = True  # as in networks of the first version
+    assert torch.equal(forward(x, valid), plain)

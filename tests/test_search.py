@@ -9,6 +9,7 @@ import genotypes as gt
 from models.architect import Architect
 from models.ops import OPS, MixedOp
 from models.rnn_ops import RNN_OPS
+from models.search_cnn import parse
 
 CNN_OPS = ('max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3', 'dil_conv_5x5', 'none')
 SEQ_OPS = ('gru_1', 'skip_connect', 'none')
@@ -58,7 +59,7 @@ class OneEdge(nn.Module):
         return [self.alpha]
 
     def found(self):
-        return gt.parse(self.alphas(), 1, self.primitives)[0][0][0]
+        return parse(self.alphas(), 1, self.primitives)[0][0][0]
 
 
 def order_of_events(n):
