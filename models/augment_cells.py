@@ -9,7 +9,9 @@ from models.skeleton import FitSequence, fit_map
 
 
 def to_dag(gene: list, make_op) -> nn.ModuleList:
-    """ModuleList over nodes of ModuleLists over edges. make_op(name, state index) -> operation; drop-path follows all but skips.
+    """ModuleList over nodes of ModuleLists over edges. make_op(name, state index) -> operation.
+
+    Drop-path follows every operation but a skip.
     """
     dag = nn.ModuleList()
     for node in gene:

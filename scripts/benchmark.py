@@ -58,7 +58,8 @@ class Steps:
             if form == 'fast' and config.channels_last:
                 self.net.to(memory_format=torch.channels_last)
         sizes = config.batch_size, 1, config.n_mels, config.n_frames
-        self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device)) for _ in range(2)]
+        self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device))
+                        for _ in range(2)]
         self.autocast = utils.autocast(device or torch.device('cpu'), config.amp and form == 'fast')
         self.weights = list(self.net.parameters() if genotype else self.net.weights())
         self.optim = torch.optim.SGD(self.weights, .025, momentum=.9, weight_decay=3e-4, foreach=True)
@@ -157,7 +158,8 @@ def growth(device, repeats) -> list:
 
 def row(names, times):
     found = {**names, **{form: 1e3 * t for form, t in times.items()}, 'ratio': times['plain'] / times['fast']}
-    print(*names.values(), f'fast {found["fast"]:.1f} ms, plain {found["plain"]:.1f} ms, ratio {found["ratio"]:.2f}', flush=True)
+    print(*names.values(), f'fast {found["fast"]:.1f} ms, plain {found["plain"]:.1f} ms, ratio {found["ratio"]:.2f}',
+          flush=True)
     return found
 
 
@@ -195,10 +197,14 @@ def resident(field: str) -> int:
 
 
 def counts(preset, spaces=SPACES, exact=True) -> list:
-    """[{'space', 'step', 'fast', 'plain': operations, 'ratio'}] for every set of operations; other settings are the preset's."""
+    """[{'space', 'step', 'fast', 'plain': operations, 'ratio'}] for every set of operations.
+
+    Other settings are the preset's, but sets of CNN operations are counted without SeqNN cells.
+    """
     rows = []
     for name, value in [(None, 'preset'), *spaces]:
-        config = settings('search', preset, **({name: value} if name else {}), **({'rnn_layers': 0} if name == 'cnn_ops' else {}))
+        changes = ({name: value} if name else {}) | ({'rnn_layers': 0} if name == 'cnn_ops' else {})
+        config = settings('search', preset, **changes)
         steps = [('weight_step', 'difference'), ('alpha_step_1', 'difference'), ('alpha_step_2', 'difference')]
         if exact and not name:
             steps.append(('alpha_step_2', 'exact'))
