@@ -4,6 +4,7 @@ A setting is one row in one group; SearchConfig, AugmentConfig and SvmConfig lis
 neither torch nor librosa, so that `--help` answers at once.
 """
 import argparse
+import contextlib
 import difflib
 import math
 import pkgutil
@@ -46,17 +47,17 @@ class DataSettings:
     """corpus and fold"""
     dataset: str = setting('synthetic', 'corpus', choices=CORPORA)
     data_path: str | None = setting(None, 'folder of the corpus, or the CSV file of a manifest')
-    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad. Required for iemocap, '
-                                 'msp_improv and msp_podcast; otherwise all classes')
+    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad; \\, is a comma in a name. '
+                                 'Required for iemocap, msp_improv and msp_podcast; otherwise all classes')
     turns: str | None = setting(None, 'required for iemocap: improvised, scripted or all')
     scenarios: str | None = setting(None, 'required for msp_improv: letters from P,R,S,T, or all')
     folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out; the rest of the '
                          'session is dev), loso (leave one speaker out), official or official:Test2 (msp_podcast), or a number')
     fold: int = setting(1, 'fold to use, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
-    workers: int = setting(0, 'processes that extract features; 0: one per available core', low=0)
-    resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device if they '
-                            'fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
+    workers: int = setting(0, 'threads that extract features; 0: one per available core, at most 8', low=0)
+    resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device '
+                            'if they fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class FeatureSettings:
     hop_ms: float = setting(16., 'ms between frames', low=1., high=WINDOW_MS)
     time_pool: int = setting(2, 'keep the maximum of this many frames', low=1)
     trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming', low=0.)
-    normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the same '
-                             'speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
+    normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
+                             'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
 
     @property
@@ -149,8 +150,8 @@ class SearchSettings:
 @dataclass(frozen=True, kw_only=True)
 class DevSettings:
     """dev speakers"""
-    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks are then tested after their last epoch; the SVM '
-                                 'still chooses C on dev first')
+    train_on_dev: bool = setting(False, 'train on the dev speakers too. Networks are then tested after their last epoch; the '
+                                 'SVM still chooses C on dev first')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ class ModelSettings:
     model: str = setting('genotype', 'network: that of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
     genotype: str | None = setting(None, 'genotype.json, a folder of search.py, a text "Genotype(...)" or a file with one, or '
                                    'random: drawn from the search space by seed and fold')
-    params: int = setting(0, 'width of a hand-designed network: the one nearest to this many parameters; 0: its own', low=0)
+    params: int = setting(0, 'resize a hand-designed network to about this many parameters; 0: its own width', low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ class RetrainingSettings:
     patience: int = setting(0, 'stop after this many epochs without a better dev UA; 0: never', low=0)
     optimizer: str = setting('sgd', 'optimizer of the weights', choices=('sgd', 'adamw'))
     lr: float = setting(.025, 'learning rate, decays to 0 along a cosine', low=0.)
-    warmup: int = setting(0, 'first epochs, in which the learning rate rises', low=0)
+    warmup: int = setting(0, 'epochs of linear warm-up of the learning rate', low=0)
     momentum: float = setting(.9, 'momentum of SGD', low=0., high=1.)
     weight_decay: float = setting(3e-4, 'weight decay of SGD or AdamW', low=0.)
     grad_clip: float = setting(5., 'largest gradient norm; 0: no clipping', low=0.)
@@ -183,16 +184,33 @@ class Settings:
     GROUPS = ()
 
     def __post_init__(self):
-        if not re.fullmatch(r'([\w.-]*\w[\w.-]*/)*[\w.-]*\w[\w.-]*', self.name):
-            raise UserError(f'--name {self.name!r}: use letters, digits, ".", "_" and "-", with "/" between folders')
+        if not re.fullmatch(r'([\w-][\w.-]*/)*[\w-][\w.-]*', self.name):
+            raise UserError(f'--name {self.name!r}: use letters, digits, ".", "_" and "-", with "/" between folders; no name '
+                            'may begin with "."')
         for f in fields(self):
             check(f, getattr(self, f.name))
         if self.resume and self.overwrite:
             raise UserError('--overwrite and --resume exclude each other')
 
-    def unused(self):
-        """{name: why} of the settings that have no effect here, given the others."""
-        return {}
+    def unused(self) -> dict:
+        """{name: why} of the settings that have no effect, given the others."""
+        def get(name):
+            return getattr(self, name, None)
+        model, cells = get('model'), names_of(SpaceSettings, NetworkSettings)
+        cells.remove('dropout')
+        rows = [
+            (get('n_masks') == 0, '--n_masks 0', ['max_freq', 'max_time']),
+            (get('rnn_layers') == 0, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
+            (get('order') == 1, '--order 1', ['hessian']),
+            (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
+            (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
+            (model == 'genotype', '--model genotype', ['params']),
+            (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
+             names_of(SpaceSettings)),
+            (model in BASELINES, f'--model {model}', [*cells, 'aux_weight', 'drop_path_prob']),
+        ]
+        mine = {f.name for f in fields(self)}
+        return {name: why for applies, why, names in rows if applies for name in names if name in mine}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +218,6 @@ class SearchConfig(SearchSettings, SpaceSettings, NetworkSettings, AugmentationS
                    DataSettings, RunSettings, Settings):
     GROUPS = (RunSettings, DataSettings, FeatureSettings, SpaceSettings, NetworkSettings, SearchSettings, AugmentationSettings,
               DeviceSettings)
-
-    def unused(self):
-        return {**_unused_masks(self), **_unused_seq(self), **({'hessian': '--order 1'} if self.order == 1 else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,28 +234,20 @@ class AugmentConfig(RetrainingSettings, ModelSettings, SpaceSettings, NetworkSet
             raise UserError('--patience needs dev speakers, and --train_on_dev trains on them: say --no-train_on_dev or '
                             '--patience 0')
 
-    def unused(self):
-        found = {**_unused_masks(self), **({'momentum': '--optimizer adamw'} if self.optimizer == 'adamw' else {})}
-        if self.model != 'genotype':
-            cells = [f.name for group in (SpaceSettings, NetworkSettings) for f in fields(group) if f.name != 'dropout']
-            return {**found, **dict.fromkeys([*cells, 'aux_weight', 'drop_path_prob'], f'--model {self.model}')}
-        found['params'] = '--model genotype'
-        if self.genotype != RANDOM:
-            found.update(dict.fromkeys([f.name for f in fields(SpaceSettings)], '--genotype FILE, which fixes the cells'))
-        return {**_unused_seq(self), **found}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SvmConfig(DevSettings, FeatureSettings, DataSettings, RunSettings, Settings):
     GROUPS = (RunSettings, DataSettings, FeatureSettings, DevSettings)
 
 
-def _unused_masks(config):
-    return {} if config.n_masks else dict.fromkeys(('max_freq', 'max_time'), '--n_masks 0')
+def names_of(*groups) -> list:
+    """Names of the settings of these groups."""
+    return [f.name for group in groups for f in fields(group)]
 
 
-def _unused_seq(config):
-    return {} if config.rnn_layers else dict.fromkeys(('rnn_channels', 'rnn_nodes', 'rnn_ops'), '--rnn_layers 0')
+def pick(config, *groups) -> dict:
+    """{name: value} of the settings of `config` that belong to these groups."""
+    return {name: getattr(config, name) for name in names_of(*groups)}
 
 
 SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': SvmConfig}
@@ -250,23 +257,24 @@ HELP = {
                'python search.py --name mine --dataset manifest --data_path my.csv --epochs 30'),
     'augment': ('augment.py', 'Train the network of a genotype, or a hand-designed one, and test it on unheard speakers.',
                 'python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo',
-                'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru --optimizer adamw --lr .003'),
+                'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru'),
     'svm': ('scripts/svm.py', 'Train and test a linear SVM on functionals of the features of one fold.',
             'python scripts/svm.py --name svm --dataset emodb --data_path DIR',
             'python scripts/svm.py --name svm2 --dataset manifest --data_path my.csv --fold 2'),
 }
 
 
-def pick(config, *groups):
-    """{name: value} of the settings of `config` that belong to these groups."""
-    return {f.name: getattr(config, f.name) for group in groups for f in fields(group)}
+_GROUPS = [group for cls in SECTIONS.values() for group in cls.GROUPS]
+NAMES = {section: set(names_of(cls)) - {'config'} for section, cls in SECTIONS.items()}
+# Settings of several programs: those that may stand at the top level of a settings file.
+SHARED = set(names_of(*(group for group in _GROUPS if _GROUPS.count(group) > 1))) - {'config'}
 
 
 def check(f, value):
-    """UserError if `value` is none that the field allows."""
+    """UserError if the field does not allow `value`."""
     choices, low, high = (f.metadata.get(key) for key in ('choices', 'low', 'high'))
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), map(str, choices), 1)
+        near = difflib.get_close_matches(str(value).lower(), map(str, choices), 1)
         hint = f'; did you mean {near[0]}?' if near else ''
         raise UserError(f'--{f.name} {value}: must be one of {", ".join(map(str, choices))}{hint}')
     if isinstance(value, float) and not math.isfinite(value):
@@ -289,76 +297,87 @@ def given(section, argv=None):
     for group in cls.GROUPS:
         parser.add_settings(group)
     flags = parser.known(argv)
-    values = {**(read_yaml(flags['config'], section) if flags.get('config') else {}), **flags}
+    values = {**(read_yaml(flags['config'], section) if 'config' in flags else {}), **flags}
     if 'name' not in values:
         raise UserError('--name is required: results go to runs/.../NAME')
     return Given(values, frozenset(flags))
 
 
-def build(section, given, recorded=None):
-    """The frozen configuration. recorded: settings that a genotype brings along, which flags and YAML override.
+def build(section: str, given: Given, recorded: dict | None = None):
+    """The frozen configuration. recorded: settings that a genotype brings along; flags and YAML override them.
 
     UserError if a flag was typed that has no effect on this model.
     """
-    cls = SECTIONS[section]
-    recorded = {name: convert(cls, name, value) for name, value in (recorded or {}).items()}
-    config = cls(**{**recorded, **given.values})
+    config = SECTIONS[section](**{**(recorded or {}), **given.values})
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')
     return config
 
 
-def read_yaml(path, section):
+def read_yaml(path, section: str) -> dict:
     """{name: value} of a settings file for one program: keys at the top, overridden by those under `search:` and the like."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            tree = yaml.safe_load(f) or {}
-    except OSError as error:
-        raise UserError(f'--config {path}: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f'--config {path}: not YAML: {error}') from None
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(s) or {}, dict) for s in SECTIONS):
-        raise UserError(f'--config {path}: must contain lines "name: value"')
-    names = {s: {f.name for f in fields(cls)} - {'config'} for s, cls in SECTIONS.items()}
-    parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS}, **{s: tree.get(s) or {} for s in SECTIONS}}
+    tree = _load_yaml(path)
+    if base := tree.pop('extends', None):
+        below = _load_yaml(Path(path).parent / base) if isinstance(base, str) else {'extends': base}
+        if 'extends' in below:
+            raise UserError(f'--config {path}: extends: must name one settings file, which extends no other')
+        for part in SECTIONS:
+            kept = {key: value for key, value in (below.get(part) or {}).items() if key not in tree}
+            tree[part] = {**kept, **(tree.get(part) or {})}
+        tree = {**below, **tree}
+    parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS},
+             **{part: tree.get(part) or {} for part in SECTIONS}}
     for where, values in parts.items():
-        valid = names[where] if where else {f.name for f in shared()} - {'config'}
         for key in values:
-            if key not in valid:
-                raise UserError(f'--config {path}: {_misplaced(key, where, valid, names)}')
-    values = {**{key: value for key, value in parts[None].items() if key in names[section]}, **parts[section]}
+            if key not in (NAMES[where] if where else SHARED):
+                raise UserError(f'--config {path}: {_misplaced(key, where)}')
+    values = {**{key: value for key, value in parts[None].items() if key in NAMES[section]}, **parts[section]}
     try:
         return {name: convert(SECTIONS[section], name, value) for name, value in values.items()}
     except UserError as error:
         raise UserError(f'--config {path}: {error}') from None
 
 
-def _misplaced(key, where, valid, names):
-    """What is wrong with a key of a YAML file, and where it belongs."""
-    at = f' under {where}:' if where else ''
-    homes = [section for section in names if key in names[section]]
-    if homes and (where is None or not homes == [where]):
-        shares = {f.name for f in shared()}
-        place = 'the top level' if key in shares else ' or '.join(f'{section}:' for section in homes)
-        return f'{key!r}{at or " at the top level"} has no effect there; it belongs {"at" if key in shares else "under"} {place}'
-    near = difflib.get_close_matches(str(key), [*valid, *SECTIONS], 1)
-    near = near or difflib.get_close_matches(str(key), sorted(set.union(*names.values())), 1)
-    if not near:
-        return f'unknown key {key!r}{at}; --help lists all settings'
-    homes = '' if near[0] in valid or near[0] in SECTIONS else ', under ' + ' or '.join(
-        f'{section}:' for section in names if near[0] in names[section])
-    return f'unknown key {key!r}{at}; did you mean {near[0]}{homes}?'
+def _load_yaml(path):
+    """Tree of a settings file. UserError."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            tree = yaml.safe_load(f) or {}
+    except OSError as error:
+        raise UserError(f'--config {path}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f'--config {path}: not YAML: {error}') from None
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(part) or {}, dict) for part in SECTIONS):
+        raise UserError(f'--config {path}: must contain lines "name: value"')
+    return tree
 
 
-def shared():
-    """Fields of the groups that more than one program has: the settings that may stand at the top of a YAML file."""
-    groups = [group for cls in SECTIONS.values() for group in cls.GROUPS]
-    return [f for group in dict.fromkeys(groups) if groups.count(group) > 1 for f in fields(group)]
+def _misplaced(key, where):
+    """What is wrong with a key of a settings file, and where it belongs."""
+    def homes(name):
+        return ' or '.join(f'{section}:' for section in SECTIONS if name in NAMES[section])
+    at, valid = (f'under {where}:', NAMES[where]) if where else ('at the top level', SHARED)
+    if homes(key):
+        return f'{key!r} has no effect {at}; it belongs {"at the top level" if key in SHARED else f"under {homes(key)}"}'
+    if near := difflib.get_close_matches(str(key), [*valid, *SECTIONS], 1):
+        return f'unknown key {key!r} {at}; did you mean {near[0]}?'
+    if near := difflib.get_close_matches(str(key), sorted(set.union(*NAMES.values())), 1):
+        return f'unknown key {key!r} {at}; did you mean {near[0]}, under {homes(near[0])}?'
+    return f'unknown key {key!r} {at}; --help lists all settings'
+
+
+def checked(cls, name: str, value):
+    """`convert`, and the bounds and choices of the field too."""
+    value = convert(cls, name, value)
+    check(next(f for f in fields(cls) if f.name == name), value)
+    return value
 
 
 def convert(cls, name, value):
     """A value from a flag (text) or from YAML, as the type of the field `name` of cls. UserError."""
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = ','.join(value)  # labels: [ang, sad]
     kind = next(f.type for f in fields(cls) if f.name == name)
     if value is None and kind == str | None:
         return None
@@ -371,7 +390,7 @@ def convert(cls, name, value):
         if isinstance(value, dict | list) or value is None or (target is int and isinstance(value, float)):
             raise ValueError
         return target(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         kinds = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
         raise UserError(f'--{name}: {value!r} is not {kinds[target]}') from None
 
@@ -380,10 +399,10 @@ class Parser(argparse.ArgumentParser):
     """argparse over groups of settings, whose mistakes are UserErrors. Only what is typed is returned."""
 
     def __init__(self, examples=(), usage=None, **kwargs):
-        epilog = '\n'.join(['examples:', *(f'  {example}' for example in examples)]) if examples else None
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, epilog=epilog,
-                         usage=usage or '%(prog)s --name NAME [--config FILE] [--SETTING VALUE ...]', formatter_class=argparse.RawDescriptionHelpFormatter,
-                         **kwargs)
+        epilog = '\n  '.join(['examples:', *examples]) if examples else None
+        usage = usage or '%(prog)s --name NAME [--config FILE] [--SETTING VALUE ...]'
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, epilog=epilog, usage=usage,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.flags = {}  # flag: (group, name)
 
     def add_settings(self, group, prefix='', hidden=False):
@@ -403,17 +422,25 @@ class Parser(argparse.ArgumentParser):
         """{name with its prefix: converted value} of the flags in argv. UserError."""
         found, unknown = self.parse_known_args(argv)
         if unknown:
-            word = unknown[0].split('=')[0]
-            near = difflib.get_close_matches(word, self.flags, 1)
-            hint = f'did you mean {near[0]}?' if near else '--help lists all flags'
-            raise UserError(f'unknown argument {unknown[0]}; {hint}')
+            raise UserError(f'unknown argument {unknown[0]}; {self._hint(unknown[0].split("=")[0])}')
         return {name: convert(*self.flags[f'--{name}'], value) for name, value in vars(found).items()}
+
+    def _hint(self, word):
+        name = word.removeprefix('--').removeprefix('no-')
+        homes = [HELP[section][0] for section in SECTIONS if name in NAMES[section]]
+        if word.startswith('--') and homes:
+            return f'it is a flag of {" and ".join(homes)}'
+        if word.lower() in ('true', 'false', 'yes', 'no', '0', '1'):
+            return 'a switch takes no value: say --amp or --no-amp, for example'
+        near = difflib.get_close_matches(word, self.flags, 1)
+        return f'did you mean {near[0]}?' if near else '--help lists all flags'
 
     def error(self, message):
         raise UserError(message)
 
 
-def answer_help(section):
-    """Prints the help of a program and exits, if that is all it was called for; called before slow imports."""
+def answer_help(section: str):
+    """Prints the help of a program and exits, if that is what it was called for; called before slow imports."""
     if {'-h', '--help'} & set(sys.argv[1:]):
-        given(section)
+        with contextlib.suppress(UserError):  # the program itself will report it
+            given(section)

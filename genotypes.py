@@ -1,63 +1,63 @@
-"""Genotypes: what a search finds, in the two forms people pass around.
+"""Genotypes: the cells that a search finds, and the written forms in which people pass them around.
 
-A gene is a list over nodes; a node is a list of (operation, index of the state it reads). States 0 and 1 are the outputs of
-the two cells before; state 2 + i is node i. `*_concat` names the states whose concatenation is the cell's output.
+A gene is a list of nodes. A node is a list of edges (operation, state it reads). States 0 and 1 are the outputs of the two
+cells before; state 2 + i is node i. The output of a cell is the concatenation of the states in `*_concat`.
 
     Genotype(normal=[[('sep_conv_3x3', 0), ('skip_connect', 1)], ...], normal_concat=range(2, 6), reduce=..., rnn=...)
 
-Text in that form, and JSON, are read by a parser of literals: nothing in a genotype file is ever executed.
+`load` and `from_str` read this form, which pt.darts prints, the flat lists of DARTS and PC-DARTS, and JSON. They parse
+literals and never execute anything; `check` bounds what a file can ask for.
 """
 import ast
 import json
 import os
-from collections import namedtuple
-
-import torch
-import torch.nn.functional as F
+import re
+from collections import Counter, namedtuple
 
 Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat rnn rnn_concat', defaults=([], []))
+KINDS = ('normal', 'reduce', 'rnn')
 
-NONE = 'none'
-SKIP = 'skip_connect'
+NONE, SKIP = 'none', 'skip_connect'
+MAX_NODES = 32  # in a cell; DARTS has 4
+MAX_BYTES = 1_000_000  # in a file
 _REST = (SKIP, NONE)
-_SEP, _DIL, _POOL = ('sep_conv_3x3', 'sep_conv_5x5'), ('dil_conv_3x3', 'dil_conv_5x5'), ('max_pool_3x3', 'avg_pool_3x3')
+_SEP, _DIL = ('sep_conv_3x3', 'sep_conv_5x5'), ('dil_conv_3x3', 'dil_conv_5x5')
+_POOL = ('max_pool_3x3', 'avg_pool_3x3')
 
 
-def _depths(family, deepest):
-    return tuple(f'{family}_{depth}' for depth in range(1, deepest + 1))
-
-
-# `none` stands last in every set.
+# `none` is the last operation of every set.
 CNN_OP_SETS = {
-    'paper': _POOL + (SKIP,) + _SEP + _DIL + (NONE,),  # the eight of the paper
+    'paper': _POOL + (SKIP,) + _SEP + _DIL + (NONE,),  # the eight operations of the paper
     'sep_conv': _SEP + _REST,
     'dil_conv': _DIL + _REST,
     'conv': _SEP + _DIL + _REST,
     'pool': _POOL + _REST,
 }
-_PLAIN = ('lstm', 'gru', 'rnn')
-RNN_OP_SETS = {
-    'mixed': sum((_depths(f, 2) for f in _PLAIN), ()) + _REST,
-    'paper': _depths('lstm', 4) + _depths('rnn', 4) + _depths('lstm_att', 2) + _depths('rnn_att', 2) + _REST,
-    'all': sum((_depths(f, 4) + _depths(f + '_att', 2) for f in _PLAIN), ()) + _REST,
-    **{f: _depths(f, 4) + _REST for f in _PLAIN},
-    **{f + '_att': _depths(f + '_att', 2) + _REST for f in _PLAIN},
-}
-PRIMITIVES = CNN_OP_SETS['paper']
-RNN_PRIMITIVES = RNN_OP_SETS['mixed']
+_LSTM, _GRU, _RNN = ([f'{family}_{depth}' for depth in (1, 2, 3, 4)] for family in ('lstm', 'gru', 'rnn'))
+_LSTM_ATT, _GRU_ATT, _RNN_ATT = ([f'{family}_att_1', f'{family}_att_2'] for family in ('lstm', 'gru', 'rnn'))
+RNN_OP_SETS = {name: (*ops, *_REST) for name, ops in {
+    'mixed': _LSTM[:2] + _GRU[:2] + _RNN[:2],
+    'paper': _LSTM + _RNN + _LSTM_ATT + _RNN_ATT,  # its fourteen
+    'all': _LSTM + _LSTM_ATT + _GRU + _GRU_ATT + _RNN + _RNN_ATT,
+    'lstm': _LSTM, 'gru': _GRU, 'rnn': _RNN,
+    'lstm_att': _LSTM_ATT, 'gru_att': _GRU_ATT, 'rnn_att': _RNN_ATT,
+}.items()}
+PRIMITIVES, RNN_PRIMITIVES = CNN_OP_SETS['paper'], RNN_OP_SETS['mixed']
 _KNOWN = {'cnn': set(sum(CNN_OP_SETS.values(), ())), 'rnn': set(sum(RNN_OP_SETS.values(), ()))}
 
 
-def op_set(ops, kind='cnn'):
-    """A set's name, or operations themselves -> tuple of operation names, `none` last.
+def op_set(ops, kind: str = 'cnn') -> tuple[str, ...]:
+    """The operations of a set, `none` last.
 
-    `ops`: a key of CNN_OP_SETS (RNN_OP_SETS for kind='rnn'), a comma-separated text, or a sequence of names.
-    Raises ValueError on an unknown name, a repeated one, or where no operation but `none` is left.
+    ops: the name of a set (CNN_OP_SETS, or RNN_OP_SETS for kind 'rnn'), operations separated by commas, or a sequence of them.
+    Raises ValueError on an unknown or repeated operation, and if `none` is the only one.
     """
     sets = CNN_OP_SETS if kind == 'cnn' else RNN_OP_SETS
     if isinstance(ops, str) and ops in sets:
         return sets[ops]
     names = [name.strip() for name in ops.split(',')] if isinstance(ops, str) else list(ops)
+    if len(names) > 1 and set(names) & set(sets):
+        raise ValueError(f'sets of {kind} operations cannot be combined: name one set, or operations separated by commas')
     for name in names:
         if name not in _KNOWN[kind]:
             raise ValueError(f'unknown {kind} operation or set {name!r}: sets are {", ".join(sets)}; '
@@ -65,162 +65,188 @@ def op_set(ops, kind='cnn'):
     if len(set(names)) < len(names):
         raise ValueError(f'repeated {kind} operation in {",".join(names)}')
     if not set(names) - {NONE}:
-        raise ValueError(f'a set of {kind} operations needs one that is not none')
+        raise ValueError(f'{kind} operations: name at least one other than none')
     return tuple(n for n in names if n != NONE) + ((NONE,) if NONE in names else ())
 
 
-def parse(alpha, k=2, primitives=PRIMITIVES, edge_weights=None):
-    """Discrete gene of one kind of cell.
+def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2) -> Genotype:
+    """A genotype drawn uniformly from all that a search of this space can find.
 
-    alpha: one tensor a node, (n_inputs, n_ops), raw (before softmax). Edges are ranked by the largest softmax weight among
-    their operations other than `none`; each node keeps its k best edges (DARTS, section 2.4). edge_weights: one tensor a
-    node, (n_inputs,), that multiplies them for the ranking (PC-DARTS, section 3.2).
-    Returns [[(operation, state), ...], ...], best edge first.
+    rng: numpy Generator. Each node reads k different earlier states, each through any operation except `none`.
+    rnn_nodes = 0: no SeqNN cell. Raises ValueError as `op_set` does.
     """
-    gene = []
-    allowed = [i for i, name in enumerate(primitives) if name != NONE]
-    for edges, shares in zip(alpha, edge_weights or [None] * len(alpha), strict=True):
-        if edges.shape[-1] != len(primitives):
-            raise ValueError(f'alpha has {edges.shape[-1]} operations, the primitives are {len(primitives)}')
-        weights = F.softmax(edges.detach().double(), dim=-1)[:, allowed]  # (n_inputs, n_ops without none)
-        best, op = weights.max(dim=-1)
-        best = best if shares is None else best * shares.detach().double()
-        order = torch.sort(best, descending=True, stable=True).indices[:k].tolist()
-        gene.append([(primitives[allowed[op[edge]]], edge) for edge in order])
-    return gene
-
-
-def draw(rng, n_nodes, rnn_nodes, cnn_ops='paper', rnn_ops='mixed', k=2):
-    """A genotype drawn uniformly from those that a search over these nodes and operations can end with.
-
-    rng: numpy Generator. Each node reads k different states before it, each through any operation but `none`. rnn_nodes = 0: no
-    SeqNN cell. Raises ValueError as `op_set`.
-    """
-    def gene(n, names):
+    def gene(n: int, names: list[str]) -> list:
         states = [rng.choice(2 + i, k, replace=False) for i in range(n)]
         return [[(names[rng.integers(len(names))], int(state)) for state in node] for node in states]
-    cnn, rnn = ([name for name in op_set(ops, kind) if name != NONE] for ops, kind in ((cnn_ops, 'cnn'), (rnn_ops, 'rnn')))
+    cnn = [name for name in op_set(cnn_ops) if name != NONE]
+    rnn = [name for name in op_set(rnn_ops, 'rnn') if name != NONE]
     normal, reduce = gene(n_nodes, cnn), gene(n_nodes, cnn)
     concat = range(2, 2 + n_nodes)
     return Genotype(normal, concat, reduce, concat, gene(rnn_nodes, rnn), range(2, 2 + rnn_nodes) if rnn_nodes else [])
 
 
-def op_counts(genotype):
-    """How often each operation stands in a genotype: {'normal': {'skip_connect': 3, ...}, 'reduce': ..., 'rnn': ...}"""
-    counts = {}
-    for kind in ('normal', 'reduce', 'rnn'):
-        names = [name for node in getattr(genotype, kind) for name, _ in node]
-        counts[kind] = {name: names.count(name) for name in sorted(set(names))}
-    return counts
+def op_counts(genotype: Genotype) -> dict[str, dict[str, int]]:
+    """How many edges have each operation: {'normal': {'skip_connect': 3, ...}, 'reduce': ..., 'rnn': ...}"""
+    return {kind: dict(Counter(sorted(name for node in getattr(genotype, kind) for name, _ in node))) for kind in KINDS}
 
 
-def collapsed(genotype):
-    """Kinds of cell in which more than half of the edges are skip_connect: the way in which DARTS is known to fail."""
+def collapsed(genotype: Genotype) -> list[str]:
+    """The kinds of cell in which skip_connect has more than half of the edges: the known failure of DARTS."""
     return [kind for kind, counts in op_counts(genotype).items() if 2 * counts.get(SKIP, 0) > sum(counts.values())]
 
 
-def check(genotype):
-    """Returns the genotype with lists, tuples and ranges where they belong; ValueError names what is wrong with it."""
+def check(genotype: Genotype) -> Genotype:
+    """The genotype with its lists, tuples and ranges in their places. Raises ValueError on one that makes no cell."""
     fields = {}
-    for kind in ('normal', 'reduce', 'rnn'):
-        known = _KNOWN['rnn' if kind == 'rnn' else 'cnn'] - {NONE}
-        gene, concat = getattr(genotype, kind), getattr(genotype, kind + '_concat')
-        if not isinstance(gene, list | tuple) or not isinstance(concat, list | tuple | range):
-            raise ValueError(f'genotype: {kind} and {kind}_concat must be lists')
-        nodes = []
-        for i, node in enumerate(gene):
-            if not isinstance(node, list | tuple) or not node:
-                raise ValueError(f'genotype: {kind}, node {i}: not a list of (operation, state)')
-            for edge in node:
-                if not isinstance(edge, list | tuple) or len(edge) != 2 or type(edge[1]) is not int:
-                    raise ValueError(f'genotype: {kind}, node {i}: {edge!r} is not (operation, state)')
-                if edge[0] not in known:
-                    raise ValueError(f'genotype: {kind}, node {i}: {edge[0]!r} is not an operation of this kind of cell')
-                if not 0 <= edge[1] < 2 + i:
-                    raise ValueError(f'genotype: {kind}, node {i} reads state {edge[1]}, only 0..{1 + i} come before it')
-            nodes.append([tuple(edge) for edge in node])
-        concat = list(concat)
-        if bool(concat) != bool(nodes) or any(type(c) is not int or not 0 <= c < 2 + len(nodes) for c in concat):
-            raise ValueError(f'genotype: {kind}_concat {concat} does not name states of a cell of {len(nodes)} nodes')
-        if concat and concat == list(range(concat[0], concat[-1] + 1)):
-            concat = range(concat[0], concat[-1] + 1)
-        fields[kind], fields[kind + '_concat'] = nodes, concat
+    for kind in KINDS:
+        fields[kind] = _check_gene(kind, getattr(genotype, kind))
+        fields[f'{kind}_concat'] = _check_concat(kind, getattr(genotype, f'{kind}_concat'), len(fields[kind]))
     return Genotype(**fields)
 
 
-def to_str(genotype):
-    """pt.darts' form, one line."""
+def _check_gene(kind: str, gene) -> list:
+    if isinstance(gene, list | tuple) and gene and _is_edge(gene[0]):  # the flat form of DARTS: two edges a node
+        if len(gene) % 2 or not all(map(_is_edge, gene)):
+            raise ValueError(f'{kind} is a flat list, which must hold two edges (operation, state) for every node')
+        gene = [gene[i:i + 2] for i in range(0, len(gene), 2)]
+    if not isinstance(gene, list | tuple) or len(gene) > MAX_NODES:
+        raise ValueError(f'{kind} must be a list of at most {MAX_NODES} nodes')
+    known = _KNOWN['rnn' if kind == 'rnn' else 'cnn'] - {NONE}
+    for i, node in enumerate(gene):
+        if not isinstance(node, list | tuple) or not 1 <= len(node) <= 2 + i:
+            raise ValueError(f'{kind}[{i}] must be a list of 1 to {2 + i} edges (operation, state)')
+        for edge in node:
+            if not _is_edge(edge):
+                raise ValueError(f'{kind}[{i}]: {_short(edge)} is not (operation, state)')
+            if edge[0] not in known:
+                raise ValueError(f'{kind}[{i}]: {_short(edge[0])} is not an operation of this kind of cell')
+            if not 0 <= edge[1] < 2 + i:
+                raise ValueError(f'{kind}[{i}] reads state {_short(edge[1])}, but only 0 to {1 + i} come before it')
+    return [[tuple(edge) for edge in node] for node in gene]
+
+
+def _check_concat(kind: str, concat, n_nodes: int) -> list | range:
+    states = range(2 + n_nodes if n_nodes else 0)
+    if not isinstance(concat, list | tuple | range) or bool(concat) != bool(n_nodes) or len(concat) > len(states) \
+            or any(type(c) is not int or c not in states for c in concat) or len(set(concat)) < len(concat):
+        raise ValueError(f'{kind}_concat {_short(concat)} must list states of a cell of {n_nodes} nodes, each once')
+    whole = range(min(concat), max(concat) + 1) if concat else range(0)
+    return whole if concat and list(concat) == list(whole) else list(concat)
+
+
+def _is_edge(edge) -> bool:
+    return isinstance(edge, list | tuple) and len(edge) == 2 and isinstance(edge[0], str) and type(edge[1]) is int
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def to_str(genotype: Genotype) -> str:
+    """The form that pt.darts prints, on one line."""
     return repr(Genotype(*genotype))
 
 
-def from_str(text):
-    """A genotype from text: pt.darts' form (four fields or six) or JSON. Executes nothing; ValueError says what is wrong."""
-    return check(_from_json(_loads(text))) if text.lstrip().startswith('{') else check(_from_repr(text))
+def from_str(text: str) -> Genotype:
+    """A genotype from text: Genotype(...) with four fields or six, or JSON. Raises ValueError; executes nothing."""
+    try:
+        return _parse(text)[0]
+    except ValueError as error:
+        raise ValueError(f'genotype: {error}') from None
 
 
-def save(path, genotype, record):
-    """Writes genotype and `record` (dict: settings of the search that found it) as JSON: aside, then renamed."""
+def save(path, genotype: Genotype, record: dict) -> None:
+    """Writes the genotype and `record`, the settings of the search that found it, as JSON (to a side file, then renamed)."""
     fields = {name: list(value) for name, value in check(genotype)._asdict().items()}
-    with open(f'{path}.tmp', 'w') as f:
+    with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
         f.write(json.dumps({'genotype': fields, **record}, indent=1) + '\n')
     os.replace(f'{path}.tmp', path)
 
 
-def load(path):
-    """(Genotype, record) from a file in either form; the record of pt.darts' form is empty. ValueError names the file."""
+def load(source) -> tuple[Genotype, dict]:
+    """(genotype, record) from a file in any form, a folder of search.py, or the text of a genotype itself.
+
+    The record is what the JSON holds besides the genotype; other forms have none: {}. Raises ValueError, which names the file.
+    """
+    is_text = isinstance(source, str) and re.match(r'\s*(\{|(\w+\s*=\s*)?Genotype\s*\()', source)
     try:
-        with open(path) as f:
-            text = f.read()
-        record = _loads(text) if text.lstrip().startswith('{') else {}
-        return from_str(text), {key: value for key, value in record.items() if key != 'genotype'}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read as a genotype ({error})') from None
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
+        return _parse(source if is_text else _read(source))
+    except FileNotFoundError:
+        raise ValueError(f'{source}: {_missing(source)}') from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f'{"Genotype(...)" if is_text else source}: {why}') from None
 
 
-def _loads(text):
+def _missing(source) -> str:
+    """Why there is no genotype at `source`, and what to do."""
+    run = re.search(r'(?:^|/)runs/search/(.+?)(/genotype\.json)?/?$', os.fspath(source).replace(os.sep, '/'))
+    if not run:
+        return 'no genotype.json in this folder' if os.path.isdir(source) else 'no such file'
+    if os.path.isdir(os.fspath(source).removesuffix('genotype.json')):
+        return f'the search has not finished: continue it with search.py --name {run[1]} --resume'
+    return f'no such file: run search.py --name {run[1]} first'
+
+
+def _read(path) -> str:
+    path = os.path.join(path, 'genotype.json') if os.path.isdir(path) else os.fspath(path)
+    with open(path, 'rb') as f:
+        data = f.read(MAX_BYTES + 1)
+    if data.startswith(b'PK\x03\x04') or path.endswith('.pt'):
+        raise ValueError('holds a trained network, not a genotype; name genotype.json')
+    if data.startswith((b'\x89PNG', b'%PDF', b'<?xml')):
+        raise ValueError('is a picture, not a genotype; name genotype.json')
+    if len(data) > MAX_BYTES:
+        raise ValueError(f'is larger than {MAX_BYTES:,} bytes, too large for a genotype')
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return data.decode('utf-8-sig')
+    except UnicodeDecodeError:
+        raise ValueError('is not a text file; name genotype.json') from None
+
+
+def _parse(text: str) -> tuple[Genotype, dict]:
+    if not text.lstrip().startswith('{'):
+        return check(_from_call(text)), {}
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'not JSON: {error}') from None
+    found = tree.get('genotype', tree)
+    if isinstance(found, str):  # results.json has the printed form
+        return check(_from_call(found)), {key: value for key, value in tree.items() if key != 'genotype'}
+    if not isinstance(found, dict):
+        raise ValueError('holds no genotype')
+    return check(_fields(found)), {key: value for key, value in tree.items() if found is not tree and key != 'genotype'}
 
 
-def _from_json(tree):
-    fields = tree.get('genotype', tree)
-    if not isinstance(fields, dict):
-        raise ValueError('genotype: not a table of fields')
-    return _fields(fields)
-
-
-def _from_repr(text):
+def _from_call(text: str) -> Genotype:
+    """From 'Genotype(...)', or an assignment such as 'PCDARTS = Genotype(...)'."""
     try:
-        call = ast.parse(text.strip(), mode='eval').body
+        call = ast.parse(re.sub(r'^\w+\s*=\s*', '', text.strip()), mode='eval').body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError('genotype: neither Genotype(...) nor JSON') from None
-    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'Genotype'):
-        raise ValueError('genotype: neither Genotype(...) nor JSON')
-    names = Genotype._fields
-    fields = {names[i]: _literal(arg) for i, arg in enumerate(call.args[:len(names)])}
-    fields.update({keyword.arg: _literal(keyword.value) for keyword in call.keywords})
-    return _fields(fields)
+        call = None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'Genotype') \
+            or len(call.args) > len(Genotype._fields):
+        raise ValueError('neither Genotype(...) nor JSON')
+    fields = {name: _literal(arg) for name, arg in zip(Genotype._fields, call.args)}
+    return _fields({**fields, **{str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}})
 
 
-def _literal(node):
+def _literal(node: ast.AST):
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'range':
         bounds = [_literal(arg) for arg in node.args]
         if len(bounds) == 2 and all(type(b) is int and 0 <= b < 1000 for b in bounds) and not node.keywords:
             return range(*bounds)
-        raise ValueError('genotype: a range needs two small whole numbers')
+        raise ValueError('range takes two small whole numbers')
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError):
-        raise ValueError('genotype: only names, numbers, lists, tuples and range(a, b) may stand in it') from None
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError('only names, numbers, lists, tuples and range(a, b) are allowed') from None
 
 
-def _fields(fields):
-    unknown = [str(name) for name in fields if name not in Genotype._fields]
-    missing = [name for name in Genotype._fields[:4] if name not in fields]
-    if unknown or missing:
-        raise ValueError('genotype: ' + (f'unknown field {unknown[0]}' if unknown else f'field {missing[0]} is missing'))
+def _fields(fields: dict) -> Genotype:
+    for name in (*fields, *Genotype._fields[:4]):
+        if name not in fields or name not in Genotype._fields:
+            raise ValueError(f'field {name} is missing' if name not in fields else f'unknown field {_short(name)}')
     return Genotype(**fields)

@@ -1,23 +1,24 @@
-"""Search of a joint CNN and SeqNN architecture: bi-level DARTS on one fold, ends with a genotype.
+"""Joint search of a CNN and a SeqNN architecture: bi-level DARTS on one fold. It ends with a genotype.
 
     python search.py --name demo --config configs/demo.yaml
 """
+import config as cf
+
+if __name__ == '__main__':
+    cf.answer_help('search')  # before the slow imports
+
 import itertools
+import shlex
 import time
-from dataclasses import asdict
 
 import torch
-import torch.nn as nn
-from tqdm import tqdm
 
-import config as cf
 import datasets
 import genotypes as gt
 import utils
-from datasets import features, scoring
-from datasets.dataset import batch_sizes
+from datasets import scoring
 from datasets.folds import halves
-from datasets.transforms import spec_augment
+from datasets.transforms import SpecAugment
 from models import parallel
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
@@ -27,151 +28,125 @@ from models.visualize import plot, plot_alphas
 ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     config = cf.build('search', cf.given('search', argv))
-    utils.set_threads(config.threads)
-    device = utils.choose_device(config.device, parallel.local_rank())
-    parallel.start(device)
+    device = parallel.start(config)
     run = parallel.together(lambda: utils.Run('search', config, parallel.is_main()))
-    # Test speakers' audio is not even read.
-    data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes))
-    train = data.sets['train']
+    # The audio of test speakers is not even read.
+    data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes, **parallel.place()))
+    train, dev = data.sets['train'], data.sets['dev']
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
-    shared = torch.Generator().manual_seed(config.seed)  # of batches and masks, which are drawn alike on every rank
-    n_ranks = parallel.world_size()
-    sizes = [n for half in (w_half, alpha_half) for n in batch_sizes(len(half), config.batch_size, n_ranks)]
-    net = make_net(config, data, sizes).to(device)
+    net = make_net(config, data, (w_half, alpha_half)).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
+    net.net.pools_padding = run.format < 2
     w_optim = torch.optim.SGD(net.weights(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_weight_decay)
     alpha_optim = torch.optim.Adam(net.alphas(), config.alpha_lr, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optim, config.epochs, eta_min=config.w_lr_min)
     architect = Architect(net, config.w_momentum, config.w_weight_decay, config.hessian)
-    parts = dict(net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
+    autocast = utils.autocast(device, config.amp)
+    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
 
-    parallel.seed_own(config.seed)
+    state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
     checkpoint = parallel.from_main(lambda: run.open(data))
-    if checkpoint:
-        run.history = checkpoint['history']
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        parallel.set_rng_state(checkpoint['rng'], shared, device)
-    parallel.broadcast_(net.state_dict().values())
+    run.history = checkpoint['history'] if checkpoint else []
     log = run.logger.info
+    state.load(checkpoint, log)
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
-        len(w_half), len(alpha_half), len(data.sets['dev']), f'{utils.count_parameters(net.weights()):,}',
-        utils.describe_device(device, n_ranks))
-    parallel.announce(log, checkpoint)
+        len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}',
+        utils.describe_device(device, parallel.world_size()))
     for line in datasets.describe(config, data):
         log('%s', line)
-
     warmup = min(config.alpha_warmup, config.epochs - 1)
     if warmup < config.alpha_warmup:
-        log('WARNING: alpha_warmup %d leaves no epoch for alpha, shortened to %d', config.alpha_warmup, warmup)
-    autocast = utils.autocast(device, config.amp)
+        log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
+
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
-        scored = train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, shared, autocast, config, epoch,
-                             with_alpha=epoch > warmup)
+        batches = train.batches(config.batch_size, w_half, state.draws, masks)
+        batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
+        val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup else None
+        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config)
         scheduler.step()
-        if parallel.differs(net.state_dict().values()):
-            raise utils.UserError(f'epoch {epoch} left the processes with different weights, which must not be: --resume goes '
-                                  'on from the epoch before')
+        parallel.check_equal(net, epoch)
         net.eval()
         with autocast:
-            dev, _ = scoring.evaluate(parallel.sharing(net), data.sets['dev'], config.batch_size, net.criterion.weight)
+            dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
         net.train()
         genotype = net.genotype()
-        row = {'epoch': epoch, **scored, 'dev': dev, 'lr': lr, 'entropy': entropies(net), 'ops': gt.op_counts(genotype),
-               'genotype': gt.to_str(genotype), 'alpha': op_weights(net), 'beta': edge_weights(net),
-               'seconds': time.time() - began}
-        rng = parallel.rng_state(shared, device)
-        if run.writes:
-            run.end_epoch(row)
-            show(run, net, genotype, row)
-            run.save_checkpoint({'rng': rng, **{name: part.state_dict() for name, part in parts.items()}})
+        run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
+                       'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
+                       'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
+        show_epoch(run, net, genotype)
+        run.save_checkpoint(state.state_dict())
 
     if run.writes:
         finish(run, net, config, data)
-        run.close()
+    run.close()
     parallel.stop()
 
 
-def finish(run, net, config, data):
-    """The genotype as files and in the log."""
-    genotype, log = net.genotype(), run.logger.info
-    net.print_alphas(run.logger)
-    plot(genotype).savefig(run.file('genotype.png'), dpi=110)
-    gt.save(run.file('genotype.json'), genotype, record(config, net, data))
-    seconds = sum(row['seconds'] for row in run.history)
-    log('%s', gt.to_str(genotype))
-    for kind in gt.collapsed(genotype):
-        log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
-    log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), seconds / 60)
-
-
-def make_net(config, data, sizes):
-    """The supernet of these settings, for batches of these sizes. UserError where there is none."""
-    criterion = CrossEntropyLoss(data.class_weights)
+def make_net(config, data, halves) -> SearchCNNController:
+    """The supernet of these settings. UserError if there is none for these sizes. halves: indices for w and for alpha."""
+    train = data.sets['train']
     try:
         net = SearchCNNController(
-            1, config.init_channels, len(data.labels), config.layers, criterion, config.n_nodes, config.stem_multiplier,
-            config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops, config.dropout,
-            partial_channels=config.partial_channels)
-        net.net.check_batches(config.n_mels, data.sets['train'].n_frames, sizes)
+            1, config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights), config.n_nodes,
+            config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops,
+            config.dropout, partial_channels=config.partial_channels, fast=config.fast)
+        sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
+        net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
     return net
 
 
-def train_epoch(net, architect, w_optim, alpha_optim, train, w_half, alpha_half, shared, autocast, config, epoch, with_alpha):
-    """One pass over the half for w; before each step of w, one step of alpha on a batch of the other half.
+def forever(train, batch_size, indices, draws):
+    """Batches of the half for alpha, epoch after epoch, without augmentation."""
+    return itertools.chain.from_iterable(train.batches(batch_size, indices, draws) for _ in itertools.count())
 
-    shared: the generator that draws batches and masks; every rank works on its share of them.
+
+def train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config) -> tuple[dict, float | None]:
+    """One pass over the half for w. Before each step of w, one step of alpha on a batch of the other half.
+
+    val_batches: None while w is trained alone. Returns the training scores and the mean loss of the alpha steps.
     """
-    tally, val_loss, place = scoring.Tally(), [], parallel.place()
-    val_batches = itertools.chain.from_iterable(
-        train.batches(config.batch_size, alpha_half, shared, **place) for _ in itertools.count())
-    sizes = batch_sizes(len(w_half), config.batch_size, parallel.world_size())
-    bar = tqdm(train.batches(config.batch_size, w_half, shared, **place), f'epoch {epoch}/{config.epochs}', len(sizes),
-               disable=None if parallel.is_main() else True, leave=False)
-    for (trn_X, trn_y), n in zip(bar, sizes):
-        trn_X = spec_augment(trn_X, config.n_masks, config.max_freq, config.max_time, shared, n, **place)
-        if with_alpha:
+    tally, alpha_losses = scoring.Tally(), []
+    for trn_X, trn_y in batches:
+        if val_batches:
             val_X, val_y = next(val_batches)
             if config.order == 2:  # in float32: second derivatives do not survive bfloat16
                 xi = w_optim.param_groups[0]['lr']
-                val_loss.append(architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim))
+                alpha_losses.append(architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim))
             else:
                 with autocast:
-                    val_loss.append(architect.backward(val_X, val_y))
+                    alpha_losses.append(architect.backward(val_X, val_y))
             alpha_optim.step()
         w_optim.zero_grad()
         with autocast:
-            logits = net(trn_X)
+            logits = net(*trn_X)
             loss = net.criterion(logits, trn_y)
         loss.backward()
-        parallel.sum_gradients(net.weights())
-        nn.utils.clip_grad_norm_(net.weights(), config.w_grad_clip)
+        parallel.clip_gradients(net.weights(), config.w_grad_clip)
         w_optim.step()
-        tally.add(loss, logits, trn_y, n)
-    return {'train': tally.scores(parallel.gather), 'alpha_loss': float(torch.stack(val_loss).mean()) if val_loss else None}
+        tally.add(loss, logits, trn_y)
+    return tally.scores(parallel.gather), float(torch.stack(alpha_losses).mean()) if alpha_losses else None
 
 
-def op_weights(net):
-    """softmax(alpha) as nested lists: {kind: [node][edge][operation]}"""
+def op_weights(net) -> dict:
+    """softmax(alpha) as nested lists, {kind: [node][edge][operation]}."""
     return {kind: [edges.tolist() for edges in net.op_weights(kind)] for kind in net.kinds()}
 
 
-def edge_weights(net):
+def edge_weights(net) -> dict:
     """softmax(beta) as nested lists, {kind: [node][edge]}, of the kinds of cell whose edges have weights of their own."""
     return {kind: [w.tolist() for w in found] for kind in net.kinds() if (found := net.edge_weights(kind)) is not None}
 
 
-def entropies(net):
-    """Mean entropy of the edges' operation weights, in nats, by kind: log(n_ops) at the start, 0 when decided."""
+def entropies(net) -> dict:
+    """Mean entropy of softmax(alpha) over edges, in nats, by kind of cell: log(n_ops) at the start, 0 when decided."""
     found = {}
     for kind in net.kinds():
         p = torch.cat(net.op_weights(kind)).detach()  # (n_edges, n_ops)
@@ -179,38 +154,65 @@ def entropies(net):
     return found
 
 
-def show(run, net, genotype, row):
-    """The epoch in the log and in TensorBoard."""
-    run.logger.info('epoch %d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f | %.0f s', row['epoch'],
-                    *(row[part][name] for part in ('train', 'dev') for name in ('loss', 'ua', 'wa')), row['seconds'])
-    run.logger.info('  %s', row['genotype'])
-    writer, epoch = run.writer, row['epoch']
+def show_epoch(run, net, genotype):
+    """Writes the last epoch to the log and to TensorBoard."""
+    row, writer = run.history[-1], run.writer
+    run.logger.info('epoch %d/%d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f | %.0f s', row['epoch'],
+                    run.config.epochs, *(row[part][name] for part in ('train', 'dev') for name in ('loss', 'ua', 'wa')),
+                    row['seconds'])
+    if not run.writes:
+        return
+    if len(run.history) < 2 or run.history[-2]['genotype'] != row['genotype']:
+        run.logger.info('  %s', row['genotype'])
     for kind in net.kinds():
         counts = row['ops'][kind]
         for name in net.primitives_of(kind):
             if name not in (gt.NONE, gt.SKIP):
-                writer.add_scalar(f'ops_{kind}/{name}', counts.get(name, 0), epoch)
-        writer.add_scalar(f'skips/{kind}', counts.get(gt.SKIP, 0), epoch)
-        writer.add_figure(f'alpha/{kind}', plot_alphas([past['alpha'][kind] for past in run.history],
-                                                       net.primitives_of(kind)), epoch)
-    writer.add_figure('genotype', plot(genotype), epoch)
+                writer.add_scalar(f'ops_{kind}/{name}', counts.get(name, 0), row['epoch'])
+        writer.add_scalar(f'skips/{kind}', counts.get(gt.SKIP, 0), row['epoch'])
+        alphas = [past['alpha'][kind] for past in run.history]
+        writer.add_figure(f'alpha/{kind}', plot_alphas(alphas, net.primitives_of(kind), getattr(genotype, kind)),
+                          row['epoch'])
+    writer.add_figure('genotype', plot(genotype, title(run)), row['epoch'])
 
 
-def record(config, net, data):
-    """What augment.py needs to go on without repeated flags, and what tells where a genotype came from."""
-    settings = asdict(config)
+def title(run) -> str:
+    """What a picture of the current genotype is of."""
+    row = run.history[-1]
+    return (f'{run.config.dataset}, fold {run.config.fold}, epoch {row["epoch"]}: dev UA {100 * row["dev"]["ua"]:.1f} of the '
+            'supernet')
 
-    def take(*names):
-        return {name: settings[name] for name in names}
+
+def finish(run, net, config, data):
+    """Writes the genotype to files and to the log."""
+    genotype, log = net.genotype(), run.logger.info
+    net.print_alphas(run.logger)
+    plot(genotype, title(run)).savefig(run.file('genotype.png'), dpi=110)
+    gt.save(run.file('genotype.json'), genotype, record(config, net, data))
+    log('%s', gt.to_str(genotype))
+    for kind in gt.collapsed(genotype):
+        log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
+    minutes = sum(row['seconds'] for row in run.history) / 60
+    log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
+    flags = [(f'--{name}', value) for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]
+    argv = ['python', 'augment.py', '--name', config.name, *itertools.chain(*flags), '--genotype', run.path]
+    log('retrain:  %s', shlex.join(argv))
+
+
+def record(config, net, data) -> dict:
+    """What augment.py needs to continue without repeated flags, and what tells where a genotype came from."""
+    network = cf.pick(config, cf.NetworkSettings)
+    del network['dropout']  # the search's and the retraining's differ
+    settings = vars(config)
+    protocol = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold')
+    method = ('seed', 'epochs', 'order', 'hessian', 'alpha_split', 'partial_channels')
     return {
-        'network': take('init_channels', 'layers', 'n_nodes', 'stem_multiplier', 'rnn_layers', 'rnn_nodes', 'rnn_channels'),
+        'network': {**network, 'n_nodes': config.n_nodes, 'rnn_nodes': config.rnn_nodes},
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},
-        'features': take(*features.NAMES),
-        'search': {**take('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'seed', 'epochs', 'order', 'hessian',
-                          'alpha_split', 'partial_channels'),
-                   'protocol': data.protocol,
-                   'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev)}}
+        'features': cf.pick(config, cf.FeatureSettings),
+        'search': {**{name: settings[name] for name in (*protocol, *method)}, 'protocol': data.protocol,
+                   'corpus': data.corpus, 'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev)}}
 
 
 if __name__ == '__main__':
-    utils.cli(main, parallel.first_to_speak, parallel.leave)
+    utils.cli(main, parallel.first_to_speak, parallel.leave, 'the same command with --resume continues')

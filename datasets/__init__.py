@@ -1,133 +1,235 @@
-"""Corpora: a reader each, one registry, and `load`, which makes the sets of one fold.
+"""Corpora: `scan` reads one, `select` applies the protocol, `load` makes the sets of one fold.
 
-A new corpus is a module with scan(root) -> [Utterance, ...], perhaps with FOLDS or DEFAULT_FOLDS and what protocol.py asks
-for, and one row here.
+A new corpus is one file in datasets/readers/ with a function scan(root) -> [Utterance, ...]. If
+they apply, it also has FOLDS or DEFAULT_FOLDS (see folds.py) and PARTS and EXAMPLE (see
+protocol.py).
 """
 import hashlib
+import importlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
+import numpy as np
 import torch
 
+from config import CORPORA, UserError
 from datasets import protocol
 from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
-from datasets.features import FeatureConfig, cached_features
+from datasets.faults import CorpusError
+from datasets.features import cached_features
 from datasets.folds import Fold, make_folds
-from datasets.readers import cremad, emodb, iemocap, manifest, msp_improv, msp_podcast, ravdess, savee, synthetic
-from utils import UserError
+from datasets.utterance import Utterance
 
-CORPORA = {'iemocap': iemocap, 'msp_improv': msp_improv, 'msp_podcast': msp_podcast, 'emodb': emodb, 'ravdess': ravdess,
-           'cremad': cremad, 'savee': savee, 'manifest': manifest, 'synthetic': synthetic}
-FEW = 10  # recordings of a speaker; with fewer, on EMO-DB, --normalise speaker lost to corpus (docs/results.md)
+# Recordings per speaker. With fewer, on EMO-DB, --normalise speaker scored below corpus; see docs/results.md.
+FEW = 10
 
 
 @dataclass(frozen=True)
 class Data:
     """One fold of a corpus, ready for a network."""
-    labels: list[str]  # class names, sorted; a class's index is its place
+    labels: list[str]  # names of the classes, sorted; a target is an index into this list
     fold: Fold
     mean: torch.Tensor  # (F, 1), of the set 'train'
     std: torch.Tensor
-    sets: dict[str, SpeechDataset]  # of 'train', 'dev', 'test' those that were asked for
-    class_weights: torch.Tensor  # (n_classes,) n / (n_classes * n_c) over the training set
+    sets: dict[str, SpeechDataset]  # the sets that were asked for, of 'train', 'dev' and 'test'
+    class_weights: torch.Tensor  # (n_classes,): n / (n_classes * n_c) over the training set
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
-    digest: str  # of the names, labels and speakers of all these utterances
+    digest: str  # of file names, segments, labels and speakers in `sets`
+    corpus: str  # digest of file names, segments and speakers of the whole corpus, before the protocol
+    extracted: int  # utterances whose features were not in the cache
 
 
-def scan(dataset, data_path, cache_dir='.cache'):
-    """All that a corpus holds, what no experiment can use included (Utterance.left_out); see `select`.
-    data_path: its folder (the CSV of a manifest; may be None for synthetic).
+def reader(dataset: str) -> ModuleType:
+    """The module of datasets/readers/ that reads this corpus."""
+    if dataset not in CORPORA:
+        raise UserError(f'--dataset {dataset}: must be one of {", ".join(CORPORA)}')
+    return importlib.import_module(f'datasets.readers.{dataset}')
+
+
+def scan(dataset: str, data_path: str | None, cache_dir: str = '.cache') -> list[Utterance]:
+    """All utterances of a corpus, including those that no experiment can use; see `select`.
+
+    data_path: its folder; the CSV file of a manifest; None for the synthetic corpus, which is then
+    made in cache_dir.
     """
+    corpus = reader(dataset)
     if data_path is None:
         if dataset != 'synthetic':
-            raise UserError(f'--data_path is needed: the folder of {dataset}, or the CSV of a manifest')
-        data_path = os.path.join(cache_dir, f'synthetic-{synthetic.SEED}')
+            raise UserError(f'--data_path is required: the folder of {dataset}, or the CSV file of a '
+                            'manifest')
+        data_path = os.path.join(cache_dir, f'synthetic-{corpus.SEED}')
     elif not os.path.exists(data_path):
         raise UserError(f'--data_path {data_path}: no such file or folder')
-    elif dataset == 'synthetic' and not (os.path.isdir(data_path) and os.listdir(data_path)):
-        raise UserError(f'--data_path {data_path}: not a synthetic corpus; name yours with --dataset, or leave --data_path out')
-    utterances = CORPORA[dataset].scan(data_path)
+    elif dataset == 'synthetic' and not os.path.isfile(os.path.join(data_path, corpus.FIRST)):
+        raise UserError(f'--data_path {data_path}: not the synthetic corpus, which is the default of '
+                        f'--dataset; {_suggestion(data_path)}')
+    utterances = corpus.scan(data_path)
     if not utterances:
-        raise UserError(f'--data_path {data_path}: no utterance of {dataset} was found there')
+        raise UserError(f'--data_path {data_path}: contains no utterance of {dataset}; '
+                        f'{_suggestion(data_path)}')
     return utterances
 
 
-def folds_of(dataset, utterances, how):
-    return make_folds(utterances, _folds(dataset, how), getattr(CORPORA[dataset], 'FOLDS', None))
+def _suggestion(data_path):
+    """The --dataset that reads most utterances below data_path."""
+    counts = {}
+    for dataset in CORPORA:
+        try:
+            counts[dataset] = 0 if dataset == 'synthetic' else len(reader(dataset).scan(data_path))
+        except CorpusError as error:
+            counts[dataset] = len(error.found)
+        except (UserError, OSError):
+            counts[dataset] = 0
+    best = 'manifest' if os.path.isfile(data_path) else max(counts, key=counts.get)
+    if counts[best] or os.path.isfile(data_path):
+        return f'did you mean --dataset {best}?'
+    return f'name the corpus with --dataset: {", ".join(CORPORA)}'
+
+
+def select(config,
+           utterances: list[Utterance] | None = None) -> tuple[list[Utterance], list[Fold], dict]:
+    """(utterances, folds, report): what the protocol of `config` keeps of its corpus.
+
+    utterances: all of the corpus, if it has been scanned. report: as in protocol.apply.
+    """
+    corpus = reader(config.dataset)
+    if utterances is None:
+        utterances = scan(config.dataset, config.data_path, config.cache)
+    flags = {'turns': config.turns, 'scenarios': config.scenarios}
+    kept, report = protocol.apply(config.dataset, corpus, utterances, _folds(config.dataset, config.folds),
+                                  config.labels, flags)
+    return kept, folds_of(config.dataset, kept, config.folds), report
+
+
+def folds_of(dataset: str, utterances: list[Utterance], how: str) -> list[Fold]:
+    """Folds by --folds, which the corpus may have a default for."""
+    return make_folds(utterances, _folds(dataset, how), getattr(reader(dataset), 'FOLDS', None))
 
 
 def _folds(dataset, how):
-    return getattr(CORPORA[dataset], 'DEFAULT_FOLDS', how) if how == 'default' else how
+    return getattr(reader(dataset), 'DEFAULT_FOLDS', how) if how == 'default' else how
 
 
-def select(config):
-    """(utterances, folds, report): what the protocol of `config` keeps of its corpus, and the report of protocol.apply."""
-    utterances, report = protocol.apply(
-        config.dataset, CORPORA[config.dataset], scan(config.dataset, config.data_path, config.cache),
-        _folds(config.dataset, config.folds), config.labels, {'turns': config.turns, 'scenarios': config.scenarios})
-    return utterances, folds_of(config.dataset, utterances, config.folds), report
+def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', quiet: bool = False,
+         train_on_dev: bool = False, rank: int = 0, world_size: int = 1) -> Data:
+    """The fold that `config` names, with the sets `splits`; the audio of other sets is not read.
 
-
-def describe(config, data):
-    """Lines for the reader of a log: what the protocol kept, and by how much each speaker is known."""
-    yield from protocol.lines(data.protocol)
-    if config.normalise == 'speaker':
-        counts = Counter(u.speaker for part in data.sets.values() for u in part.utterances)
-        fewest = min(counts, key=counts.get)
-        yield f'every speaker is normalised by their own recordings here; the fewest are {counts[fewest]}, of {fewest}'
-        if few := [speaker for speaker, n in counts.items() if n < FEW]:
-            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings: too few to know a voice by, '
-                   '--normalise corpus may do better')
-
-
-def check_sessions(train, dev, test):
-    """UserError where dev, were it trained on, would bring a session of the test speakers that train has nothing of."""
-    sessions = [{u.session for u in part if u.session} for part in (train, dev, test)]
-    if both := sorted(sessions[1] & sessions[2] - sessions[0]):
-        raise UserError(f'--train_on_dev: the dev speakers are partners of the test speakers (session {both[0]}): '
-                        '--no-train_on_dev, or --folds session')
-
-
-def digest(utterances):
-    """Hex digest of who says what under which label, in this order; where the corpus lies does not matter."""
-    rows = [(os.path.basename(u.path), u.start, u.end, u.label, u.speaker) for u in utterances]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
-
-
-def load(config, splits, device='cpu', quiet=False, train_on_dev=False):
-    """Data of the fold that `config` (see config.py) names, with the sets `splits`; other sets' audio is not read.
-    quiet: no progress bar. train_on_dev: the dev speakers belong to the set 'train', and there is no set 'dev'.
-
-    Raises UserError on a fold that is not there, fewer than two classes, or a class that no training speaker has.
+    quiet: no progress bar. train_on_dev: the dev speakers join the set 'train', and there is no set
+    'dev'. rank, world_size: this process and how many share every batch.
     """
-    utterances, folds, report = select(config)
+    corpus = scan(config.dataset, config.data_path, config.cache)
+    utterances, folds, report = select(config, corpus)
     if not 1 <= config.fold <= len(folds):
-        raise UserError(f'--fold {config.fold}: there are folds 1 to {len(folds)}')
+        raise UserError(f'--fold {config.fold}: must be from 1 to {len(folds)}')
     fold = folds[config.fold - 1]
+    parts = split(utterances, fold, splits, train_on_dev)
+    if left_out := fold.split(utterances, 'left_out'):
+        reason = '--folds loso: in a session with the test speaker'
+        report = {**report, 'left_out_of_fold': [protocol.row(reason, left_out)]}
+
     labels = sorted({u.label for u in utterances})
+    targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}
+    counts = _count(targets['train'], labels, config.fold)
+    class_weights = counts.sum() / (len(labels) * counts.float())
+
+    features, extracted = _features(parts, config, quiet)
+    mean, std = statistics(features['train'])
+    n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
+    resident = fits(n_bytes, config.resident, device)
+    sets = {}
+    for name, part in parts.items():
+        arrays = features.pop(name)  # freed once the set holds them
+        sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
+                                   rank, world_size)
+    digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
+    return Data(labels, fold, mean, std, sets, class_weights, report, *digests, extracted)
+
+
+def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
+          train_on_dev: bool) -> dict[str, list[Utterance]]:
+    """{name: utterances} of the sets `splits`."""
     parts = {name: fold.split(utterances, name) for name in splits}
     if train_on_dev:
         check_sessions(parts['train'], *(fold.split(utterances, name) for name in ('dev', 'test')))
         parts['train'] += fold.split(utterances, 'dev')
         parts.pop('dev', None)
-    targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}
-    counts = torch.bincount(torch.tensor(targets['train']), minlength=len(labels))
-    if len(labels) < 2 or (counts == 0).any():
-        missing = [label for label, n in zip(labels, counts) if n == 0]
-        raise UserError(f'--fold {config.fold}: ' + (f'no training speaker has {missing[0]!r}' if missing else
-                                                     f'only one class, {labels[0]!r}: nothing to learn'))
-    features = FeatureConfig(config.features, config.n_mels, config.hop_ms, config.time_pool, config.trim_db)
-    n_frames = max(1, round(config.duration * features.frame_rate))
-    every = [u for part in parts.values() for u in part]
-    rest, arrays = cached_features(every, features, os.path.join(config.cache, 'features'), config.workers, quiet), {}
-    resident = fits(sum(x.nbytes for x in rest), config.resident, device)
-    for name, part in parts.items():
-        arrays[name], rest = rest[:len(part)], rest[len(part):]
-        if config.normalise == 'speaker':
-            arrays[name] = by_speaker(part, arrays[name])  # set by set: what is tested can reach no other
-    mean, std = statistics(arrays['train'])
-    sets = {name: SpeechDataset(parts[name], arrays.pop(name), targets[name], mean, std, n_frames, device, resident)
-            for name in parts}  # pop: an array is let go once its set holds it
-    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()), report,
-                digest(every))
+    return parts
+
+
+def check_sessions(train: list[Utterance], dev: list[Utterance], test: list[Utterance]) -> None:
+    """UserError if training on dev would add a session of the test speakers that is not in train."""
+    in_train, in_dev, in_test = ({u.session for u in part if u.session} for part in (train, dev, test))
+    if shared := sorted(in_dev & in_test - in_train):
+        raise UserError('--train_on_dev: the dev speakers are partners of the test speakers (session '
+                        f'{shared[0]}); use --no-train_on_dev or --folds session')
+
+
+def _count(targets, labels, number):
+    """Training utterances of each class, (n_classes,)."""
+    counts = torch.bincount(torch.tensor(targets), minlength=len(labels))
+    if (counts == 0).any():
+        missing = labels[int((counts == 0).nonzero()[0])]
+        raise UserError(f'--fold {number}: no training speaker has class {missing!r}')
+    if len(labels) < 2:
+        raise UserError(f'--fold {number}: there is only one class, {labels[0]!r}; two are needed')
+    return counts
+
+
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], int]:
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many were extracted."""
+    utterances = [u for part in parts.values() for u in part]
+    arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
+    arrays = iter(arrays)
+    features = {name: [next(arrays) for _ in part] for name, part in parts.items()}
+    if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
+        features = {name: by_speaker(parts[name], part) for name, part in features.items()}
+    return features, extracted
+
+
+def _cache_dir(config):
+    return os.path.join(config.cache, 'features')
+
+
+def digest(utterances: list[Utterance]) -> str:
+    """Hex digest of who says what under which label, in this order. Folders do not matter."""
+    return _hash([(os.path.basename(u.path), u.start, u.end, u.label, u.speaker) for u in utterances])
+
+
+def corpus_digest(utterances: list[Utterance]) -> str:
+    """Hex digest of files, segments and speakers, in any order.
+
+    If it is equal for two scans, their speakers' names mean the same people.
+    """
+    rows = ((os.path.basename(u.path), u.start or 0., u.end or 0., u.speaker) for u in utterances)
+    return _hash(sorted(rows))
+
+
+def _hash(rows):
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def describe(config, data: Data) -> Iterator[str]:
+    """Lines for the log: what the protocol kept, where features went, and what a reader should know."""
+    yield from protocol.lines(data.protocol)
+    if data.extracted:
+        yield f'extracted the features of {data.extracted} utterances to {os.path.abspath(_cache_dir(config))}'
+    if shared := _shared_sessions(data):
+        yield (f'NOTE: test and training speakers share sessions ({", ".join(shared)}), and may be heard '
+               'in each other\'s recordings; --folds session keeps sessions apart')
+    if config.normalise == 'speaker':
+        counts = Counter(u.speaker for part in data.sets.values() for u in part.utterances)
+        fewest = min(counts, key=counts.get)
+        yield (f'each speaker is normalised by their own recordings; the fewest are {counts[fewest]}, of '
+               f'{fewest}')
+        if few := [speaker for speaker, n in counts.items() if n < FEW]:
+            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings, which '
+                   'may be too few; consider --normalise corpus')
+
+
+def _shared_sessions(data):
+    """Sessions of both test and training speakers, as far as sets are loaded and sessions known."""
+    sessions = {name: {u.session for u in part.utterances if u.session} for name, part in data.sets.items()}
+    return sorted(sessions['train'] & sessions.get('test', set()))

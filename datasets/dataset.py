@@ -1,44 +1,54 @@
-"""Features of one split, cut into windows without a loop over utterances: on the device, or on the host ahead of it."""
+"""The features of one set, cut into windows without a loop over utterances."""
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from utils import UserError
+from config import UserError
+from datasets.transforms import SpecAugment
+from datasets.utterance import Utterance
 
-AHEAD = 2  # batches that the host cuts before the device asks for them
+AHEAD = 2  # batches that the host prepares before the device needs them
+
+Batch = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # ((x, valid), y)
 
 
-def statistics(features):
-    """Mean and standard deviation of each mel band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
+def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
     n = sum(x.shape[1] for x in features)
     mean = sum(x.sum(axis=1, keepdims=True, dtype=np.float64) for x in features) / n  # (F, 1)
     variance = sum(np.square(x - mean).sum(axis=1, keepdims=True) for x in features) / n
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(np.sqrt(variance), 1e-5)).float()
+    std = np.maximum(np.sqrt(variance), 1e-5)
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
-def by_speaker(utterances, features):
-    """[(F, T), ...] in their dtype, each mel band by its mean and deviation over all frames of the utterance's speaker.
+def by_speaker(utterances: list[Utterance], features: list[np.ndarray]) -> list[np.ndarray]:
+    """Features [(F, T), ...] in their dtype, each band normalised over all frames of the speaker.
 
-    Speaker normalisation: no label enters, but scoring an utterance needs the others of its speaker.
+    No label is used, but scoring one utterance needs the others of its speaker.
     """
-    own = {}
+    of_speaker = {}
     for u, x in zip(utterances, features, strict=True):
-        own.setdefault(u.speaker, []).append(x)
-    of = {speaker: [x.numpy() for x in statistics(frames)] for speaker, frames in own.items()}
-    return [((x - of[u.speaker][0]) / of[u.speaker][1]).astype(x.dtype) for u, x in zip(utterances, features)]
+        of_speaker.setdefault(u.speaker, []).append(x)
+    moments = {speaker: statistics(frames) for speaker, frames in of_speaker.items()}
+    normalised = []
+    for u, x in zip(utterances, features):
+        mean, std = (moment.numpy() for moment in moments[u.speaker])
+        normalised.append(((x - mean) / std).astype(x.dtype))
+    return normalised
 
 
-def fits(n_bytes, resident, device):
-    """Whether n_bytes of features are kept on the device, by --resident."""
+def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
+    """Whether n_bytes of features stay on the device, given --resident."""
     if resident == 'auto' and torch.device(device).type == 'cuda':
         return n_bytes <= torch.cuda.mem_get_info(device)[0] / 4
     return resident != 'never'
 
 
-def ahead(function, jobs):
-    """Yields function(job) for each of jobs; a thread is up to AHEAD of them before whoever consumes them."""
+def ahead(function: Callable, jobs: Iterable) -> Iterator:
+    """Yields function(job) for each job; a thread computes up to AHEAD results before they are needed."""
     with ThreadPoolExecutor(1) as pool:
         results = deque()
         try:
@@ -53,103 +63,141 @@ def ahead(function, jobs):
                 result.cancel()
 
 
-def batch_sizes(n, batch_size, world_size=1):
-    """Sizes of an epoch's batches, each with an utterance or more for every one of world_size processes.
+def batch_sizes(n: int, batch_size: int, world_size: int = 1) -> list[int]:
+    """Sizes of the batches of an epoch of n utterances, each with at least one for every process.
 
-    A last batch that is smaller, or of one utterance, of which batch norm has little to say, goes with the batch before it.
+    If the last batch has a single utterance, too few for batch norm, or fewer than there are
+    processes, it is merged with the batch before it.
     """
     sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
     if len(sizes) > 1 and sizes[-1] < min(batch_size, max(2, world_size)):
         sizes[-2:] = [sum(sizes[-2:])]
     if min(sizes) < world_size:
-        raise UserError(f'{min(sizes)} utterance(s) a step cannot be shared by {world_size} processes: take a larger '
-                        '--batch_size or fewer processes')
+        raise UserError(f'a batch of {min(sizes)} utterance(s) cannot be shared by {world_size} processes: '
+                        'use a larger --batch_size or fewer processes')
     return sizes
 
 
 class SpeechDataset:
-    """Utterances as (N, 1, F, n_frames) batches on `device`.
+    """Utterances as batches on `device`: x (N, 1, F, n_frames), valid (N, n_frames), labels y (N,).
 
-    features: [(F, T_i), ...], kept in their own dtype and normalised batch by batch. labels: class
-    indices. mean, std: (F, 1), of the training speakers. n_frames: the window. Where a window reaches beyond its utterance it
-    holds zeros, the mean of the training data. resident: features are on the device, else on the host; the batches are
-    the same either way.
+    valid is True where a frame is audio, and False where it is padding.
+
+    features: [(F, T_i), ...]; they keep their dtype and are normalised batch by batch. labels:
+    class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
+    window that reaches beyond its utterance is padded with zeros, the mean of the training data.
+    resident: whether the features are kept on the device or on the host; the batches are the same.
+    rank, world_size: this process and how many share every batch.
     """
 
-    def __init__(self, utterances, features, labels, mean, std, n_frames, device='cpu', resident=True):
-        self.utterances, self.n_frames, self.device, self.resident = utterances, n_frames, torch.device(device), resident
+    def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
+                 mean: torch.Tensor, std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu',
+                 resident: bool = True, rank: int = 0, world_size: int = 1):
+        self.utterances, self.n_frames = utterances, n_frames
+        self.device, self.resident = torch.device(device), resident
+        self.rank, self.world_size = rank, world_size
         lengths = [x.shape[1] for x in features]
         frames = torch.from_numpy(np.concatenate(features, axis=1))  # (F, sum of T_i)
         self.frames = frames.to(device) if resident else frames
         self.mean, self.std = mean[:, :, None].to(device), std[:, :, None].to(device)  # (F, 1, 1)
         self.labels = torch.tensor(labels, device=device)
-        # What is drawn and planned is on the host, so that a seed gives the same windows everywhere.
+        # Random draws are made on the host, so that a seed gives the same windows on every device.
         self.lengths = torch.tensor(lengths)
         self.offsets = self.lengths.cumsum(0) - self.lengths
-        # Scoring reads every frame: as many windows an utterance as it takes, spread evenly; a short one is centred in its own.
-        owner, start = [], []
-        for i, length in enumerate(lengths):
-            n_windows = -(-length // n_frames)
-            first, last = (0, length - n_frames) if n_windows > 1 else ((length - n_frames) // 2,) * 2
-            owner += [i] * n_windows
-            start += np.linspace(first, last, n_windows).round().astype(int).tolist()
-        self.window_owner, self.window_start = torch.tensor(owner), torch.tensor(start)
+        self.window_owner, self.window_start = self._scoring_windows(lengths)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.utterances)
 
-    def windows(self, indices, starts, sizes):
-        """Windows of utterances `indices` (n,) from frames `starts` (n,), which may be negative; both on the host.
+    def _scoring_windows(self, lengths):
+        """Utterance and first frame of each window that is scored, two tensors (n_windows,).
 
-        sizes: of the batches, or one for all. Yields X (N, 1, F, n_frames) and its indices (N,), both on the device, which
-        the host waits for nowhere.
+        An utterance gets as few windows as cover all its frames, evenly spread. A short one is
+        centred in its window.
         """
-        plan = torch.stack([indices, self.offsets[indices] + starts, -starts, self.lengths[indices] - starts])
-        there = (plan.pin_memory() if self.device.type == 'cuda' else plan).to(self.device, non_blocking=True)  # (4, n)
+        owner, start = [], []
+        for i, length in enumerate(lengths):
+            n_windows = -(-length // self.n_frames)
+            room = length - self.n_frames
+            first, last = (0, room) if n_windows > 1 else (room // 2, room // 2)
+            owner += [i] * n_windows
+            start += np.linspace(first, last, n_windows).round().astype(int).tolist()
+        return torch.tensor(owner), torch.tensor(start)
+
+    def windows(self, indices: torch.Tensor, starts: torch.Tensor,
+                sizes: int | list[int]) -> Iterator[tuple]:
+        """Yields batches (x, valid, indices (N,)), on the device. The host never waits for the device.
+
+        indices (n,): utterances. starts (n,): first frame of each window, negative for padding in
+        front. Both are on the host. sizes: of the batches.
+        """
+        first = self.offsets[indices] + starts  # among the frames of all utterances
+        begin, end = -starts, self.lengths[indices] - starts  # frames of the window from begin to end are audio
+        plan = torch.stack([indices, first, begin, end])  # (4, n)
+        pinned = plan.pin_memory() if self.device.type == 'cuda' else plan
+        on_device = pinned.to(self.device, non_blocking=True)
         if self.resident:
-            cut = map(self._gather, there[1].split(sizes))
+            cut = map(self._gather, on_device[1].split(sizes))
         else:
-            cut = ahead(self._gather, plan[1].split(sizes))
-        for x, (chosen, _, begin, end) in zip(cut, there.split(sizes, dim=1)):
-            yield self._finish(x.to(self.device, non_blocking=True), begin, end), chosen
+            cut = ahead(self._gather, first.split(sizes))
+        t = torch.arange(self.n_frames, device=self.device)
+        for x, (chosen, _, begin, end) in zip(cut, on_device.split(sizes, dim=1)):
+            valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
+            yield self._finish(x.to(self.device, non_blocking=True), valid), valid, chosen
 
     def _gather(self, first):
-        """The n_frames frames from `first` (N,) on, whosever they are: (F, N, n_frames), where the features are."""
+        """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
         t = first[:, None] + torch.arange(self.n_frames, device=first.device)  # (N, n_frames)
         t = t.clamp(0, self.frames.shape[1] - 1).flatten()
-        pinned = not self.resident and self.device.type == 'cuda'  # or the copy to the device would be waited for
-        x = torch.empty(len(self.frames), len(t), dtype=self.frames.dtype, device=first.device, pin_memory=pinned)
+        pinned = not self.resident and self.device.type == 'cuda'  # the host need not wait for the copy
+        x = torch.empty(len(self.frames), len(t), dtype=self.frames.dtype, device=first.device,
+                        pin_memory=pinned)
         return torch.index_select(self.frames, 1, t, out=x).view(len(x), -1, self.n_frames)
 
-    def _finish(self, x, begin, end):
-        """x (F, N, n_frames) normalised, and zero but from `begin` (N,) up to `end` (N,): (N, 1, F, n_frames)."""
-        t = torch.arange(self.n_frames, device=x.device)
-        outside = (t < begin[:, None]) | (t >= end[:, None])  # (N, n_frames)
-        x = x.float().sub_(self.mean).div_(self.std).masked_fill_(outside, 0.)
+    def _finish(self, x, valid):
+        """Normalises x (F, N, n_frames) and pads it where it is not valid: (N, 1, F, n_frames)."""
+        x = x.float().sub_(self.mean).div_(self.std).masked_fill_(~valid, 0.)
         return x.transpose(0, 1).unsqueeze(1)
 
-    def batches(self, batch_size, indices=None, generator=None, rank=0, world_size=1):
-        """One epoch in random order, each utterance at a random time shift: yields X (N, 1, F, n_frames), y (N,).
+    def batches(self, batch_size: int, indices=None, generator: torch.Generator | None = None,
+                augment: SpecAugment | None = None) -> Iterator[Batch]:
+        """One epoch in random order and at random time shifts: this process's shares ((x, valid), y).
 
-        Of each batch only the share of process number `rank`; a generator in the same state draws the same epoch for all.
+        batch_size: of all processes together. Generators in the same state give the same epoch in
+        every process.
         """
-        indices = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
-        order = indices[torch.randperm(len(indices), generator=generator)]
-        room = self.lengths[order] - self.n_frames  # > 0: a crop of a longer one; < 0: a place for a shorter one
+        order = self._chosen(indices)
+        order = order[torch.randperm(len(order), generator=generator)]
+        room = self.lengths[order] - self.n_frames  # > 0: crop a longer utterance; < 0: pad a shorter one
         shift = (torch.rand(len(order), generator=generator) * (room.abs() + 1)).floor().long()
         starts = torch.where(room > 0, shift, -shift)
-        sizes = batch_sizes(len(order), batch_size, world_size)
-        parts = [part[rank::world_size] for part in torch.arange(len(order)).split(sizes)]
-        own = torch.cat(parts)  # places in the epoch
-        for X, chosen in self.windows(order[own], starts[own], [len(part) for part in parts]):
-            yield X, self.labels[chosen]
+        sizes = batch_sizes(len(order), batch_size, self.world_size)
+        shares = [part[self.rank::self.world_size] for part in torch.arange(len(order)).split(sizes)]
+        own = torch.cat(shares)  # positions in the epoch
+        windows = self.windows(order[own], starts[own], [len(share) for share in shares])
+        for n, (x, valid, chosen) in zip(sizes, windows):
+            if augment is not None:
+                x = augment(x, generator, n, self.rank, self.world_size)
+            yield (x, valid), self.labels[chosen]
+
+    def batch_sizes(self, batch_size: int, indices=None) -> list[int]:
+        """Sizes of the batches of an epoch, over all processes."""
+        return batch_sizes(len(self._chosen(indices)), batch_size, self.world_size)
+
+    def n_batches(self, batch_size: int, indices=None) -> int:
+        """Number of batches of an epoch."""
+        return len(self.batch_sizes(batch_size, indices))
+
+    def _chosen(self, indices):
+        return torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
 
     @torch.no_grad()
-    def score(self, forward, batch_size):
-        """Probabilities (n, n_classes) of every utterance, softmax of forward(X) averaged over its windows."""
+    def score(self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+              batch_size: int) -> torch.Tensor:
+        """Probabilities (n, n_classes): the softmax of forward(x, valid), averaged over windows."""
         total = None
-        for X, owner in self.windows(self.window_owner, self.window_start, batch_size):
-            p = torch.softmax(forward(X).float(), dim=-1)
+        for x, valid, owner in self.windows(self.window_owner, self.window_start, batch_size):
+            p = torch.softmax(forward(x, valid).float(), dim=-1)
             if total is None:
                 total = p.new_zeros(len(self), p.shape[1])
             total.index_add_(0, owner, p)

@@ -1,17 +1,13 @@
 """Audio file -> 16 kHz mono -> log-mel or MFCC -> cache."""
 import hashlib
 import math
-import multiprocessing
 import os
-import signal
-import threading
-import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 
+import joblib
 import librosa
 import numpy as np
 import soundfile
@@ -19,68 +15,39 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from utils import UserError
+from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError
+from datasets.faults import Faults
+from datasets.index import Index, write_whole
+from datasets.utterance import Utterance
 
-SAMPLE_RATE = 16_000  # Hz
-WIN_LENGTH = 512  # samples, 32 ms
-N_FFT = 2_048  # samples; the window is padded with zeros, so that even 128 mel filters each hold a frequency bin
-MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame is centred on the first sample and mirrors as much
+WIN_LENGTH = SAMPLE_RATE * WINDOW_MS // 1000  # 512 samples
+N_FFT = 2_048  # samples; padded that far, even 128 mel filters hold a frequency bin each
+MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame, centred on the first sample, mirrors as many
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
-FLOOR = 1e-6  # mel power under which all is silence; added before the logarithm
-TRIM_FRAME, TRIM_HOP = 2_048, 512  # samples; frames of which the loudness is asked where silence is cut
+FLOOR = 1e-6  # mel power of silence, added before the logarithm
+TRIM_FRAME, TRIM_HOP = 2_048, 512  # samples; frames whose loudness --trim_db compares
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
-WORKER_START = 5.  # s until a worker process has imported torch
-CHUNK = 16  # utterances that a worker takes at a time
-
-
-@dataclass(frozen=True)
-class FeatureConfig:
-    features: str = 'logmel'  # 'logmel' or 'mfcc'
-    n_mels: int = 64  # mel bands, or cepstral coefficients
-    hop_ms: float = 16.  # ms between frames
-    time_pool: int = 1  # the largest of so many frames is kept (the paper's input: 4)
-    trim_db: float = 0.  # both ends lose what is so many dB below the loudest frame; 0: nothing
-
-    def __post_init__(self):
-        if self.features not in ('logmel', 'mfcc'):
-            raise UserError(f'--features {self.features}: must be logmel or mfcc')
-        if self.n_mels < 1 or self.time_pool < 1:
-            raise UserError(f'--n_mels {self.n_mels} and --time_pool {self.time_pool} must be 1 or more')
-        if not 0. <= self.trim_db < math.inf:
-            raise UserError(f'--trim_db {self.trim_db}: must be 0, which keeps silence, or a positive number')
-        if not 1. <= self.hop_ms <= 1000 * WIN_LENGTH / SAMPLE_RATE:
-            raise UserError(f'--hop_ms {self.hop_ms}: must be from 1 to {1000 * WIN_LENGTH / SAMPLE_RATE:.0f} ms, the window: '
-                            'a longer hop would skip audio')
-
-    @property
-    def hop_length(self):
-        return round(SAMPLE_RATE * self.hop_ms / 1000)  # samples
-
-    @property
-    def frame_rate(self):
-        return SAMPLE_RATE / self.hop_length / self.time_pool  # frames a second
-
-
-NAMES = (*(f.name for f in fields(FeatureConfig)), 'normalise', 'duration')  # settings that say what a network is given
+THREADS = 8  # at most; more would wait for Python's lock
 
 
 @lru_cache(maxsize=4)
-def mel_spectrogram(config):
-    """The torchaudio transform. Raises UserError where a mel filter would be empty."""
-    with warnings.catch_warnings():  # torchaudio warns of what is an error here
+def mel_spectrogram(n_mels: int, hop_length: int) -> torchaudio.transforms.MelSpectrogram:
+    """The torchaudio transform. UserError if a mel filter would be empty."""
+    with warnings.catch_warnings():  # torchaudio only warns of empty filters
         warnings.simplefilter('ignore', UserWarning)
         transform = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=config.hop_length, f_min=F_MIN, f_max=F_MAX,
-            n_mels=config.n_mels)
+            SAMPLE_RATE, n_fft=N_FFT, win_length=WIN_LENGTH, hop_length=hop_length, f_min=F_MIN, f_max=F_MAX,
+            n_mels=n_mels)
     if (transform.mel_scale.fb.amax(dim=0) == 0).any():
-        raise UserError(f'--n_mels {config.n_mels}: some mel filters would be empty; take fewer')
+        raise UserError(f'--n_mels {n_mels}: some mel filters would be empty; use fewer')
     return transform
 
 
-def extract(wave, config):
+def extract(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:
     """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_mels, n_frames)."""
     wave = trim(wave, config.trim_db) if config.trim_db else wave
-    mel = mel_spectrogram(config)(torch.from_numpy(np.ascontiguousarray(wave)))
+    spectrogram = mel_spectrogram(config.n_mels, config.hop_length)
+    mel = spectrogram(torch.from_numpy(np.ascontiguousarray(wave)))
     x = torch.log(mel + FLOOR)  # (n_mels, n_frames)
     if config.features == 'mfcc':
         x = torchaudio.functional.create_dct(config.n_mels, config.n_mels, 'ortho').T @ x
@@ -89,18 +56,21 @@ def extract(wave, config):
     return x.numpy()
 
 
-def trim(wave, top_db):
-    """Wave (n_samples,) without the silence at both ends, which is what is more than top_db dB below the loudest frame.
+def trim(wave: np.ndarray, top_db: float) -> np.ndarray:
+    """Wave (n_samples,) without the frames at both ends that are top_db dB below the loudest one.
 
-    As librosa.effects.trim, but MIN_SAMPLES are left, of what lies around.
+    As librosa.effects.trim, but at least MIN_SAMPLES are kept.
     """
-    first, last = librosa.effects.trim(wave, top_db=top_db, frame_length=TRIM_FRAME, hop_length=TRIM_HOP)[1]
+    _, (first, last) = librosa.effects.trim(wave, top_db=top_db, frame_length=TRIM_FRAME, hop_length=TRIM_HOP)
     first = max(0, min(first, (first + last - MIN_SAMPLES) // 2, len(wave) - MIN_SAMPLES))
     return wave[first:max(last, first + MIN_SAMPLES)]
 
 
-def load_audio(utterance):
-    """float32 (n_samples,), mono, SAMPLE_RATE. Raises UserError naming the file where it gives no audio."""
+def read_audio(utterance: Utterance) -> tuple[np.ndarray, int]:
+    """(wave, rate): float32 (n_samples,), mono, and its samples per second.
+
+    UserError names a file from which features cannot be extracted.
+    """
     start, end = utterance.start or 0., utterance.end
     try:
         with soundfile.SoundFile(utterance.path) as f:
@@ -108,21 +78,31 @@ def load_audio(utterance):
             first = min(round(start * rate), f.frames)
             last = f.frames if end is None else min(round(end * rate), f.frames)
             f.seek(first)
-            wave = f.read(last - first, dtype='float32', always_2d=True).mean(axis=1)  # (n, channels) -> (n,)
+            channels = f.read(last - first, dtype='float32', always_2d=True)  # (n_samples, n_channels)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f'{utterance.path}: cannot be read as audio ({error})') from None
-    if rate != SAMPLE_RATE:
-        wave = librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE) if len(wave) else wave
-    if len(wave) < MIN_SAMPLES:
-        raise UserError(f'{utterance.path}: {len(wave)} samples of audio{f" from {start} s" if start else ""} at '
-                        f'{SAMPLE_RATE} Hz, fewer than the {MIN_SAMPLES} that features need; remove it')
+    wave = channels.mean(axis=1)
+    n_samples = math.ceil(len(wave) * (SAMPLE_RATE / rate))  # after resampling
+    if n_samples < MIN_SAMPLES:
+        since = f' from {start} s' if start else ''
+        raise UserError(f'{utterance.path}: {n_samples} samples of audio{since} at {SAMPLE_RATE} Hz, but '
+                        f'features need {MIN_SAMPLES}; leave it out of the corpus')
     if not np.isfinite(wave).all():
-        raise UserError(f'{utterance.path}: holds samples that are not finite numbers; remove it')
-    return wave
+        raise UserError(f'{utterance.path}: contains samples that are not finite numbers; leave it out of '
+                        'the corpus')
+    return wave, rate
 
 
-def file_digest(path):
-    """SHA-256 of the file's bytes, to be gone on with."""
+def load_audio(utterance: Utterance) -> np.ndarray:
+    """float32 (n_samples,), mono, at SAMPLE_RATE. UserError names a file that cannot be used."""
+    wave, rate = read_audio(utterance)
+    if rate == SAMPLE_RATE:
+        return wave
+    return librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
+
+
+def file_digest(path: str) -> 'hashlib._Hash':
+    """SHA-256 of the file's bytes; the caller may copy and extend it."""
     digest = hashlib.sha256()
     try:
         with open(path, 'rb') as f:
@@ -133,117 +113,98 @@ def file_digest(path):
     return digest
 
 
-def cache_key(utterance, config, digest_of=file_digest):
-    """Hex key of what the features depend on: the file's bytes, the segment, every parameter."""
+def parameters(config: FeatureSettings) -> tuple:
+    """The settings that cached features depend on."""
+    return (config.features, config.n_mels, float(config.hop_ms), config.time_pool,
+            float(config.trim_db))
+
+
+def constants() -> tuple:
+    """The constants and versions that cached features depend on."""
+    return (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, TRIM_FRAME, TRIM_HOP,
+            torchaudio.__version__, librosa.__version__)
+
+
+def cache_key(utterance: Utterance, config: FeatureSettings,
+              digest_of: Callable = file_digest) -> str:
+    """Hex key of all that the features depend on: the bytes of the file, the segment, the parameters."""
     digest = digest_of(utterance.path).copy()
-    constants = (VERSION, SAMPLE_RATE, WIN_LENGTH, N_FFT, F_MIN, F_MAX, FLOOR, TRIM_FRAME, TRIM_HOP, torchaudio.__version__,
-                 librosa.__version__)
-    digest.update(repr((constants, astuple(config), utterance.start, utterance.end)).encode())
+    digest.update(repr((constants(), parameters(config), utterance.start, utterance.end)).encode())
     return digest.hexdigest()
 
 
-def cached_features(utterances, config, cache_dir, workers=1, quiet=False):
-    """Features of every utterance, [(n_mels, n_frames) float16, ...], extracted where the cache lacks them.
+def open_index(cache_dir: str, config: FeatureSettings) -> Index:
+    """The Index of cache keys for these settings; a file of many segments is read once."""
+    settings = hashlib.sha256(repr((constants(), parameters(config))).encode()).hexdigest()[:16]
+    digest_of = cache(file_digest)
+    return Index(os.path.join(cache_dir, f'index-{settings}.json'),
+                 lambda utterance: cache_key(utterance, config, digest_of))
 
-    One file an utterance, written aside and renamed: an interrupted extraction loses what is in hand at most and goes on from
-    there. workers: processes for what is slow enough to need them; 0: one a core. They change no bit, and of several mistakes
-    the first in the order of `utterances` is raised, as by one process.
+
+def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_dir: str,
+                    workers: int = 0, quiet: bool = False) -> tuple[list[np.ndarray], int]:
+    """Features [(n_mels, n_frames) float16, ...], and how many of them had to be extracted.
+
+    Every utterance has its own file in the cache, so that an interrupted extraction continues where
+    it stopped. workers: threads; 0: one per available core, up to THREADS. All faults of the
+    recordings are raised together.
     """
-    digest_of = cache(file_digest)  # once a file, of which there may be many segments; known for this call only
-    found, missing, mistake = [], {}, None
-    with tqdm(total=len(utterances), desc='features', disable=quiet or None, leave=False) as bar:
+    index, faults = open_index(cache_dir, config), Faults()
+    paths, found, missing = [], {}, {}  # in the cache; {path: features}; {path: utterances}
+    with tqdm(total=len(utterances), desc=f'features in {cache_dir}', disable=quiet or None,
+              leave=False) as bar:
         for u in utterances:
-            try:
-                key = cache_key(u, config, digest_of)
-            except UserError as error:
-                mistake = error  # after those of the utterances before it
-                break
-            path = os.path.join(cache_dir, key[:2], f'{key}.npy')
-            x = _read(path)
-            found.append((path, x))
-            if x is None and path not in missing:
-                missing[path] = u
-            else:
-                bar.update()
-        _extract_all(missing, config, workers or _cores(), bar)
-    if mistake:
-        raise mistake
-    return [np.load(path) if x is None else x for path, x in found]
+            with faults.collect():
+                key = index.key(u)
+                path = os.path.join(cache_dir, key[:2], f'{key}.npy')
+                paths.append(path)
+                if path not in found and path not in missing and (x := _read(path)) is not None:
+                    found[path] = x
+                if path in found:
+                    bar.update()
+                else:
+                    missing.setdefault(path, []).append(u)
+        index.save()
+        for path, x in _extract_all(missing, config, workers, faults):
+            found[path] = x
+            bar.update()
+    faults.check()
+    return [found[path] for path in paths], len(missing)
 
 
-def _extract_all(missing, config, workers, bar):
-    """Writes {path in the cache: utterance}.
+def _extract_all(missing, config, workers, faults):
+    """Yields (path, features) when they are in the cache; UserErrors go to `faults`.
 
-    Workers are slow to start, so that this process begins alone and calls them only where its pace says that they gain more.
+    missing: {path in the cache: utterances, which are the same audio}.
     """
-    todo, began = list(missing.items()), time.monotonic()
-    for done, (path, u) in enumerate(todo):
-        spent = time.monotonic() - began  # s
-        if done and spent > WORKER_START / 5:
-            gain = spent / done * (len(todo) - done) * (1 - 1 / workers)  # s
-            if gain > WORKER_START:
-                return _extract_in_workers(todo[done:], config, workers, bar)
-        _extract_to(path, u, config)
-        bar.update()
-
-
-def _extract_in_workers(todo, config, workers, bar):
-    others = multiprocessing.active_children()
-    spawn = multiprocessing.get_context('spawn')  # a fork would inherit locks of torch's threads, and CUDA
-    chunks = [todo[i:i + CHUNK] for i in range(0, len(todo), CHUNK)]
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), spawn, _begin_worker)
+    def job(path, utterance):
+        x = extract(load_audio(utterance), config).astype(np.float16)
+        write_whole(path, lambda f: np.save(f, x))
+        return x
+    mel_spectrogram(config.n_mels, config.hop_length)  # refuses impossible settings before any work
+    # torch works with one thread in each of ours: they do not compete, and any number of them gives
+    # the same bits.
+    n_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers or min(THREADS, joblib.cpu_count()),
+                              initializer=torch.set_num_threads, initargs=(1,))
     try:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # is inherited: Ctrl-C is for this process alone
-        try:
-            results = [pool.submit(_extract_chunk, chunk, config) for chunk in chunks]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for chunk, result in zip(chunks, results):
-            result.result()
-            bar.update(len(chunk))
-    except BrokenProcessPool:
-        raise UserError('a process that extracts features was killed, perhaps for want of memory: take fewer --workers and '
-                        'start again; what is extracted is kept') from None
-    except KeyboardInterrupt:
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()  # its chunk, or its imports, would be waited for
-        raise
+        results = {path: pool.submit(job, path, same[0]) for path, same in missing.items()}
+        for path, result in results.items():
+            if isinstance(result.exception(), UserError):
+                faults.messages.append(str(result.exception()))
+                for copy in missing[path][1:]:
+                    with faults.collect():
+                        load_audio(copy)
+            else:
+                yield path, result.result()
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker():
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # or it would wait for work for ever
-
-
-def _extract_chunk(chunk, config):
-    for path, u in chunk:
-        _extract_to(path, u, config)
-
-
-def _extract_to(path, utterance, config):
-    _write(path, extract(load_audio(utterance), config).astype(np.float16))
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C only the utterances in hand are finished
+        torch.set_num_threads(n_threads)
 
 
 def _read(path):
+    """The array in the file, or None if there is none or it is damaged."""
     try:
         return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
+    except (ValueError, EOFError, OSError):
         return None
-    except (ValueError, EOFError, OSError):  # damaged: made anew
-        return None
-
-
-def _write(path, x):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    aside = f'{path}.{os.getpid()}.tmp'
-    with open(aside, 'wb') as f:
-        np.save(f, x)
-    os.replace(aside, path)

@@ -1,43 +1,68 @@
-"""What readers of corpora with a label file share: audio files by name, and names matched with labels."""
+"""What readers of corpora with label files share: to list audio, to read labels, and to match the two."""
+import csv
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
+from config import UserError
 from datasets.utterance import Utterance
-from utils import UserError
 
 
-def audio_in(folders):
-    """{name without ending: path} of the .wav files that lie in `folders`. A name that begins with a dot is none of a corpus.
-    UserError where two have the same name.
+def audio_in(folders: Iterable[Path], suffixes: tuple[str, ...] = ('.wav',)) -> dict[str, str]:
+    """{name without suffix: path} of the audio files in `folders`; hidden files are ignored.
+
+    UserError if two have the same name.
     """
     found = {}
     for folder in sorted(folders):
         for entry in os.scandir(folder):
-            name, ending = os.path.splitext(entry.name)
-            if entry.name.startswith('.') or ending.lower() != '.wav':
+            name, suffix = os.path.splitext(entry.name)
+            if entry.name.startswith('.') or suffix.lower() not in suffixes:
                 continue
             if name in found:
-                raise UserError(f'{entry.path}: the same name as {found[name]}; remove one')
+                raise UserError(f'{entry.path}: the same name as {found[name]}; keep one of them')
             found[name] = entry.path
     return found
 
 
-def blocks(path, begins):
-    """(number, text) of each line that begins a block: the first after a blank line or a line of %, and any that starts with
-    one of `begins`.
+def table_rows(path: Path, columns: tuple[str, ...],
+               delimiter: str = ',') -> Iterator[tuple[str, list[str] | None]]:
+    """('PATH, line N', fields of these columns) of each row; None if its length is not the header's.
+
+    Fields are without spaces around them. Quotation marks have no meaning in a table with tabs.
     """
-    first = True
+    quoting = csv.QUOTE_NONE if delimiter == '\t' else csv.QUOTE_MINIMAL
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            reader = csv.DictReader(f, delimiter=delimiter, quoting=quoting)
+            if missing := [column for column in columns if column not in (reader.fieldnames or [])]:
+                raise UserError(f'{path}: column {missing[0]} is missing')
+            for row in reader:
+                whole = None not in row and None not in row.values()
+                fields = [row[column].strip() for column in columns] if whole else None
+                yield f'{path}, line {reader.line_num}', fields
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f'{path}: not a table in UTF-8 ({error})') from None
+
+
+def blocks(path: Path, prefix: str | tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """(number, text) of every line that begins a block of a label file.
+
+    It is the first line after a blank line or a line of %, or any line that starts with `prefix`.
+    """
+    begins = True
     with open(path, encoding='utf-8', errors='replace') as f:  # raters' comments may be in any encoding
         for number, line in enumerate(f, 1):
             line = line.strip()
-            between = not line or line.startswith('%')
-            if not between and (first or line.startswith(begins)):
+            separates = not line or line.startswith('%')
+            if not separates and (begins or line.startswith(prefix)):
                 yield number, line
-            first = between
+            begins = separates
 
 
-def matched(rows, audio):
-    """Utterances in the order of their names. What is on one side only is marked, not dropped.
+def matched(rows: dict[str, Utterance], audio: dict[str, str]) -> list[Utterance]:
+    """Utterances in the order of their names; what is on one side only is marked, not dropped.
 
     rows: {name: Utterance whose path is where its audio should be}. audio: {name: path}.
     """
@@ -52,8 +77,9 @@ def matched(rows, audio):
     return found
 
 
-def add(rows, name, utterance, where, lines):
-    """rows[name] = utterance; UserError where the name was there before. lines: {name: where}, of the rows so far."""
+def add(rows: dict[str, Utterance], name: str, utterance: Utterance, where: str,
+        lines: dict[str, str]) -> None:
+    """rows[name] = utterance. UserError if the name is there; lines: {name: where} of the rows so far."""
     if name in lines:
-        raise UserError(f'{where}: {name} stands at {lines[name]} already; remove one')
+        raise UserError(f'{where}: {name} is already in {lines[name]}; keep one of them')
     rows[name], lines[name] = utterance, where

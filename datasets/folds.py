@@ -1,15 +1,17 @@
-"""Speaker-disjoint folds: train, dev (every choice) and test (read once); and the halves a search needs.
+"""Speaker-disjoint folds: train, dev (for all choices) and test (scored once); and halves for a search.
 
-Everything depends on names alone, never on the order of a directory: the same fold has the same speakers on every machine.
+Folds depend on names alone, not on the order of files: a fold has the same speakers on every
+machine.
 """
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils import UserError
+from config import UserError
+from datasets.utterance import Utterance
 
 N_FOLDS = 5
-N_DRAWS = 500  # random partitions of speakers among which `halves` takes the most even
+N_DRAWS = 500  # random partitions of the speakers, of which `halves` takes the most even one
 
 
 @dataclass(frozen=True)
@@ -17,137 +19,197 @@ class Fold:
     train: tuple[str, ...]  # speakers
     dev: tuple[str, ...]
     test: tuple[str, ...]
+    left_out: tuple[str, ...] = ()  # --folds loso: partners of the test speaker, who are in no set
 
-    def split(self, utterances, name):
-        """Utterances of 'train', 'dev' or 'test'."""
+    def split(self, utterances: list[Utterance], name: str) -> list[Utterance]:
+        """Utterances of 'train', 'dev', 'test' or 'left_out'."""
         speakers = set(getattr(self, name))
         return [u for u in utterances if u.speaker in speakers]
 
 
-def make_folds(utterances, how='default', published=None):
-    """List of Folds.
+def make_folds(utterances: list[Utterance], how: str = 'default',
+               published: list[tuple[tuple[str, ...], tuple[str, ...]]] | None = None) -> list[Fold]:
+    """Folds of the utterances.
 
-    how: 'default' (the utterances' own split column, else the published folds, else N_FOLDS or as many as there are
-    speakers), 'session' (leave one session out, the next one is dev), 'speaker' (leave one speaker out, the others of the
-    session are dev), 'official' (the utterances' split), 'loso' (leave one speaker out) or a number of folds. published:
-    [(test speakers, dev speakers), ...], used where the corpus has all these speakers. Raises UserError.
+    how: 'default' (the utterances' own split; else the published folds; else N_FOLDS, or one for
+    each speaker if there are fewer), 'session' (leave one session out; the next one is dev),
+    'speaker' (leave one speaker out; the others of the session are dev), 'official' (the
+    utterances' own split), 'loso' (leave one speaker out) or a number of folds. published: [(test
+    speakers, dev speakers), ...], which apply if the corpus has exactly these speakers.
     """
     speakers = sorted({u.speaker for u in utterances})
-    if how.partition(':')[0] == 'official':
-        return [_prescribed(utterances)]
-    if how in ('session', 'speaker'):
-        return [_fold(speakers, test, dev) for test, dev in _by_session(utterances, how)]
-    if how == 'default' and utterances and utterances[0].split:
-        return [_prescribed(utterances)]
-    if how == 'default' and published and {s for test, dev in published for s in test + dev} == set(speakers):
+    has_split = bool(utterances and utterances[0].split)
+    if how.partition(':')[0] == 'official' or how == 'default' and has_split:
+        return [_own_split(utterances)]
+    if how == 'session':
+        return [_fold(speakers, test, dev) for test, dev in _leave_one_session_out(utterances)]
+    if how == 'speaker':
+        return [_fold(speakers, test, dev) for test, dev in _leave_one_speaker_out(utterances)]
+    known = {s for test, dev in published or () for s in test + dev}
+    if how == 'default' and published and known == set(speakers):
         return [_fold(speakers, test, dev) for test, dev in published]
     if len(speakers) < 3:
-        raise UserError(f'{len(speakers)} speaker(s) cannot make train, dev and test of different speakers: 3 are needed')
+        raise UserError(f'the corpus has {len(speakers)} speaker(s), but train, dev and test need different '
+                        'speakers: 3 are needed')
+    groups = _groups(utterances, _number(how, len(speakers)))
+    # Dev is the next group; the next two if a group is one speaker, so that more than one voice
+    # decides.
+    n_dev = 2 if len(groups) == len(speakers) > 5 else 1
+    folds = []
+    for i, test in enumerate(groups):
+        dev = sum((groups[(i + 1 + d) % len(groups)] for d in range(n_dev)), ())
+        partners = _partners(utterances, test) if how == 'loso' else set()
+        folds.append(_fold(speakers, test, dev, partners))
+    return folds
+
+
+def _number(how, n_speakers):
+    """How many folds --folds `how` means: default, loso or a number."""
     if how == 'default':
-        n_folds = min(N_FOLDS, len(speakers))
-    elif how == 'loso':
-        n_folds = len(speakers)
-    else:
-        try:
-            n_folds = int(how)
-        except ValueError:
-            raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a number') from None
-        if not 3 <= n_folds <= len(speakers):
-            raise UserError(f'--folds {how}: must be from 3 to {len(speakers)}, the number of speakers')
-    groups = _groups(utterances, n_folds)
-    # dev: the next group; in leave-one-speaker-out the next two, so that more than one voice makes the choices
-    n_dev = 2 if n_folds == len(speakers) > 5 else 1
-    return [_fold(speakers, test, sum((groups[(i + 1 + d) % n_folds] for d in range(n_dev)), ()))
-            for i, test in enumerate(groups)]
+        return min(N_FOLDS, n_speakers)
+    if how == 'loso':
+        return n_speakers
+    try:
+        n_folds = int(how)
+    except ValueError:
+        raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a '
+                        'number') from None
+    if not 3 <= n_folds <= n_speakers:
+        raise UserError(f'--folds {how}: must be from 3 to {n_speakers}, the number of speakers')
+    return n_folds
 
 
-def _fold(speakers, test, dev):
-    fold = Fold(tuple(s for s in speakers if s not in test and s not in dev), tuple(sorted(dev)), tuple(sorted(test)))
-    if not fold.train or set(fold.dev) & set(fold.test):
+def _fold(speakers, test, dev, partners=frozenset()):
+    """The Fold with these test and dev speakers. partners: speakers who must not train."""
+    others = [s for s in speakers if s not in test and s not in dev]
+    train = tuple(s for s in others if s not in partners)
+    if others and not train:
+        raise UserError('--folds loso: nobody is left to train: all other speakers share a session with '
+                        f'{test[0]}; use --folds with a number, or correct the sessions')
+    if not train or set(dev) & set(test):
         raise UserError('a fold needs train, dev and test speakers, none of them twice')
-    return fold
+    left_out = tuple(s for s in others if s in partners)
+    return Fold(train, tuple(sorted(dev)), tuple(sorted(test)), left_out)
 
 
-def _by_session(utterances, how):
-    """(test speakers, dev speakers) of each fold, in which a session is never on both sides of train and the rest."""
+def _partners(utterances, speakers):
+    """Everyone who speaks in a session of these speakers, as far as sessions are known."""
+    sessions = {u.session for u in utterances if u.speaker in speakers and u.session}
+    return {u.speaker for u in utterances if u.session in sessions}
+
+
+def _leave_one_session_out(utterances):
+    """[(test speakers, dev speakers), ...]: one session, and the next."""
+    members = list(_speakers_of_sessions(utterances, 'session').values())
+    if len(members) < 3:
+        raise UserError(f'--folds session: the corpus has {len(members)} session(s), but train, dev and '
+                        'test need 3')
+    return list(zip(members, members[1:] + members[:1]))
+
+
+def _leave_one_speaker_out(utterances):
+    """[(test speakers, dev speakers), ...]: one speaker, and the others of the session."""
+    members = list(_speakers_of_sessions(utterances, 'speaker').values())
+    if len(members) < 2 or min(map(len, members)) < 2:
+        raise UserError('--folds speaker: needs two sessions with two speakers each; --folds loso leaves '
+                        'one speaker out')
+    return [((s,), tuple(other for other in session if other != s))
+            for session in members for s in session]
+
+
+def _speakers_of_sessions(utterances, how):
+    """{session: speakers}, both in order. UserError unless every speaker has exactly one."""
     session_of = {}
     for u in utterances:
         if not u.session:
-            raise UserError(f'--folds {how}: no session is known of {u.path}')
+            raise UserError(f'--folds {how}: the session of {u.path} is not known')
         if session_of.setdefault(u.speaker, u.session) != u.session:
-            raise UserError(f'--folds {how}: speaker {u.speaker} stands in sessions {session_of[u.speaker]} and {u.session}')
-    members = {name: tuple(sorted(s for s in session_of if session_of[s] == name)) for name in sorted(set(session_of.values()))}
-    names = list(members)
-    if how == 'session':
-        if len(names) < 3:
-            raise UserError(f'--folds session: {len(names)} session(s) cannot make train, dev and test: 3 are needed')
-        return [(members[name], members[names[(i + 1) % len(names)]]) for i, name in enumerate(names)]
-    if len(names) < 2 or min(map(len, members.values())) < 2:
-        raise UserError('--folds speaker: needs two sessions, and two speakers in each; --folds loso leaves one speaker out')
-    return [((s,), tuple(other for other in members[name] if other != s)) for name in names for s in members[name]]
+            raise UserError(f'--folds {how}: speaker {u.speaker} is in sessions {session_of[u.speaker]} and '
+                            f'{u.session}')
+    return {session: tuple(sorted(s for s in session_of if session_of[s] == session))
+            for session in sorted(set(session_of.values()))}
 
 
 def _groups(utterances, n_folds):
-    """Speakers in n_folds groups, genders balanced: each gender is dealt in turn, the next goes on where the last stopped."""
+    """Speakers in n_folds groups with balanced genders.
+
+    Each gender is dealt in turn, beginning where the last one stopped.
+    """
     gender = _genders(utterances)
     ordered = sorted(gender, key=lambda s: (gender[s], s))
-    groups = [tuple(sorted(ordered[i::n_folds])) for i in range(n_folds)]
-    if n_folds == len(ordered):  # one speaker each: alternate genders, so that neighbours, who are dev, differ
-        kinds = [[s for s in ordered if gender[s] == g] for g in sorted(set(gender.values()))]
-        ranked = sorted((i / len(kind), k, s) for k, kind in enumerate(kinds) for i, s in enumerate(kind))
-        groups = [(s,) for _, _, s in ranked]
-    return groups
+    if n_folds < len(ordered):
+        return [tuple(sorted(ordered[i::n_folds])) for i in range(n_folds)]
+    # One speaker each: genders alternate, so that the neighbours, who are dev, differ.
+    kinds = [[s for s in ordered if gender[s] == g] for g in sorted(set(gender.values()))]
+    ranked = sorted((i / len(kind), k, s) for k, kind in enumerate(kinds) for i, s in enumerate(kind))
+    return [(s,) for _, _, s in ranked]
 
 
 def _genders(utterances):
-    """{speaker: gender}, '' where no utterance tells it. UserError where two utterances differ."""
+    """{speaker: gender}, '' if no utterance tells it. UserError if two utterances differ."""
     gender = {u.speaker: '' for u in utterances}
     for u in utterances:
         if u.gender and gender[u.speaker] not in ('', u.gender):
-            raise UserError(f'speaker {u.speaker} stands there as {gender[u.speaker]} and as {u.gender}: gender must be one')
+            raise UserError(f'speaker {u.speaker} has gender {gender[u.speaker]} and gender {u.gender}: it '
+                            'must be one')
         gender[u.speaker] = u.gender or gender[u.speaker]
     return gender
 
 
-def _prescribed(utterances):
-    where = {}
+def _own_split(utterances):
+    """The Fold that the utterances' own split prescribes."""
+    split_of = {}
     for u in utterances:
-        if where.setdefault(u.speaker, u.split) != u.split:
-            raise UserError(f'speaker {u.speaker} stands in both {where[u.speaker]} and {u.split} (column split)')
-    names = {split: tuple(sorted(s for s in where if where[s] == split)) for split in ('train', 'dev', 'test')}
-    for split, speakers in names.items():
-        if not speakers:
+        if split_of.setdefault(u.speaker, u.split) != u.split:
+            raise UserError(f'speaker {u.speaker} is in both {split_of[u.speaker]} and {u.split} (column '
+                            'split)')
+    speakers = {split: tuple(sorted(s for s in split_of if split_of[s] == split))
+                for split in ('train', 'dev', 'test')}
+    for split, found in speakers.items():
+        if not found:
             raise UserError(f'no utterance has split {split}: train, dev and test are all needed')
-    return Fold(**names)
+    return Fold(**speakers)
 
 
-def halves(labels, speakers, by, seed):
-    """Two disjoint halves of the training utterances, for w and for alpha.
+def halves(labels: np.ndarray, speakers: np.ndarray, by: str,
+           seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint halves of the training utterances, for w and for alpha, as sorted index arrays.
 
-    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (stratified: each class is halved) or 'speaker' (no
-    speaker in both; of N_DRAWS partitions the one whose halves are most alike in size and classes). Returns two sorted index
-    arrays. Raises UserError where a half would be empty.
+    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or
+    'speaker' (no speaker is in both halves; of N_DRAWS partitions the one whose halves are most
+    alike in size and classes).
     """
     labels, speakers = np.asarray(labels), np.asarray(speakers)
     rng = np.random.default_rng([seed, len(labels)])
     if by == 'utterance':
-        in_first = np.zeros(len(labels), bool)
-        for i, label in enumerate(np.unique(labels)):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            in_first[members[:(len(members) + i % 2) // 2]] = True  # odd ones go by turns to the one and the other half
+        in_first = _halve_classes(labels, rng)
     else:
-        names = np.unique(speakers)
-        one_hot = np.eye(labels.max() + 1)[labels]  # (n, n_classes)
-        counts = np.stack([one_hot[speakers == name].sum(axis=0) for name in names])  # (n_speakers, n_classes)
-        best, chosen = np.inf, None
-        for _ in range(N_DRAWS if len(names) > 1 else 0):
-            first = rng.permutation(len(names)) < len(names) // 2
-            unevenness = np.abs(counts[first].sum(axis=0) - counts[~first].sum(axis=0)).sum()
-            if unevenness < best:
-                best, chosen = unevenness, first
-        if chosen is None:
-            raise UserError('--alpha_split speaker needs two training speakers or more')
-        in_first = np.isin(speakers, names[chosen])
+        in_first = _halve_speakers(labels, speakers, rng)
     if not in_first.any() or in_first.all():
         raise UserError(f'{len(labels)} training utterance(s) cannot be halved for w and alpha')
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
+
+
+def _halve_classes(labels, rng):
+    """(n,) bool: whether an utterance is in the first half. Of an odd class either half gets one more."""
+    in_first = np.zeros(len(labels), bool)
+    for i, label in enumerate(np.unique(labels)):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        in_first[members[:(len(members) + i % 2) // 2]] = True
+    return in_first
+
+
+def _halve_speakers(labels, speakers, rng):
+    """(n,) bool: whether an utterance is in the first half."""
+    names = np.unique(speakers)
+    if len(names) < 2:
+        raise UserError('--alpha_split speaker needs at least two training speakers')
+    one_hot = np.eye(labels.max() + 1)[labels]  # (n, n_classes)
+    counts = np.stack([one_hot[speakers == name].sum(axis=0) for name in names])  # (n_speakers, n_classes)
+    fewest, chosen = np.inf, None
+    for _ in range(N_DRAWS):
+        first = rng.permutation(len(names)) < len(names) // 2
+        difference = np.abs(counts[first].sum(axis=0) - counts[~first].sum(axis=0)).sum()
+        if difference < fewest:
+            fewest, chosen = difference, first
+    return np.isin(speakers, names[chosen])

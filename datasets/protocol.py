@@ -1,70 +1,99 @@
-"""What of a corpus an experiment uses: --labels, --turns or --scenarios, --folds official. Everything left out is counted.
+"""Which utterances an experiment uses, by --labels, --turns, --scenarios and --folds official.
 
-A reader says what must be said of its corpus: PARTS = (flag, kinds) and EXAMPLE, of --labels; where these are missing the flag
-does not apply, or every class is taken.
+Everything that is left out is counted.
+
+A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPLE, if --labels must.
+Without them the flag does not apply, and all classes are used unless --labels says otherwise.
 """
+import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
-from utils import UserError
+from config import UserError
+from datasets.utterance import Utterance
 
 ALL = 'all'
-OFFICIAL, TEST_SET = 'official', 'Test1'  # --folds official is official:Test1
+OFFICIAL, TEST_SET = 'official', 'Test1'  # --folds official means official:Test1
 
 
-def apply(dataset, corpus, utterances, folds, labels, flags):
-    """Utterances that take part, with the classes of `labels`, and the report: plain values, see `lines`.
+class Selection:
+    """The utterances that are still kept, and {reason: utterances} of those left out."""
 
-    corpus: its reader. folds: as make_folds takes it. flags: {'turns': ..., 'scenarios': ...}, None where not said. Raises
-    UserError.
-    """
-    left_out = {}  # reason: utterances
+    def __init__(self, dataset: str, utterances: list[Utterance]):
+        self.dataset, self.kept, self.left_out = dataset, utterances, {}
 
-    def keep(utterances, reason_of):
+    def drop(self, reason_of: Callable[[Utterance], str | None]) -> None:
+        """Leaves out each utterance that reason_of gives a reason for. UserError if none remains."""
         kept = []
-        for u in utterances:
+        for u in self.kept:
             reason = reason_of(u)
-            (left_out.setdefault(reason, []) if reason else kept).append(u)
+            (self.left_out.setdefault(reason, []) if reason else kept).append(u)
+        self.kept = kept
         if not kept:
-            raise UserError(f'{dataset}: nothing is left: ' + ', '.join(_counted(_rows(left_out))))
-        return kept
-    kept = keep(utterances, lambda u: u.left_out)
-    parts = _parts(dataset, getattr(corpus, 'PARTS', None), flags, kept)
-    if parts:
+            raise UserError(f'{self.dataset}: nothing is left: {_as_text(*self.rows())}')
+
+    def rows(self) -> list[dict]:
+        """[{'reason', 'n', 'first' file}, ...]"""
+        return [row(reason, utterances) for reason, utterances in sorted(self.left_out.items())]
+
+
+def apply(dataset: str, corpus: ModuleType, utterances: list[Utterance], folds: str,
+          labels: str | None, flags: dict[str, str | None]) -> tuple[list[Utterance], dict]:
+    """(utterances that take part, with the classes of `labels`; report: plain values, see `lines`).
+
+    corpus: its reader. folds: as in make_folds. flags: {'turns': ..., 'scenarios': ...}, None if
+    not given.
+    """
+    selection = Selection(dataset, utterances)
+    selection.drop(lambda u: u.left_out)
+    if parts := _parts(dataset, getattr(corpus, 'PARTS', None), flags, selection.kept):
         flag, chosen = parts
-        kept = keep(kept, lambda u: None if u.part in chosen else f'--{flag}: {u.part}')
-    class_of = _classes(dataset, labels, getattr(corpus, 'EXAMPLE', None), Counter(u.label for u in kept))
-    kept = keep(kept, lambda u: None if u.label in class_of else f'--labels: {u.label}')
+        selection.drop(lambda u: None if u.part in chosen else f'--{flag}: {u.part}')
+    counts = Counter(u.label for u in selection.kept)
+    class_of = _classes(dataset, labels, getattr(corpus, 'EXAMPLE', None), counts)
+    selection.drop(lambda u: None if u.label in class_of else f'--labels: {u.label}')
     if folds.partition(':')[0] == OFFICIAL:
-        kept = _official(dataset, corpus, kept, folds, keep)
-        if gone := sorted({*class_of.values()} - {class_of[u.label] for u in kept}):
-            raise UserError(f'--folds {folds}: no utterance of class {", ".join(gone)} is left in its sets: leave it out of '
-                            '--labels, or take other sets; left out: ' + ', '.join(_counted(_rows(left_out))))
-    kept = [u if u.label == class_of[u.label] else replace(u, label=class_of[u.label]) for u in kept]
-    return kept, {'labels': labels, **flags, 'found': len(utterances), 'kept': len(kept),
-                  'classes': dict(sorted(Counter(u.label for u in kept).items())), 'left_out': _rows(left_out)}
+        _drop_unofficial(selection, corpus, folds)
+        if gone := sorted({*class_of.values()} - {class_of[u.label] for u in selection.kept}):
+            raise UserError(f'--folds {folds}: these sets have no utterance of class {", ".join(gone)}; leave '
+                            f'it out of --labels, or use other sets; left out: {_as_text(*selection.rows())}')
+    kept = [replace(u, label=class_of[u.label]) for u in selection.kept]
+    report = {'labels': labels, **flags, 'found': len(utterances), 'kept': len(kept),
+              'classes': dict(sorted(Counter(u.label for u in kept).items())),
+              'left_out': selection.rows()}
+    if notes := [*_same_but_for_case(counts, class_of), *_similar_speakers(kept)]:
+        report['notes'] = notes
+    return kept, report
 
 
-def lines(report):
-    """The report as lines for a reader."""
-    said = ''.join(f' --{name} {report[name]}' for name in ('labels', 'turns', 'scenarios') if report[name])
-    yield (f'protocol{said}: {report["kept"]} of {report["found"]} utterances kept: '
+def row(reason: str, utterances: list[Utterance]) -> dict:
+    """An entry of the report's 'left_out'."""
+    return {'reason': reason, 'n': len(utterances), 'first': Path(utterances[0].path).name}
+
+
+def lines(report: dict) -> Iterator[str]:
+    """The report as lines of a log."""
+    names = [name for name in ('labels', 'turns', 'scenarios') if report[name]]
+    given = ''.join(f' --{name} {report[name]}' for name in names)
+    yield (f'protocol{given}: {report["kept"]} of {report["found"]} utterances kept: '
            + ', '.join(f'{label} {n}' for label, n in report['classes'].items()))
     if report['left_out']:
-        yield f'left out {report["found"] - report["kept"]}: ' + ', '.join(_counted(report['left_out']))
+        yield f'left out {report["found"] - report["kept"]}: {_as_text(*report["left_out"])}'
+    if 'left_out_of_fold' in report:
+        yield f'left out of this fold: {_as_text(*report["left_out_of_fold"])}'
+    for note in report.get('notes', ()):
+        yield f'NOTE: {note}'
 
 
-def _rows(left_out):
-    return [{'reason': reason, 'n': len(us), 'first': Path(us[0].path).name} for reason, us in sorted(left_out.items())]
-
-
-def _counted(rows):
-    return [f'{row["reason"]} {row["n"]} (first {row["first"]})' for row in rows]
+def _as_text(*rows):
+    return ', '.join(f'{entry["reason"]} {entry["n"]} (first {entry["first"]})' for entry in rows)
 
 
 def _parts(dataset, parts, flags, utterances):
-    """(flag, chosen kinds), or None where the corpus has no parts."""
+    """(flag, chosen kinds), or None if the corpus has no parts."""
     for flag, value in flags.items():
         if value is not None and (parts is None or flag != parts[0]):
             raise UserError(f'--{flag} {value}: does not apply to {dataset}; leave it out')
@@ -72,52 +101,88 @@ def _parts(dataset, parts, flags, utterances):
         return None
     flag, kinds = parts
     counts = Counter(u.part for u in utterances)
-    choice = f'{ALL}, or any of {", ".join(f"{kind} ({counts[kind]} utterances)" for kind in kinds)} with commas'
+    counted = ', '.join(f'{kind} ({counts[kind]} utterances)' for kind in kinds)
+    choice = f'{ALL}, or a list with commas of {counted}'
     if flags[flag] is None:
-        raise UserError(f'--{flag} is needed with {dataset}: {choice}')
+        raise UserError(f'--{flag} is required with {dataset}: {choice}')
     chosen = kinds if flags[flag] == ALL else [kind.strip() for kind in flags[flag].split(',')]
     for kind in chosen:
         if kind not in kinds:
-            raise UserError(f'--{flag} {flags[flag]}: {kind!r} is none of {dataset}; say {choice}')
+            raise UserError(f'--{flag} {flags[flag]}: {dataset} has no {kind!r}; use {choice}')
     return flag, chosen
 
 
 def _classes(dataset, labels, example, counts):
     """{label of the corpus: class of the experiment}. counts: {label: utterances}."""
-    there = ', '.join(f'{label} {n}' for label, n in sorted(counts.items()))
+    available = ', '.join(f'{_escape(label)} {n}' for label, n in sorted(counts.items()))
     if labels is None:
         if example:
-            raise UserError(f'--labels is needed with {dataset}: classes with commas, merged ones with +, such as --labels '
-                            f'{example}; there are {there}')
+            raise UserError(f'--labels is required with {dataset}: classes with commas, merged with +, such '
+                            f'as --labels {example}; the corpus has {available}')
         return {label: label for label in counts}
     class_of = {}
-    for name in (part.strip() for part in labels.split(',')):
-        for label in (part.strip() for part in name.split('+')):
+    for name in _split(',', labels):
+        for label in map(_unescape, _split('+', name)):
             if not label:
-                raise UserError(f'--labels {labels}: a class without a name, at a comma or + too many; there are {there}')
+                raise UserError(f'--labels {labels}: a name is empty, at a comma or + too many; the corpus '
+                                f'has {available}')
             if label not in counts:
-                raise UserError(f'--labels {labels}: no utterance of class {label!r}; there are {there}')
+                raise UserError(f'--labels {labels}: the corpus has no class {label!r}; it has {available}')
             if label in class_of:
-                raise UserError(f'--labels {labels}: {label} stands there twice')
-            class_of[label] = name
+                raise UserError(f'--labels {labels}: {label} is named twice')
+            class_of[label] = _unescape(name)
     return class_of
 
 
-def _official(dataset, corpus, utterances, folds, keep):
-    """Those of the train, dev and one test set that the corpus prescribes, its split named 'test'; no speaker in two sets."""
+def _split(separator, text):
+    r"""Parts between separators, of which those after a backslash do not count: 'a\, b,c' has two."""
+    return [part.strip() for part in re.split(rf'(?<!\\){re.escape(separator)}', text)]
+
+
+def _unescape(name):
+    return re.sub(r'\\([,+])', r'\1', name)
+
+
+def _escape(label):
+    return re.sub(r'([,+])', r'\\\1', label)
+
+
+def _same_but_for_case(counts, class_of):
+    """Notes on labels that differ by case alone and are not of one class. counts: {label: utterances}."""
+    for labels in _groups_without_case(counts):
+        if len({class_of.get(label) for label in labels}) > 1:
+            counted = ', '.join(f'{label} ({counts[label]})' for label in labels)
+            merged = '+'.join(map(_escape, labels))
+            yield f'labels {counted} differ by case alone; merge them with --labels {merged},...'
+
+
+def _similar_speakers(utterances):
+    for names in _groups_without_case({u.speaker for u in utterances}):
+        yield f'speakers {", ".join(names)} differ by case alone, and count as different people'
+
+
+def _groups_without_case(names):
+    groups = {}
+    for name in sorted(names):
+        groups.setdefault(name.casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _drop_unofficial(selection, corpus, folds):
+    """Keeps train, dev and one test set of the corpus, which becomes 'test', and no speaker in two."""
     if getattr(corpus, 'DEFAULT_FOLDS', None) != OFFICIAL:
-        raise UserError(f'--folds {folds}: {dataset} has no official sets')
+        raise UserError(f'--folds {folds}: {selection.dataset} has no official sets')
     wanted = folds.partition(':')[2] or TEST_SET
-    counts = Counter(u.split for u in utterances)
-    tests = sorted(set(counts) - {'train', 'dev'})
+    tests = sorted({u.split for u in selection.kept} - {'train', 'dev'})
     if wanted not in tests:
-        raise UserError(f'--folds {folds}: no utterance of {wanted} is left; there are '
+        raise UserError(f'--folds {folds}: no utterance of {wanted} is left; available: '
                         + (', '.join(f'{OFFICIAL}:{split}' for split in tests) or 'no test sets'))
-    utterances = keep(utterances, lambda u: None if u.split in ('train', 'dev', wanted) else f'--folds {folds}: {u.split}')
-    rank = {wanted: 2, 'dev': 1, 'train': 0}  # a speaker of two sets stays in the higher one: what is tested stays whole
-    place = {}
-    for u in utterances:
-        place[u.speaker] = max(u.split, place.get(u.speaker, 'train'), key=rank.get)
-    utterances = keep(utterances, lambda u: None if u.split == place[u.speaker] else
-                      f'--folds {folds}: {u.split}, by a speaker of {place[u.speaker]}')
-    return [replace(u, split='test') if u.split == wanted else u for u in utterances]
+    sets = ('train', 'dev', wanted)  # a speaker of two sets stays in the later one: test stays whole
+    selection.drop(lambda u: None if u.split in sets else f'--folds {folds}: {u.split}')
+    set_of = {}
+    for u in selection.kept:
+        set_of[u.speaker] = max(u.split, set_of.get(u.speaker, 'train'), key=sets.index)
+    selection.drop(lambda u: None if u.split == set_of[u.speaker] else
+                   f'--folds {folds}: {u.split}, by a speaker of {set_of[u.speaker]}')
+    selection.kept = [replace(u, split='test') if u.split == wanted else u
+                      for u in selection.kept]

@@ -1,22 +1,26 @@
-"""Scores of predictions: UA, WA, macro F1, over all utterances at once."""
+"""Scores of predictions: UA, WA and macro F1 over all utterances at once, and the confusion matrix."""
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, f1_score, recall_score
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_matrix, f1_score, recall_score
 
-from utils import UserError
+from config import UserError
+from datasets.dataset import SpeechDataset
 
 
-def scores(labels, predicted):
-    """Over all predictions at once: ua = mean recall of the classes that occur in labels, wa = accuracy, macro_f1."""
+def scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """'ua': mean recall of the classes that occur in labels; 'wa': accuracy; 'macro_f1'. Both arrays are class indices (n,)."""
     present = np.unique(labels)
     return {'ua': float(recall_score(labels, predicted, labels=present, average='macro', zero_division=0)),
             'wa': float(accuracy_score(labels, predicted)),
             'macro_f1': float(f1_score(labels, predicted, average='macro', zero_division=0))}
 
 
-def evaluate(forward, dataset, batch_size, class_weights):
-    """Scores of a dataset with 'loss' (of the window-averaged probabilities), and its probabilities (n, n_classes) as numpy."""
+def evaluate(forward: Callable, dataset: SpeechDataset, batch_size: int,
+             class_weights: torch.Tensor) -> tuple[dict[str, float], np.ndarray]:
+    """Scores of a dataset, with 'loss' (of the probabilities averaged over windows); and its probabilities (n, n_classes)."""
     probabilities = dataset.score(forward, batch_size)
     loss = F.cross_entropy(probabilities.clamp_min(1e-12).log(), dataset.labels, class_weights)
     probabilities, labels = probabilities.cpu().numpy(), dataset.labels.cpu().numpy()
@@ -24,24 +28,47 @@ def evaluate(forward, dataset, batch_size, class_weights):
 
 
 class Tally:
-    """Losses and predictions of a training epoch, kept on the device until the epoch's end."""
+    """Losses and predictions of a training epoch, kept on the device until the epoch ends."""
 
     def __init__(self):
-        self.rows = []
+        self.steps = []
 
-    def add(self, loss, logits, y, n=None):
-        """n: utterances of the whole batch, where loss, logits and y are of a share."""
-        self.rows.append((loss.detach() * (n or len(y)), logits.detach().argmax(dim=1), y))
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
+        """Adds a step. loss: mean over the batch; if y is one process's share of the batch, its part of that mean."""
+        self.steps.append((loss.detach(), logits.detach().argmax(dim=1), y))
 
-    def scores(self, gather=lambda own: [own]):
-        """{'loss', 'ua', 'wa', 'macro_f1'}. Raises UserError where the loss is no longer finite.
-        gather: own object -> those of all processes.
+    def scores(self, gather: Callable = lambda own: [own]) -> dict:
+        """{'loss', 'ua', 'wa', 'macro_f1'} of the epoch. UserError if the loss is not finite.
+
+        gather: object of this process -> list of those of all processes.
         """
-        losses, predicted, labels = zip(*self.rows)
-        own = float(torch.stack(losses).sum()), torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
-        losses, predicted, labels = zip(*gather(own))
+        losses, predicted, labels = zip(*self.steps)
+        sizes = np.array([len(y) for y in labels])
+        own = torch.stack(losses).cpu().numpy(), sizes, torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
+        losses, sizes, predicted, labels = zip(*gather(own))
         predicted, labels = np.concatenate(predicted), np.concatenate(labels)
-        loss = sum(losses) / len(labels)
+        loss = float(np.dot(np.sum(losses, axis=0, dtype=float), np.sum(sizes, axis=0)) / len(labels))
         if not np.isfinite(loss):
-            raise UserError('training diverged, the loss is not finite: lower the learning rate')
+            raise UserError('training diverged: the loss is not finite; lower the learning rate')
         return {'loss': loss, **scores(labels, predicted)}
+
+
+def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str],
+                   title: str | None = None) -> 'matplotlib.figure.Figure':  # noqa: F821
+    """Confusion matrix as a matplotlib Figure; each cell shows the share of its true class, and the count.
+
+    labels, predicted: class indices (n,). names: of the classes.
+    """
+    from matplotlib.figure import Figure  # slow to import
+    counts = confusion_matrix(labels, predicted, labels=range(len(names)))
+    recall = counts / counts.sum(axis=1, keepdims=True).clip(1)  # a class without utterances has an empty row
+    side = 2.2 + .75 * len(names)  # inches
+    figure = Figure(figsize=(side, side), layout='constrained')
+    axes = figure.add_subplot()
+    display = ConfusionMatrixDisplay(recall, display_labels=names)
+    display.plot(ax=axes, xticks_rotation='vertical', colorbar=False, im_kw=dict(vmin=0., vmax=1., cmap='Blues'))
+    for i, row in enumerate(display.text_):
+        for j, text in enumerate(row):
+            text.set(text=f'{recall[i, j]:.2f}\n{counts[i, j]}', fontsize=9)
+    axes.set(xlabel='predicted', ylabel='true', title=title)
+    return figure

@@ -1,4 +1,4 @@
-"""What a corpus reader gives."""
+"""What the reader of a corpus returns."""
 from dataclasses import dataclass
 
 
@@ -9,8 +9,8 @@ class Utterance:
     speaker: str
     session: str | None = None
     gender: str | None = None  # 'm' or 'f'
-    split: str | None = None  # 'train', 'dev' or 'test', where the corpus prescribes it; of MSP-Podcast 'Test1' ... for 'test'
-    start: float | None = None  # s; None: the file's beginning
-    end: float | None = None  # s; None: the file's end
-    part: str | None = None  # of the corpus, where it has some: 'improvised' or 'scripted', or the letter of a scenario
+    split: str | None = None  # the corpus' own: 'train', 'dev' or 'test'; in MSP-Podcast 'Test1' and so on for 'test'
+    start: float | None = None  # s; None: the beginning of the file
+    end: float | None = None  # s; None: the end of the file
+    part: str | None = None  # of the corpus, as in --turns ('improvised') or --scenarios ('P')
     left_out: str | None = None  # why no experiment can use it, such as 'no majority'

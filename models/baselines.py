@@ -1,8 +1,8 @@
 """Hand-designed networks, (N, 1, F, T) -> logits, which are trained exactly as the network of a genotype is.
 
 Five are those that the emoDARTS paper compares with (CNN, RNN, LSTM, CNN-LSTM, CNN-LSTM with attention), repaired: an utterance
-is a sequence over time, not one vector; convolutions have more than one channel and a ReLU behind them; no softmax runs over
-the batch; the loss is cross-entropy. `cnn_gru` is what a practitioner would write today.
+is a sequence over time, not one vector; convolutions have more than one channel and a ReLU behind them; no softmax runs
+over the batch; the loss is cross-entropy. `cnn_gru` is what a practitioner would write today.
 
 Each name of config.BASELINES is a function at the end of this file: name(n_mels, n_frames, n_classes, width, dropout). Its
 default width is its own; another width brings it near to a given number of parameters.
@@ -104,7 +104,10 @@ def mean_pool(h: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class AttentionPool(nn.Module):
-    """Mean over time with learned weights: (N, T, H) -> (N, H). Weights are the softmax over T of a score; of padding, 0."""
+    """Mean over time with learned weights, the softmax over T of a two-layer score: (N, T, H) -> (N, H).
+
+    Padding has weight 0.
+    """
 
     def __init__(self, H: int):
         super().__init__()

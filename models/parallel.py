@@ -1,6 +1,7 @@
-"""One run on several processes, ranks, that torchrun started. Without torchrun every function here does nothing.
+"""One run on several processes ("ranks") that torchrun started. Without torchrun every function here does nothing.
 
-Each rank holds all parameters and works on a share of every batch; what it finds is summed over the ranks, not averaged.
+Each rank holds all parameters and works on a share of every batch. Losses and gradients are summed over ranks, not
+averaged. A program calls `start`, `together`, `from_main`, `clip_gradients`, `check_equal` and `stop`, and keeps a `State`.
 """
 import functools
 import hashlib
@@ -8,45 +9,52 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
-TIMEOUT = timedelta(minutes=5)  # a rank that waits for another for longer ends, and with it the run
-JOIN = timedelta(minutes=1)  # until torchrun, which is there already, answers
+import utils
+from config import UserError
+
+TIMEOUT = timedelta(minutes=5)  # a rank that waits longer for another ends, and the run with it
+JOIN = timedelta(minutes=1)  # until torchrun, which is already there, answers
 POLL = .1  # s
 
-_turns = itertools.count(1)  # calls of `together`, which every rank makes in the same order
+_turns = itertools.count(1)  # calls of `together`, which all ranks make in the same order
 
 
-def rank():
+def rank() -> int:
+    """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size():
+def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def place():
-    """This rank's place, as keyword arguments."""
+def place() -> dict:
+    """Rank and world size as keyword arguments."""
     return {'rank': rank(), 'world_size': world_size()}
 
 
-def is_main():
+def is_main() -> bool:
     """Whether this is the rank that writes."""
     return rank() == 0
 
 
-def local_rank():
+def local_rank() -> int | None:
     """Number of this process on its machine; None without torchrun."""
     return int(os.environ['LOCAL_RANK']) if dist.is_torchelastic_launched() else None
 
 
-def launcher():
-    """What a command line of this run begins with."""
+def launcher() -> str:
+    """First words of the command line of this run: 'python', or torchrun with its flags."""
     if not dist.is_torchelastic_launched():
         return 'python'
     n_machines = int(os.environ.get('GROUP_WORLD_SIZE', 1))
@@ -54,22 +62,21 @@ def launcher():
     return f'torchrun{more} --nproc_per_node {os.environ.get("LOCAL_WORLD_SIZE", 1)}'
 
 
-@functools.cache
-def _rendezvous():
-    """The key-value store that torchrun's processes share, rank, world size."""
-    with _answered():
-        return next(dist.rendezvous('env://', timeout=JOIN))
+def start(config) -> torch.device:
+    """Sets the threads, chooses the device, and joins the other processes. `stop` leaves them."""
+    utils.set_threads(config.threads)
+    device = utils.choose_device(config.device, local_rank())
+    join(device)
+    return device
 
 
-def start(device):
-    """Joins the other processes that torchrun started; `stop` ends it."""
+def join(device: torch.device):
+    """Joins the process group of torchrun's processes."""
     if not dist.is_torchelastic_launched():
         return
-    # Its default arguments keep the group that exists when it is first imported, which torch.optim does later: the group would
-    # outlive `stop`, and a thread of gloo that frees a tensor while Python ends aborts the process.
+    # torch.optim imports torch.distributed.nn later, whose default arguments keep the process group of that moment
+    # alive. The group would outlive `stop`, and a gloo thread that frees a tensor while Python ends aborts the process.
     import torch.distributed.nn  # noqa: F401
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
     store, rank, world_size = _rendezvous()
     with _answered():
         dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=TIMEOUT,
@@ -77,47 +84,55 @@ def start(device):
 
 
 def stop():
-    """Only at a good end: after a failure others may be waiting in a sum, and this would wait with them."""
+    """Leaves the process group. Only after success: after a failure other ranks may wait in a sum, and so would this one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def leave(code):
-    """Ends this process after a failure, at once: Python's own end aborts it while threads of gloo are at work."""
+def leave(code: int):
+    """Ends this process after a failure, at once: Python's own exit aborts while gloo's threads work."""
     if not dist.is_initialized():
         sys.exit(code)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:  # a full disk behind them changes nothing
+    finally:  # even if the disk behind them is full
         os._exit(code)
 
 
-def first_to_speak():
-    """True once among all ranks: many end for one reason, and one of them says so."""
+def first_to_speak() -> bool:
+    """True on one rank only, so that an error is printed once."""
     if not dist.is_torchelastic_launched():
         return True
     try:
         return _rendezvous()[0].add('spoken', 1) == 1
-    except (ConnectionError, RuntimeError):
+    except (UserError, RuntimeError):
         return os.environ['RANK'] == '0'
+
+
+@functools.cache
+def _rendezvous():
+    """Key-value store shared by torchrun's processes, rank, world size."""
+    with _answered():
+        return next(dist.rendezvous('env://', timeout=JOIN))
 
 
 @contextmanager
 def _answered():
     try:
         yield
-    except RuntimeError as error:  # gloo, NCCL and the store have no narrower kind for a peer that is gone
-        raise ConnectionError(f'another process of this run ended or does not answer ({str(error).splitlines()[0]}): '
-                              'the same command with --resume goes on') from error
+    except RuntimeError as error:  # gloo, NCCL and the store have no narrower kind for a lost peer
+        raise UserError(f'another process of this run ended or does not answer ({str(error).splitlines()[0]}): the same '
+                        'command with --resume continues') from error
 
 
-def all_reduce(tensors):
-    """Each tensor's sum over ranks, without gradient, as a list; all of one dtype go in one message."""
+def all_reduce(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Sum of each tensor over ranks, without gradient. Tensors of one dtype travel in one message."""
+    tensors = list(tensors)
     if world_size() == 1:
-        return list(tensors)
+        return tensors
     found = {}
-    for dtype in dict.fromkeys(t.dtype for t in tensors):  # in order, which a set has not
+    for dtype in dict.fromkeys(t.dtype for t in tensors):  # ordered, unlike a set
         places = [i for i, t in enumerate(tensors) if t.dtype == dtype]
         flat = torch.cat([tensors[i].detach().reshape(-1) for i in places])
         with _answered():
@@ -127,11 +142,19 @@ def all_reduce(tensors):
     return [found[i] for i in range(len(tensors))]
 
 
-def sum_gradients(parameters):
+def sum_gradients(parameters: Iterable):
     """Replaces every gradient by its sum over ranks."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if world_size() > 1:
         torch._foreach_copy_(grads, all_reduce(grads))
+
+
+def clip_gradients(parameters: Iterable, max_norm: float):
+    """Sums gradients over ranks, then scales them to a norm of at most max_norm; 0: no clipping."""
+    parameters = list(parameters)
+    sum_gradients(parameters)
+    if max_norm > 0:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 class _Sum(torch.autograd.Function):
@@ -146,22 +169,13 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(grad)
 
 
-def sum_over_ranks(x):
-    """Sum over ranks that can be differentiated, as often as wanted."""
+def sum_over_ranks(x: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks that can be differentiated any number of times."""
     return x if world_size() == 1 else _Sum.apply(x)
 
 
-def announce(log, checkpoint=None):
-    """Tells the reader of the log what several processes mean for this run."""
-    if world_size() > 1:
-        log('%d processes share every batch. If one ends, all end: the same command with --resume goes on', world_size())
-    begun = len(checkpoint['rng']['ranks']) if checkpoint else world_size()
-    if begun != world_size():
-        log('NOTE: the checkpoint is of %d processes, %d go on: they draw other dropout', begun, world_size())
-
-
 def gather(x):
-    """[x of rank 0, x of rank 1, ...] on every rank; any object, for what happens once an epoch."""
+    """[x of rank 0, x of rank 1, ...] on every rank; any picklable object."""
     if world_size() == 1:
         return [x]
     found = [None] * world_size()
@@ -170,10 +184,10 @@ def gather(x):
     return found
 
 
-def together(f):
-    """f() on every rank, on the first of each machine before the others, so that they find its caches filled.
+def together(f: Callable):
+    """f() on every rank, first on the first rank of each machine, so that the others find its caches filled.
 
-    What fails on one rank fails on all. f may take as long as it likes, and must not talk to other ranks.
+    An error on one rank is an error on all. f may take any time and must not talk to other ranks.
     """
     if world_size() == 1:
         return f()
@@ -187,7 +201,7 @@ def together(f):
         error = found
     with _answered():
         _rendezvous()[0].add(key, 1)
-    _wait_for(key, world_size())  # not in gather, whose patience is TIMEOUT
+    _wait_for(key, world_size())  # not in `gather`, which waits for TIMEOUT at most
     errors = [e for e in gather(error) if e is not None]
     if errors:
         raise error or errors[0]
@@ -200,8 +214,8 @@ def _wait_for(key, n):
             time.sleep(POLL)
 
 
-def from_main(f):
-    """What f() gives on rank 0, which alone calls it; on every rank."""
+def from_main(f: Callable):
+    """Calls f() on rank 0 alone and returns its result on every rank."""
     result = [together(lambda: f() if is_main() else None)]
     if world_size() > 1:
         with _answered():
@@ -209,28 +223,54 @@ def from_main(f):
     return result[0]
 
 
-def broadcast_(tensors):
+def broadcast_(tensors: Iterable[torch.Tensor]):
     """Replaces each tensor by that of rank 0."""
     tensors = list(tensors)
     if world_size() > 1:
         torch._foreach_copy_(tensors, all_reduce([t if is_main() else torch.zeros_like(t) for t in tensors]))
 
 
-def seed_own(seed):
-    """Gives every rank but 0 random numbers of its own, for dropout and drop-path."""
-    if rank():
-        torch.manual_seed(int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0]))  # the CPU reads 32 bits of it
+class State:
+    """Everything a resumed run continues from: networks, optimizers, schedulers, and the random generators of all ranks.
+
+    draws: the generator of batches and masks, in the same state on every rank. Every rank but 0 gets its own seed for
+    dropout and drop-path.
+    """
+
+    def __init__(self, seed: int, device: torch.device, **parts):
+        self.device, self.parts = device, parts
+        self.draws = torch.Generator().manual_seed(seed)
+        if rank():
+            torch.manual_seed(int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0]))  # the CPU takes 32 bits
+
+    def load(self, checkpoint: dict | None, log: Callable):
+        """Restores a checkpoint, if there is one, and gives every rank the network of rank 0. log: prints a line."""
+        begun = world_size()
+        if checkpoint:
+            for name, part in self.parts.items():
+                part.load_state_dict(checkpoint[name])
+            set_rng_state(checkpoint['rng'], self.draws, self.device)
+            begun = len(checkpoint['rng']['ranks'])
+        broadcast_(self.parts['net'].state_dict().values())
+        if world_size() > 1:
+            log('%d processes share every batch. If one ends, all end: the same command with --resume continues', world_size())
+        if begun != world_size():
+            log('NOTE: the checkpoint is of %d processes, %d continue: dropout masks will differ', begun, world_size())
+
+    def state_dict(self) -> dict:
+        """Contents of a checkpoint; every rank must call this."""
+        return {'rng': rng_state(self.draws, self.device), **{name: part.state_dict() for name, part in self.parts.items()}}
 
 
-def rng_state(shared, device):
-    """State of the generator `shared`, which is the same on all ranks, and of every rank's default ones."""
+def rng_state(draws: torch.Generator, device: torch.device) -> dict:
+    """State of the shared generator and of the default generators of every rank."""
     own = {'cpu': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state(device) if device.type == 'cuda' else None}
-    return {'shared': shared.get_state(), 'ranks': gather(own)}
+    return {'shared': draws.get_state(), 'ranks': gather(own)}
 
 
-def set_rng_state(state, shared, device):
-    """A rank that the state does not know keeps the random numbers it has."""
-    shared.set_state(state['shared'])
+def set_rng_state(state: dict, draws: torch.Generator, device: torch.device):
+    """Restores `rng_state`. A rank that the state does not know keeps its random numbers."""
+    draws.set_state(state['shared'])
     if rank() < len(state['ranks']):
         own = state['ranks'][rank()]
         torch.set_rng_state(own['cpu'])
@@ -238,8 +278,8 @@ def set_rng_state(state, shared, device):
             torch.cuda.set_rng_state(own['cuda'], device)
 
 
-def differs(tensors):
-    """Whether a tensor is not the same to the bit on every rank."""
+def differs(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether any tensor differs between ranks, to the bit."""
     if world_size() == 1:
         return False
     digest = hashlib.sha256()
@@ -248,16 +288,28 @@ def differs(tensors):
     return len(set(gather(digest.digest()))) > 1
 
 
-def sharing(forward):
-    """forward, X -> (N, n), such that each rank computes a share of the rows and all get all of them; without gradient."""
+def check_equal(net: torch.nn.Module, epoch: int):
+    """UserError if the ranks have different weights."""
+    if differs(net.state_dict().values()):
+        raise UserError(f'epoch {epoch} left the processes with different weights, which is a fault of this program or of the '
+                        'hardware: --resume continues from the epoch before')
+
+
+def sharing(forward: Callable) -> Callable:
+    """forward(*tensors) -> (N, n), made such that each rank computes a share of the rows and all get every row."""
     if world_size() == 1:
         return forward
 
-    def whole(X):
-        rows = slice(rank(), None, world_size())
-        own = X[rows]
-        found = forward(own if len(own) else X[:1])  # with no row of its own a rank needs n nevertheless
-        y = found.new_zeros(len(X), found.shape[1])
-        y[rows] = found[:len(own)]
+    def whole(*tensors):
+        n, rows = len(tensors[0]), slice(rank(), None, world_size())
+        n_own = len(range(n)[rows])
+        found = forward(*(t[rows] if n_own else t[:1] for t in tensors))  # a rank without rows needs the width too
+        y = found.new_zeros(n, found.shape[1])
+        y[rows] = found[:n_own]
         return all_reduce([y])[0]
     return whole
+
+
+def progress(batches: Iterable, what: str, total: int):
+    """A progress bar over batches, on one rank and a terminal only."""
+    return tqdm(batches, what, total, disable=None if is_main() else True, leave=False)

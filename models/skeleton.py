@@ -35,7 +35,7 @@ def to_sequence(x: Tensor, n_steps: int) -> Tensor:
 
 
 def valid_steps(valid: Tensor, n_steps: int) -> Tensor:
-    """(N, n_frames) bool, True where a frame is audio -> (N, n_steps, 1) bool, True where any frame under a step is."""
+    """(N, n_frames) bool, True where a frame is audio -> (N, n_steps, 1) bool, True where any frame of a step is."""
     return F.adaptive_max_pool1d(valid.float(), n_steps).unsqueeze(-1) > 0
 
 

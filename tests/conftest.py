@@ -1,5 +1,9 @@
+"""What several test files share: made-up speech, a finished run of both programs, skips."""
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +50,46 @@ def write_corpus(folder, n_speakers=6, emotions=('angry', 'sad'), n_takes=4, shi
 @pytest.fixture(scope='session')
 def small_corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+FEATURES = '--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --batch_size 10'.split()
+SMALL = [*FEATURES, *'--init_channels 2 --layers 3 --rnn_channels 4'.split()]
+SEARCH = '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --alpha_lr 0.05 --trim_db 50'.split()
+
+
+def run(cwd, program, *argv, ok=True, **kwargs):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)], cwd=cwd, env=env, capture_output=True,
+                          text=True, timeout=300, **kwargs)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done
+
+
+def search_args(corpus, name, *more):
+    return ['--name', name, '--dataset', 'manifest', '--data_path', corpus, '--epochs', 3, *SMALL, *SEARCH, *more]
+
+
+def augment_args(corpus, name, genotype, *more):
+    return ['--name', name, '--dataset', 'manifest', '--data_path', corpus, '--genotype', genotype, '--epochs', 4,
+            '--batch_size', 10, '--device', 'cpu', *more]
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory, small_corpus):
+    """A folder in which both programs have run to the end."""
+    cwd = tmp_path_factory.mktemp('finished')
+    run(cwd, 'search.py', *search_args(small_corpus, 'a'))
+    run(cwd, 'augment.py', *augment_args(small_corpus, 'a', 'runs/search/a/genotype.json'))
+    return cwd
+
+
+def rows(path, drop=('seconds',)):
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in path.read_text().splitlines()]
+
+
+def results(folder):
+    found = json.loads((folder / 'results.json').read_text())
+    return {k: v for k, v in found.items() if k not in ('seconds', 'command')}
 
 
 @pytest.fixture(autouse=True)

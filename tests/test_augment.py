@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from test_programs import SMALL
+from conftest import FEATURES
 
 import augment
 
@@ -30,7 +30,7 @@ def test_the_optimizer_is_the_one_that_is_named(optimizer, kind, small_corpus, t
     monkeypatch.chdir(tmp_path)
     made, init = [], kind.__init__
     monkeypatch.setattr(kind, '__init__', lambda self, *args, **kwargs: (made.append(kwargs), init(self, *args, **kwargs))[1])
-    augment.main(['--name', 'x', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--model', 'rnn',
+    augment.main(['--name', 'x', '--dataset', 'manifest', '--data_path', str(small_corpus), *FEATURES, '--model', 'rnn',
                   '--params', '300', '--epochs', '2', '--optimizer', optimizer, '--lr', '0.002', '--warmup', '1',
                   '--weight_decay', '0.03'])
     assert made[0]['weight_decay'] == .03

@@ -1,17 +1,15 @@
+"""Windows and batches: every frame is scored, every utterance trains once an epoch, ranks share one epoch."""
 import threading
 import time
-import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_corpus
 
-import config as cf
-import datasets
-from datasets.dataset import AHEAD, SpeechDataset, ahead, fits, statistics
-from datasets.transforms import spec_augment
+from config import UserError
+from datasets.dataset import AHEAD, SpeechDataset, ahead, batch_sizes, fits, statistics
+from datasets.transforms import SpecAugment
 
 LENGTHS = [5, 12, 30, 7, 25]
 WINDOW = 12
@@ -25,7 +23,7 @@ def dataset(lengths=LENGTHS, window=WINDOW):
 
 
 def speech(dtype=np.float16, **kwargs):
-    """Random features of some 40 utterances, and the dataset of them."""
+    """Random features of 41 utterances, and their dataset."""
     rng = np.random.default_rng(0)
     features = [rng.normal(-7., 4., (5, n)).astype(dtype) for n in rng.integers(3, 40, 41)]
     us = [SimpleNamespace(path=str(i)) for i in range(len(features))]
@@ -54,7 +52,8 @@ def test_scoring_reads_every_frame_of_every_utterance():
 def test_scores_are_averaged_over_windows_and_do_not_depend_on_the_batch():
     data = dataset()
 
-    def forward(x):
+    def forward(x, valid):
+        assert torch.equal(x[:, 0, 0] != 0, valid)
         top = x.amax(dim=(1, 2, 3)) / 300.
         return torch.stack([top, 1. - top], dim=1)
     whole = data.score(forward, 100)
@@ -62,7 +61,8 @@ def test_scores_are_averaged_over_windows_and_do_not_depend_on_the_batch():
     torch.testing.assert_close(whole.sum(dim=1), torch.ones(5))
     for batch_size in (1, 2, 4):
         torch.testing.assert_close(data.score(forward, batch_size), whole)
-    by_hand = torch.stack([torch.softmax(forward(cut(data, 2, s))[0], dim=0) for s in (0, 9, 18)]).mean(dim=0)
+    full = torch.ones(1, WINDOW, dtype=torch.bool)
+    by_hand = torch.stack([torch.softmax(forward(cut(data, 2, s), full)[0], dim=0) for s in (0, 9, 18)]).mean(dim=0)
     torch.testing.assert_close(whole[2], by_hand)
 
 
@@ -70,19 +70,32 @@ def test_an_epoch_has_every_utterance_once_at_random_places():
     data, starts = dataset(), {i: set() for i in range(5)}
     for _ in range(60):
         seen = []
-        for X, y in data.batches(2):
-            for x, label in zip(X, y):
+        for (X, valid), y in data.batches(2):
+            for x, is_audio, label in zip(X, valid, y):
                 inside = frames_of(x)
                 i = int(inside[0] - 1) // 100
                 assert label == i % 2 and inside == list(np.arange(inside[0], inside[-1] + 1))  # one piece, in order
-                assert len(inside) == min(LENGTHS[i], WINDOW)
+                assert len(inside) == min(LENGTHS[i], WINDOW) and torch.equal(x[0, 0] != 0, is_audio)
                 seen.append(i)
                 starts[i].add((inside[0], int((x[0, 0] != 0).float().argmax())))
         assert sorted(seen) == [0, 1, 2, 3, 4]
     assert len(starts[2]) > 10 and len(starts[0]) > 5 and len(starts[1]) == 1
-    assert [len(y) for _, y in data.batches(2)] == [2, 3]  # one utterance alone joins the batch before
-    assert [len(y) for _, y in data.batches(3)] == [3, 2] and [len(y) for _, y in data.batches(1)] == [1] * 5
-    assert sum(len(y) for _, y in data.batches(2, [1, 3, 4])) == 3
+
+
+@pytest.mark.parametrize('batch_size, indices, sizes', [
+    (2, None, [2, 3]),  # a batch of one utterance is merged with the one before
+    (3, None, [3, 2]), (1, None, [1] * 5), (9, None, [5]), (2, [1, 3, 4], [3]), (2, [0, 2], [2])])
+def test_sizes_of_the_batches_of_an_epoch(batch_size, indices, sizes):
+    data = dataset()
+    assert [len(y) for _, y in data.batches(batch_size, indices)] == sizes
+    assert data.n_batches(batch_size, indices) == len(sizes)
+
+
+def test_more_processes_than_utterances_in_a_batch_are_refused():
+    data = speech(world_size=8)[1]
+    assert data.n_batches(9) == 4 and batch_sizes(41, 9, 8) == [9, 9, 9, 14]  # 5 utterances are too few for 8 processes
+    with pytest.raises(UserError, match='--batch_size'):
+        next(data.batches(4))
 
 
 def test_features_kept_in_float16_give_the_bits_of_normalising_them_beforehand():
@@ -96,36 +109,41 @@ def test_features_kept_in_float16_give_the_bits_of_normalising_them_beforehand()
 
 
 def check_same_batches(one, other):
-    """Batches of two datasets, to the bit, how many random numbers they draw, and scores, which a GPU adds up in any order."""
-    def forward(x):
+    """Two datasets give the same batches, to the bit, draw as many random numbers, and score alike."""
+    def forward(x, valid):
         return x.sum(dim=2)[:, 0, :3]
-    for indices, share in ((None, (0, 1)), (range(7), (0, 1)), (range(11, 24), (0, 1)), (None, (1, 3))):
+    for indices in (None, range(7), range(11, 24)):
         seen = []
         for data in (one, other):
             torch.manual_seed(3)
-            batches = [(X.cpu(), y.cpu()) for X, y in data.batches(6, indices, None, *share)]
-            seen.append([*batches, (torch.rand(1), torch.rand(1))])
-        for (X, y), (X2, y2) in zip(*seen, strict=True):
-            assert torch.equal(X, X2) and torch.equal(y, y2) and X.stride() == X2.stride()
-    torch.testing.assert_close(one.score(forward, 5).cpu(), other.score(forward, 5).cpu())
+            batches = [(x.cpu(), valid.cpu(), y.cpu()) for (x, valid), y in data.batches(6, indices)]
+            seen.append([*batches, (torch.rand(1),) * 3])
+        for (x, valid, y), (x2, valid2, y2) in zip(*seen, strict=True):
+            assert torch.equal(x, x2) and torch.equal(valid, valid2) and torch.equal(y, y2) and x.stride() == x2.stride()
+    torch.testing.assert_close(one.score(forward, 5).cpu(), other.score(forward, 5).cpu())  # a GPU adds in any order
 
 
+@pytest.mark.parametrize('share', [{}, dict(rank=1, world_size=3)])
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
-def test_batches_cut_ahead_are_those_of_resident_features(dtype):
+def test_batches_from_the_host_are_those_of_resident_features(dtype, share):
     threads = threading.active_count()
-    check_same_batches(speech(dtype)[1], speech(dtype, resident=False)[1])
-    assert next(iter(speech(resident=False)[1].batches(4)))[0].shape == (4, 1, 5, WINDOW)  # and the others left alone
+    check_same_batches(speech(dtype, **share)[1], speech(dtype, resident=False, **share)[1])
+    (x, valid), _ = next(iter(speech(resident=False)[1].batches(4)))  # the other batches are dropped
+    assert x.shape == (4, 1, 5, WINDOW) and valid.shape == (4, WINDOW) and valid.dtype == torch.bool
     assert threading.active_count() == threads
 
 
+@pytest.mark.parametrize('augment', [None, SpecAugment(2, .6, .6)])
 @pytest.mark.parametrize('resident', [True, False])
-def test_processes_share_each_batch(resident):
-    data = speech(resident=resident)[1]
-    whole, *shares = (list(data.batches(8, None, torch.Generator().manual_seed(4), *share))
-                      for share in ((0, 1), (0, 3), (1, 3), (2, 3)))
-    for rank, share in enumerate(shares):
-        for (X, y), (own_X, own_y) in zip(whole, share, strict=True):
-            assert torch.equal(X[rank::3], own_X) and torch.equal(y[rank::3], own_y)
+def test_processes_share_each_batch_and_its_masks(resident, augment):
+    def epoch(rank, world_size):
+        data = speech(resident=resident, rank=rank, world_size=world_size)[1]
+        return list(data.batches(8, None, torch.Generator().manual_seed(4), augment))
+    whole = epoch(0, 1)
+    for rank in range(3):
+        for ((x, valid), y), ((own_x, own_valid), own_y) in zip(whole, epoch(rank, 3), strict=True):
+            assert torch.equal(x[rank::3], own_x) and torch.equal(valid[rank::3], own_valid)
+            assert torch.equal(y[rank::3], own_y)
 
 
 @pytest.mark.gpu
@@ -137,7 +155,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu_and_wait_for_nothing():
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            assert all(X.is_cuda and y.is_cuda for X, y in data.batches(6))
+            assert all(x.is_cuda and valid.is_cuda and y.is_cuda for (x, valid), y in data.batches(6))
         finally:
             torch.cuda.set_sync_debug_mode('default')
 
@@ -161,95 +179,26 @@ def test_a_thread_is_ahead_but_not_far_and_stops_with_its_reader():
     assert len(done) < 20 and threading.active_count() == threads
 
 
-def test_features_stay_on_the_device_where_they_fit(monkeypatch, small_corpus, tmp_path):
+def test_features_stay_on_the_device_if_they_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (4000, 9000))
     assert fits(1000, 'auto', 'cuda:1') and not fits(1001, 'auto', torch.device('cuda'))
     assert fits(10 ** 12, 'always', 'cuda') and not fits(1, 'never', 'cuda')
     assert fits(10 ** 12, 'auto', 'cpu') and not fits(1, 'never', 'cpu')
-    one, other = (load(small_corpus, tmp_path, resident=how) for how in ('auto', 'never'))
-    assert all(one.sets[name].resident and not other.sets[name].resident for name in one.sets)
-    check_same_batches(one.sets['train'], other.sets['train'])
 
 
 def test_spec_augment_masks_bands_within_bounds():
     x = torch.ones(200, 1, 20, 40)
-    y = spec_augment(x, 1, .2, .1)
+    y = SpecAugment(1, .2, .1)(x)
     bands, steps = (y == 0).all(dim=3)[:, 0].sum(dim=1), (y == 0).all(dim=2)[:, 0].sum(dim=1)
     assert bands.max() == 4 and steps.max() == 4 and bands.min() == 0 and len(bands.unique()) == 5
-    assert torch.equal(spec_augment(x, 0, .2, .1), x) and (x == 1).all()
+    assert torch.equal(SpecAugment(0, .2, .1)(x), x) and (x == 1).all()
     assert ((y == 0) == ((y == 0).all(dim=3, keepdim=True) | (y == 0).all(dim=2, keepdim=True))).all()
 
 
-def test_statistics_are_numpys():
-    parts = [np.random.randn(4, n).astype(np.float32) * 3 + 1 for n in (5, 9)]
-    mean, std = statistics(parts)
-    np.testing.assert_allclose(mean[:, 0], np.concatenate(parts, axis=1).mean(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(std[:, 0], np.concatenate(parts, axis=1).std(axis=1), rtol=1e-5)
-
-
-def test_statistics_of_a_large_corpus_neither_round_nor_copy_it():
-    parts = [(np.random.randn(4, 1000) * .3 - 13.).astype(np.float16) for _ in range(500)]  # 4 MB, near silence
-    whole = np.concatenate(parts, axis=1).astype(np.float64)
-    tracemalloc.start()
-    mean, std = statistics(parts)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    np.testing.assert_array_max_ulp(mean[:, 0].numpy(), whole.mean(axis=1).astype(np.float32))
-    np.testing.assert_array_max_ulp(std[:, 0].numpy(), whole.std(axis=1).astype(np.float32))
-    assert peak < sum(x.nbytes for x in parts) / 10
-
-
-def load(csv, tmp_path, splits=('train', 'dev', 'test'), **settings):
-    return datasets.load(cf.SearchConfig(name='x', dataset='manifest', data_path=str(csv), cache=str(tmp_path / 'cache'),
-                                         duration=1., **settings), splits)
-
-
-def test_normalisation_is_of_the_training_speakers_alone(tmp_path):
-    csv = write_corpus(tmp_path / 'c')
-    before = load(csv, tmp_path)
-    train = before.sets['train']
-    frames = (train.frames - train.mean[..., 0]) / train.std[..., 0]
-    torch.testing.assert_close(frames.mean(dim=1), torch.zeros(32), atol=1e-3, rtol=0)
-    torch.testing.assert_close(frames.std(dim=1), torch.ones(32), atol=1e-3, rtol=0)
-    other = write_corpus(tmp_path / 'other', shift=7)
-    for u in before.fold.split(datasets.scan('manifest', str(csv)), 'test'):
-        (tmp_path / 'c' / u.path).write_bytes((other.parent / u.path.rsplit('/')[-1]).read_bytes())
-    after = load(csv, tmp_path)
-    assert torch.equal(before.mean, after.mean) and torch.equal(before.std, after.std)
-    assert torch.equal(before.sets['train'].frames, after.sets['train'].frames)
-    assert torch.equal(before.sets['dev'].frames, after.sets['dev'].frames)
-    assert not torch.equal(before.sets['test'].frames[:, :20], after.sets['test'].frames[:, :20])
-
-
-def test_sets_that_were_not_asked_for_are_not_read(tmp_path):
-    csv = write_corpus(tmp_path / 'c')
-    fold = load(csv, tmp_path).fold
-    for u in fold.split(datasets.scan('manifest', str(csv)), 'test'):
-        open(u.path, 'w').close()
-    assert set(load(csv, tmp_path, ('train', 'dev')).sets) == {'train', 'dev'}
-    with pytest.raises(datasets.UserError, match='wav'):
-        load(csv, tmp_path)
-
-
-def test_class_weights_are_scikit_learns(tmp_path):
-    from sklearn.utils.class_weight import compute_class_weight
-    csv = write_corpus(tmp_path / 'c')
-    lines = csv.read_text().splitlines()
-    csv.write_text('\n'.join([*lines[:1], *[line for line in lines[1:] if 'sad_3' not in line and 'sad_2' not in line]]))
-    data = load(csv, tmp_path)
-    y = data.sets['train'].labels.numpy()
-    np.testing.assert_allclose(data.class_weights, compute_class_weight('balanced', classes=np.array([0, 1]), y=y), rtol=1e-6)
-
-
-@pytest.mark.parametrize('settings, named', [(dict(fold=9), '--fold 9'), (dict(folds='2'), '--folds 2')])
-def test_impossible_folds_are_named(settings, named, small_corpus, tmp_path):
-    with pytest.raises(datasets.UserError, match=named):
-        load(small_corpus, tmp_path, **settings)
-
-
-def test_a_class_without_training_speakers_is_named(small_corpus, tmp_path):
-    rows = small_corpus.read_text().splitlines()
-    rows = [rows[0]] + [f'{small_corpus.parent}/{row}' for row in rows[1:]]
-    (tmp_path / 'm.csv').write_text('\n'.join(rows).replace('angry,spk1', 'rare,spk1'))
-    with pytest.raises(datasets.UserError, match="'rare'"):
-        load(tmp_path / 'm.csv', tmp_path)
+def test_masks_inside_batches_change_neither_order_nor_windows_nor_what_is_valid():
+    data, generators = speech()[1], [torch.Generator().manual_seed(5) for _ in range(2)]
+    plain = list(data.batches(8, None, generators[0]))
+    masked = list(data.batches(8, None, generators[1], SpecAugment(1, .9, .9)))
+    assert any(not torch.equal(x, x2) for ((x, _), _), ((x2, _), _) in zip(plain, masked, strict=True))
+    for ((x, valid), y), ((x2, valid2), y2) in zip(plain, masked):
+        assert torch.equal(valid, valid2) and torch.equal(y, y2) and ((x2 == x) | (x2 == 0)).all()

@@ -19,8 +19,7 @@ from scripts import svm
 
 
 def load(corpus, cache, splits=('train', 'dev', 'test'), normalise='speaker', **kwargs):
-    config = cf.build('svm', {'name': 'x', 'dataset': 'manifest', 'data_path': str(corpus), 'n_mels': 8, 'cache': str(cache),
-                              'normalise': normalise})
+    config = cf.SvmConfig(name='x', dataset='manifest', data_path=str(corpus), n_mels=8, cache=str(cache), normalise=normalise)
     return datasets.load(config, splits, **kwargs)
 
 
@@ -124,5 +123,5 @@ def test_other_features_than_the_search_had_are_noted(small_corpus, tmp_path, mo
     for name, flags, note in (('as', [], None), ('other', ['--normalise', 'speaker', '--duration', '1'],
                                                  'normalise speaker (there corpus), duration 1.0 (there 0.8)\n')):
         augment.main(['--name', name, *argv, *flags])
-        notes = [line for line in open(f'runs/augment/{name}/augment.log') if 'not those of the search' in line]
+        notes = [line for line in open(f'runs/augment/{name}/augment.log') if 'differ from those of the search' in line]
         assert [line.split('search: ')[1] for line in notes] == ([note] if note else [])

@@ -11,62 +11,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, write_corpus
+from conftest import ROOT, augment_args, results, rows, run, search_args
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 import augment
 import config as cf
 import datasets
 import genotypes as gt
-import search
 import utils
-from datasets import features, scoring
-from models.augment_cnn import AugmentCNN
-
-SMALL = ('--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --init_channels 2 --layers 3 --rnn_channels 4 '
-         '--batch_size 10').split()
-SEARCH = '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --alpha_lr 0.05 --trim_db 50'.split()
-
-
-def run(cwd, program, *argv, ok=True, **kwargs):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    done = subprocess.run([sys.executable, str(ROOT / program), *map(str, argv)], cwd=cwd, env=env, capture_output=True,
-                          text=True, timeout=300, **kwargs)
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done
-
-
-def search_args(corpus, name, *more):
-    return ['--name', name, '--dataset', 'manifest', '--data_path', corpus, '--epochs', 3, *SMALL, *SEARCH, *more]
-
-
-def augment_args(corpus, name, genotype, *more):
-    return ['--name', name, '--dataset', 'manifest', '--data_path', corpus, '--genotype', genotype, '--epochs', 4,
-            '--batch_size', 10, '--device', 'cpu', *more]
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory, small_corpus):
-    """A folder in which both programs have run to the end."""
-    cwd = tmp_path_factory.mktemp('finished')
-    run(cwd, 'search.py', *search_args(small_corpus, 'a'))
-    run(cwd, 'augment.py', *augment_args(small_corpus, 'a', 'runs/search/a/genotype.json'))
-    return cwd
-
-
-def rows(path, drop=('seconds',)):
-    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in path.read_text().splitlines()]
-
-
-def results(folder):
-    found = json.loads((folder / 'results.json').read_text())
-    return {k: v for k, v in found.items() if k not in ('seconds', 'command')}
+from datasets import scoring
 
 
 def test_a_search_leaves_what_is_promised(finished):
     folder = finished / 'runs/search/a'
     assert {p.name for p in folder.iterdir()} == {'config.yaml', 'genotype.json', 'genotype.png', 'metrics.jsonl', 'search.log',
-                                                  'checkpoint.pt', 'tb'}
+                                                  'checkpoint.pt', 'lock', 'tb'}
     genotype, record = gt.load(folder / 'genotype.json')
     assert gt.to_str(genotype) == rows(folder / 'metrics.jsonl')[-1]['genotype']
     assert record['network']['layers'] == 3
@@ -84,7 +43,7 @@ def test_a_search_leaves_what_is_promised(finished):
 def test_results_agree_with_predictions(finished, small_corpus):
     folder = finished / 'runs/augment/a'
     assert {p.name for p in folder.iterdir()} == {'config.yaml', 'best.pt', 'checkpoint.pt', 'results.json', 'predictions.csv',
-                                                  'metrics.jsonl', 'augment.log', 'tb'}
+                                                  'metrics.jsonl', 'augment.log', 'lock', 'tb'}
     found = json.loads((folder / 'results.json').read_text())
     with open(folder / 'predictions.csv', newline='') as f:
         table = list(csv.DictReader(f))
@@ -113,18 +72,16 @@ def test_the_best_epoch_is_devs(finished):
 
 
 def check_saved_network(folder, corpus):
-    """best.pt alone, rebuilt as a stranger would, gives the probabilities of predictions.csv."""
+    """best.pt alone, rebuilt, gives the probabilities of predictions.csv."""
     best = torch.load(folder / 'best.pt', weights_only=True)
-    s = best['settings']
-    net = AugmentCNN(None, 1, s['init_channels'], len(best['labels']), s['layers'], best['auxiliary'],
-                     gt.from_str(best['genotype']), s['stem_multiplier'], s['rnn_layers'], s['rnn_channels'], s['dropout'])
-    net.load_state_dict(best['weights'])
-    given = {name: s[name] for name in features.NAMES}
-    config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(corpus),
-                              cache=str(folder / '../../../.cache'), **given)
+    assert best['format'] == utils.FORMAT
+    features = {name: best['settings'][name] for name in cf.FeatureSettings.__dataclass_fields__}
+    config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(corpus), cache=str(folder / '../../../.cache'),
+                              **features)
     data = datasets.load(config, ('train', 'test'))
     assert torch.equal(data.mean, best['mean']) and torch.equal(data.std, best['std'])
-    probabilities = data.sets['test'].score(lambda x: net.eval()(x)[0], 7)
+    net = augment.rebuild(best)
+    probabilities = data.sets['test'].score(lambda x, valid: net(x, valid)[0], 7)
     with open(folder / 'predictions.csv', newline='') as f:
         saved = [[float(v) for k, v in r.items() if k.startswith('p_')] for r in csv.DictReader(f)]
     np.testing.assert_allclose(probabilities, saved, atol=1e-5)
@@ -197,48 +154,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_corpus):
     assert (a / 'predictions.csv').read_bytes() == (killed / 'predictions.csv').read_bytes()
 
 
-def test_other_ways_to_search(small_corpus, tmp_path):
-    run(tmp_path, 'search.py', *search_args(small_corpus, 'cnn', '--epochs', 2, '--rnn_layers', 0, '--alpha_split', 'speaker',
-                                            '--features', 'mfcc', '--folds', 'loso', '--fold', 2))
-    run(tmp_path, 'augment.py', *augment_args(small_corpus, 'cnn', 'runs/search/cnn/genotype.json', '--epochs', 2,
-                                              '--aux_weight', 0, '--patience', 1))
-    found = results(tmp_path / 'runs/augment/cnn')
-    assert (found['folds'], found['fold']) == ('loso', 2)  # the genotype brought its fold along
-    assert yaml.safe_load((tmp_path / 'runs/augment/cnn/config.yaml').read_text())['features'] == 'mfcc'
-
-
-def test_a_genotype_of_pt_darts_form_by_hand(small_corpus, tmp_path):
-    cell = "[[('sep_conv_3x3', 0), ('skip_connect', 1)]]"
-    (tmp_path / 'g.txt').write_text(f"Genotype(normal={cell}, normal_concat=range(2, 3), reduce={cell}, "
-                                    "reduce_concat=range(2, 3), rnn=[[('gru_2', 0), ('lstm_att_1', 1)]], rnn_concat=[2])")
-    (tmp_path / 'lists').mkdir()
-    rows = small_corpus.read_text().splitlines()
-    (tmp_path / 'm.csv').write_text('\n'.join([rows[0]] + [f'{small_corpus.parent}/{row}' for row in rows[1:]]))
-    run(tmp_path, 'augment.py', *augment_args('lists/../m.csv', 'hand', 'g.txt', '--epochs', 1, *SMALL))
-    with open(tmp_path / 'runs/augment/hand/predictions.csv', newline='') as f:
-        assert {r['path'] for r in csv.DictReader(f)} <= {f'{small_corpus.parent}/{row}'.split(',')[0] for row in rows[1:]}
-    (tmp_path / 'g.txt').write_text((tmp_path / 'g.txt').read_text().replace('gru_2', 'gru_1'))
-    argv = augment_args('lists/../m.csv', 'hand', 'g.txt', '--epochs', 1, *SMALL, '--resume')
-    assert 'another genotype' in run(tmp_path, 'augment.py', *argv, ok=False).stderr
-
-
-def test_hearing_test_speakers_in_the_search_is_said(finished, small_corpus):
-    genotype = 'runs/search/a/genotype.json'
-    done = run(finished, 'augment.py', *augment_args(small_corpus, 'leak', genotype, '--epochs', 1, '--fold', 2))
-    found = results(finished / 'runs/augment/leak')
-    assert found['search_heard_test_speakers'] == found['test_speakers'] and 'WARNING' in done.stdout
-
-
-def test_a_run_does_not_go_on_with_other_data(small_corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fewer, other = small_corpus.with_name('fewer.csv'), write_corpus(tmp_path / 'other', shift=4)
-    fewer.write_text('\n'.join(row for row in small_corpus.read_text().splitlines() if 'sad_3' not in row))
-    search.main(list(map(str, search_args(small_corpus, 'x', '--epochs', 1))))
-    for corpus, said in ((fewer, 'labels or speakers'), (other, 'the training audio')):
-        with pytest.raises(utils.UserError, match=said):
-            search.main(list(map(str, search_args(corpus, 'x', '--epochs', 1, '--resume'))))
-
-
 def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
     done = run(tmp_path, 'search.py', *search_args(small_corpus, 'x', '--epochs', 2, '--alpha_warmup', 9))
     assert 'WARNING: alpha_warmup 9' in done.stdout
@@ -248,32 +163,10 @@ def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
 def test_scripts(finished, small_corpus):
     shown = run(finished, 'scripts/corpus.py', '--dataset', 'manifest', '--data_path', small_corpus).stdout
     assert 'manifest: 48 utterances' in shown and 'angry 24, sad 24' in shown and 'WAV 16000 Hz 1 channel (48)' in shown
-    assert '1: spk1 spk4 | spk3   utterances to train 24, dev 8, test 16' in shown
+    assert '1: spk1 spk4 | spk3   utterances: train 24, dev 8, test 16' in shown
     run(finished, 'scripts/draw_genotype.py', 'runs/search/a/genotype.json', 'g.png')
     assert (finished / 'g.png').stat().st_size > 10_000
     assert 'absent.json' in run(finished, 'scripts/draw_genotype.py', 'absent.json', 'g.png', ok=False).stderr
-
-
-@pytest.mark.parametrize('program, argv, named', [
-    ('search.py', ['--epoch', '3'], '--epochs'), ('search.py', ['--fold', '77'], '--fold 77'),
-    ('search.py', ['--data_path', 'nowhere.csv'], 'nowhere.csv'), ('search.py', ['--cnn_ops', 'conv9'], 'conv9'),
-    ('search.py', ['--rnn_ops', 'lstm_5'], 'lstm_5'), ('search.py', ['--n_mels', '3000'], '--n_mels'),
-    ('augment.py', [], '--genotype'), ('augment.py', ['--genotype', 'absent.json'], 'absent.json'),
-    ('augment.py', ['--genotype', 'evil.json'], 'evil.json'), ('augment.py', ['--genotype', 'odd.json'], 'odd.json'),
-    ('search.py', ['--dataset', 'synthetic'], 'not a synthetic corpus'), ('search.py', ['--cache', 'evil.json'], 'evil.json'),
-    ('search.py', ['--rnn_channels', '1'], 'C_rnn 1'),
-    ('search.py', ['--batch_size', '1', '--n_mels', '4', '--duration', '.1'], '--batch_size'),
-    ('augment.py', ['--genotype', 'runs/search/a/genotype.json', '--fold', '99'], '--fold 99'),
-])
-def test_a_mistake_is_one_line_and_leaves_nothing(program, argv, named, finished, small_corpus):
-    (finished / 'evil.json').write_text('Genotype(normal=open("evil", "w"))')
-    odd = json.loads((finished / 'runs/search/a/genotype.json').read_text())
-    (finished / 'odd.json').write_text(json.dumps({**odd, 'network': [1]}))
-    before = sorted(finished.glob('runs/*/*'))
-    done = run(finished, program, '--name', 'wrong', '--dataset', 'manifest', '--data_path', small_corpus, *argv, ok=False)
-    assert done.returncode == 2 and named in done.stderr
-    assert done.stderr.count('\n') == 1 and done.stdout == '' and 'Traceback' not in done.stderr
-    assert sorted(finished.glob('runs/*/*')) == before and not (finished / 'evil').exists()
 
 
 def test_importing_does_nothing(tmp_path):

@@ -1,13 +1,14 @@
+"""Files, devices, and the end of a program."""
 import csv
+import errno
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-import config as cf
 import utils
+from config import UserError
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -22,87 +23,18 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert json.loads(path.read_text()) == {'a': 1}
 
 
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    def fails(f):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match='a.json') as error:
+        utils.write_aside(tmp_path / 'a.json', fails)
+    assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
 def test_csv_quotes(tmp_path):
     utils.write_csv(tmp_path / 'a.csv', ['path', 'x'], [['a,"b".wav', 1]])
     with open(tmp_path / 'a.csv', newline='') as f:
         assert list(csv.reader(f)) == [['path', 'x'], ['a,"b".wav', '1']]
-
-
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d')
-
-
-def run(section='search', **settings):
-    return utils.Run(section, cf.SECTIONS[section](name='x', **settings))
-
-
-def test_an_earlier_run_is_never_lost_by_accident(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    first = run()
-    assert first.open(DATA) is None
-    first.end_epoch({'epoch': 1, 'train': {'ua': .5}})
-    first.save_checkpoint({'w': torch.ones(2), 'rng': {'ranks': []}})
-    first.end_epoch({'epoch': 2, 'train': {'ua': .6}})  # killed here: the second epoch has no checkpoint
-    first.close()
-    with pytest.raises(utils.UserError, match='--resume'):
-        run()
-    with pytest.raises(utils.UserError, match='n_mels is 40'):
-        run(resume=True, n_mels=40)
-    again = run(resume=True, device='cpu')
-    assert torch.equal(again.open(DATA)['w'], torch.ones(2))
-    assert [json.loads(line)['epoch'] for line in open(again.file('metrics.jsonl'))] == [1]
-    again.close()
-    with pytest.raises(utils.UserError, match='training audio'):
-        run(resume=True).open(SimpleNamespace(mean=torch.ones(2, 1), std=torch.ones(2, 1), digest='d'))
-    with pytest.raises(utils.UserError, match='labels or speakers'):
-        run(resume=True).open(SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='e'))
-    with pytest.raises(utils.UserError, match='amp is None'):  # another program's run
-        utils.Run('search', cf.Reading(name='x', resume=True))
-    utils.write_torch(again.file('checkpoint.pt'), {'w': torch.ones(2), 'mean': DATA.mean, 'std': DATA.std, 'history': []})
-    with pytest.raises(utils.UserError, match='earlier version'):
-        run(resume=True).open(DATA)
-    with open(again.file('checkpoint.pt'), 'wb') as f:
-        f.write(b'damaged')
-    with pytest.raises(utils.UserError, match='checkpoint.pt'):
-        run(resume=True).open(DATA)
-    anew = run(overwrite=True)
-    assert anew.open(DATA) is None and anew.history == []
-    anew.close()
-
-
-@pytest.mark.parametrize('error, code', [(utils.UserError('no'), 2), (OSError('no'), 2), (KeyboardInterrupt(), 130),
-                                         (KeyError(), 1)])
-def test_tensorboard_has_what_was_drawn_before_a_failure(error, code, tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    monkeypatch.chdir(tmp_path)
-
-    def fails():
-        one = run()
-        one.open(DATA)
-        one.end_epoch({'epoch': 1, 'train': {'ua': .5}})
-        raise error
-    codes = []
-    utils.cli(fails, leave=codes.append)
-    events = EventAccumulator('runs/search/x/tb')
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars('train/ua')] == [(1, .5)] and codes == [code]
-
-
-def test_a_folder_of_runs_is_no_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    inner = utils.Run('search', cf.SearchConfig(name='x/y/z'))
-    inner.open(DATA)
-    inner.close()
-    for how in ({}, {'overwrite': True}, {'resume': True}):
-        with pytest.raises(utils.UserError, match='folder of other runs, as runs/search/x/y/z; take another'):
-            run(**how)
-    assert os.path.exists(inner.file('config.yaml'))
-
-
-def test_resuming_what_never_began_begins(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    begun = run(resume=True)
-    assert begun.open(DATA) is None and os.path.exists(begun.file('config.yaml'))
-    begun.close()
 
 
 def test_threads(monkeypatch):
@@ -117,19 +49,45 @@ def test_threads(monkeypatch):
     assert set_to == [3, 2]
 
 
-def test_devices():
+def test_devices(monkeypatch):
     assert utils.choose_device('cpu').type == 'cpu'
     assert utils.choose_device('auto').type in ('cpu', 'cuda')
-    for wrong in ('gpu', 'cuda:77'):
-        with pytest.raises(utils.UserError, match=wrong):
+    for wrong, hint in (('gpu', 'did you mean cuda'), ('cuda:77', 'cuda:77'), ('cuda:x', 'cuda:N'), ('mps', 'must be auto')):
+        with pytest.raises(UserError, match=hint):
             utils.choose_device(wrong)
+    with pytest.raises(UserError, match='GPU of its number'):
+        utils.choose_device('cuda:1', 0)
+    current, empty = [], torch.empty
+    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
+    monkeypatch.setattr(torch, 'empty', lambda *args, device: empty(*args, device='cpu'))
+    assert utils.choose_device('cuda:1') == torch.device('cuda:1') and utils.choose_device('cuda', 3).index == 3
+    assert current == [1, 3]  # pinned memory and bf16 support are of the current GPU
 
 
-def test_a_users_mistake_is_one_line_and_not_0(capsys):
-    def main():
-        raise utils.UserError('--fold 9:\n there are\n folds 1 to 5')
+def ended(capsys, main):
+    """Exit code and stderr of a program."""
     with pytest.raises(SystemExit) as end:
         utils.cli(main)
     shown = capsys.readouterr()
-    assert end.value.code == 2 and shown.out == '' and shown.err.endswith('--fold 9: there are folds 1 to 5\n')
-    assert shown.err.count('\n') == 1
+    assert shown.out == ''
+    return end.value.code, shown.err
+
+
+def raises(error):
+    def main():
+        raise error
+    return main
+
+
+def test_a_users_mistake_is_one_line_and_not_0(capsys):
+    code, said = ended(capsys, raises(UserError('--fold 9:\n there are\n folds 1 to 5')))
+    assert code == 2 and said.endswith('--fold 9: there are folds 1 to 5\n') and said.count('\n') == 1
+    code, said = ended(capsys, raises(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/search/a/checkpoint.pt')))
+    assert code == 2 and said.endswith('runs/search/a/checkpoint.pt: No space left on device\n')
+    assert ended(capsys, raises(KeyboardInterrupt()))[0] == 130
+
+
+@pytest.mark.parametrize('error', [KeyError('x'), FileNotFoundError(errno.ENOENT, 'No such file', 'forgotten'), OSError('odd')])
+def test_a_mistake_of_ours_shows_where_it_happened(error, capsys):
+    code, said = ended(capsys, raises(error))
+    assert code == 1 and 'Traceback' in said

@@ -1,44 +1,59 @@
-"""CREMA-D (Cao et al. 2014): AudioWAV/1001_DFA_ANG_XX.wav; VideoDemographics.csv tells who is a man and who a woman."""
+"""CREMA-D (Cao et al. 2014): AudioWAV/1001_DFA_ANG_XX.wav; VideoDemographics.csv tells the actors' genders."""
 import csv
 import re
 from pathlib import Path
 
+from config import UserError
+from datasets.faults import Faults
 from datasets.files import audio_in
 from datasets.utterance import Utterance
-from utils import UserError
 
 LABELS = {'ANG': 'anger', 'DIS': 'disgust', 'FEA': 'fear', 'HAP': 'happiness', 'NEU': 'neutral', 'SAD': 'sadness'}
 GENDERS = {'Male': 'm', 'Female': 'f'}
 TABLE = 'VideoDemographics.csv'
-NAME = re.compile(rf'(1\d\d\d)_[A-Z]{{3}}_({"|".join(LABELS)})_(?:LO|MD|HI|XX?)$')  # actor, sentence, emotion, level; one has X
+# Actor, sentence, emotion, level; in one file the level is X.
+NAME = re.compile(rf'(1\d\d\d)_[A-Z]{{3}}_({"|".join(LABELS)})_(?:LO|MD|HI|XX?)$')
 
 
-def scan(root):
+def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds AudioWAV/ and the table."""
     root = Path(root)
     audio = audio_in([root / 'AudioWAV' if (root / 'AudioWAV').is_dir() else root])
-    gender = _genders(root / TABLE if (root / TABLE).is_file() or root.name != 'AudioWAV' else root.parent / TABLE)
-    found = []
+    beside = root.parent if root.name == 'AudioWAV' and not (root / TABLE).is_file() else root
+    gender = _genders(beside / TABLE)
+    found, faults = [], Faults()
     for name, path in sorted(audio.items()):
-        match = NAME.match(name)
-        if not match:
-            raise UserError(f'{path}: not a CREMA-D name such as 1001_DFA_ANG_XX.wav; move it elsewhere')
-        speaker, emotion = match.groups()
-        if speaker not in gender:
-            raise UserError(f'{path}: {TABLE} has no row of actor {speaker}')
-        found.append(Utterance(path, LABELS[emotion], speaker, gender=gender[speaker]))
+        with faults.collect():
+            found.append(_utterance(name, path, gender))
+    faults.check(found)
     return found
+
+
+def _utterance(name, path, gender):
+    match = NAME.match(name)
+    if not match:
+        raise UserError(f'{path}: not a CREMA-D name such as 1001_DFA_ANG_XX.wav; move it out of the '
+                        'corpus')
+    speaker, emotion = match.groups()
+    if speaker not in gender:
+        raise UserError(f'{path}: {TABLE} has no row for actor {speaker}')
+    return Utterance(path, LABELS[emotion], speaker, gender=gender[speaker])
 
 
 def _genders(path):
     """{actor: 'm' or 'f'}"""
     if not path.is_file():
-        raise UserError(f'{path}: no such file; it comes with the corpus, and folds need it, in which genders are balanced')
-    gender = {}
+        raise UserError(f'{path}: no such file; it is part of the corpus, and folds with balanced '
+                        'genders need it')
+    gender, faults = {}, Faults()
     with open(path, newline='', encoding='utf-8-sig', errors='replace') as f:
         reader = csv.DictReader(f)
         for row in reader:
             actor, sex = row.get('ActorID'), row.get('Sex')
-            if not actor or sex not in GENDERS or gender.setdefault(actor, GENDERS[sex]) != GENDERS[sex]:
-                raise UserError(f'{path}, line {reader.line_num}: needs an ActorID of its own and Sex, Male or Female')
+            known = actor and sex in GENDERS
+            with faults.collect():
+                if not known or gender.setdefault(actor, GENDERS[sex]) != GENDERS[sex]:
+                    raise UserError(f'{path}, line {reader.line_num}: needs an ActorID that is unique, and '
+                                    'Sex, Male or Female')
+    faults.check()
     return gender

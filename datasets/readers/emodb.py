@@ -2,26 +2,31 @@
 import re
 from pathlib import Path
 
+from config import UserError
+from datasets.faults import Faults
 from datasets.utterance import Utterance
-from utils import UserError
 
-LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happiness', 'T': 'sadness', 'N': 'neutral'}
+LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happiness', 'T': 'sadness',
+          'N': 'neutral'}
 MEN = {'03', '10', '11', '12', '15'}
 NAME = re.compile(r'(\d\d)[ab]\d\d([WLEAFTN])[a-z]$')  # speaker, text, emotion, version
 
-# One man and one woman a fold; dev is the next pair, the last wraps round.
+# One man and one woman are the test speakers of a fold; dev is the next pair, and the first pair
+# after the last.
 _PAIRS = [('03', '08'), ('10', '09'), ('11', '13'), ('12', '14'), ('15', '16')]
-FOLDS = [(test, _PAIRS[(i + 1) % len(_PAIRS)]) for i, test in enumerate(_PAIRS)]  # (test speakers, dev speakers)
+FOLDS = list(zip(_PAIRS, _PAIRS[1:] + _PAIRS[:1]))  # (test speakers, dev speakers)
 
 
-def scan(root):
+def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds wav/ or the files themselves."""
-    files = sorted(Path(root).glob('wav/*.wav')) or sorted(Path(root).glob('*.wav'))
-    utterances = []
-    for path in files:
-        match = NAME.match(path.stem)
-        if not match:
-            raise UserError(f'{path}: not an EMO-DB name such as 03a01Fa.wav; move it elsewhere')
-        speaker, emotion = match.groups()
-        utterances.append(Utterance(str(path), LABELS[emotion], speaker, gender='m' if speaker in MEN else 'f'))
-    return utterances
+    found, faults = [], Faults()
+    for path in sorted(Path(root).glob('wav/*.wav')) or sorted(Path(root).glob('*.wav')):
+        with faults.collect():
+            match = NAME.match(path.stem)
+            if not match:
+                raise UserError(f'{path}: not an EMO-DB name such as 03a01Fa.wav; move it out of the corpus')
+            speaker, emotion = match.groups()
+            gender = 'm' if speaker in MEN else 'f'
+            found.append(Utterance(str(path), LABELS[emotion], speaker, gender=gender))
+    faults.check(found)
+    return found

@@ -1,54 +1,83 @@
-"""A user's own corpus: a CSV with the columns path,label,speaker and, optionally, session,gender,split,start,end.
+"""Your own corpus: a CSV file with the columns path,label,speaker and, optionally, session,gender,split,start,end.
 
-Paths are relative to the CSV; start and end are in seconds; split is train, dev or test.
+Column names may be in any case; commas, semicolons or tabs separate them. Paths are relative to the
+file; start and end are in seconds; split is train, dev or test.
 """
 import csv
+import math
 from pathlib import Path
 
+from config import UserError
+from datasets.faults import Faults
 from datasets.utterance import Utterance
-from utils import UserError
 
 REQUIRED = ('path', 'label', 'speaker')
 OPTIONAL = ('session', 'gender', 'split', 'start', 'end')
+OTHER_NAMES = {'path': ('file', 'filename', 'filepath', 'file_name', 'wav', 'audio'),
+               'label': ('emotion', 'class', 'target'), 'speaker': ('speaker_id', 'spk', 'spkrid', 'actor'),
+               'session': ('dialog', 'dialogue'), 'gender': ('sex',),
+               'split': ('set', 'partition', 'split_set', 'subset'), 'start': ('begin', 'onset'),
+               'end': ('stop', 'offset')}
 GENDERS = {'m': 'm', 'male': 'm', 'man': 'm', 'f': 'f', 'female': 'f', 'woman': 'f', '': None}
 SPLITS = ('train', 'dev', 'test')
 
 
-def scan(root):
+def scan(root: str | Path) -> list[Utterance]:
     """Utterances of the CSV file `root`, in its order."""
     root = Path(root)
     if not root.is_file():
         raise UserError(f'{root}: --data_path of a manifest must be a CSV file')
-    utterances, rows_of = [], {}
+    found, lines, faults = [], {}, Faults()
     try:
         with open(root, newline='', encoding='utf-8-sig') as f:
-            reader = csv.DictReader(f)
-            columns = reader.fieldnames or []
-            missing = [c for c in REQUIRED if c not in columns]
-            unknown = [c for c in columns if c not in REQUIRED + OPTIONAL]
-            if missing or unknown:
-                mistake = f'column {missing[0]} is missing' if missing else f'unknown column {unknown[0]!r}'
-                raise UserError(f'{root}: {mistake}; columns are {",".join(REQUIRED)} and, if wanted, {",".join(OPTIONAL)}')
+            header = f.readline()
+            f.seek(0)
+            reader = csv.DictReader(f, delimiter=max(',;\t', key=header.count))
+            reader.fieldnames = [column.strip().lower() for column in reader.fieldnames or []]
+            _check_columns(reader.fieldnames, root)
             for row in reader:
-                utterance = _utterance(row, f'{root}, line {reader.line_num}', root.parent)
-                key = (utterance.path, utterance.start, utterance.end)
-                if key in rows_of:
-                    raise UserError(f'{root}, line {reader.line_num}: the same audio as line {rows_of[key]}; remove one')
-                rows_of[key] = reader.line_num
-                utterances.append(utterance)
+                where = f'{root}, line {reader.line_num}'
+                with faults.collect():
+                    utterance = _utterance(row, where, root.parent)
+                    segment = utterance.path, utterance.start, utterance.end
+                    if segment in lines:
+                        raise UserError(f'{where}: the same audio as line {lines[segment]}; keep one of them')
+                    lines[segment] = reader.line_num
+                    found.append(utterance)
     except UnicodeDecodeError:
-        raise UserError(f'{root}: not UTF-8 text; save the CSV as UTF-8') from None
+        raise UserError(f'{root}: not UTF-8 text; save the CSV file as UTF-8') from None
     except csv.Error as error:
         raise UserError(f'{root}: not a CSV file ({error})') from None
-    if len({u.split is None for u in utterances}) > 1:
-        raise UserError(f'{root}: column split is filled in some rows and empty in others; fill it in all or none')
-    return utterances
+    if len({u.split is None for u in found}) > 1:
+        faults.messages.append(f'{root}: column split is filled in some rows and empty in others; fill all '
+                               'or none')
+    faults.check(found)
+    return found
+
+
+def _check_columns(columns, root):
+    """UserError if a column is missing, unknown or there twice; it says what was found and how to name it."""
+    missing = [column for column in REQUIRED if column not in columns]
+    unknown = [column for column in columns if column not in REQUIRED + OPTIONAL]
+    twice = [column for column in columns if columns.count(column) > 1]
+    if not (missing or unknown or twice):
+        return
+    if missing:
+        mistake = f'column {missing[0]} is missing'
+    else:
+        mistake = f'unknown column {unknown[0]!r}' if unknown else f'column {twice[0]} is there twice'
+    renamings = [f'{column} to {name}' for name, others in OTHER_NAMES.items() for column in unknown
+                 if column in others and name not in columns]
+    advice = f'; rename {" and ".join(renamings)}' if renamings else ''
+    found = ', '.join(filter(None, columns)) or 'no columns'
+    raise UserError(f'{root}: {mistake}; the file has {found}{advice}; columns are {",".join(REQUIRED)} and, '
+                    f'optionally, {",".join(OPTIONAL)}')
 
 
 def _utterance(row, where, folder):
     if None in row or None in row.values():
-        raise UserError(f'{where}: not as many fields as the header has')
-    row = {key: value.strip() for key, value in row.items()}
+        raise UserError(f'{where}: the number of fields differs from the header')
+    row = {column: value.strip() for column, value in row.items()}
     for column in REQUIRED:
         if not row[column]:
             raise UserError(f'{where}: {column} is empty')
@@ -67,10 +96,13 @@ def _utterance(row, where, folder):
 
 
 def _seconds(text, column, where):
+    """The time in seconds, None for an empty field; '0,5' is what spreadsheets write in half of Europe."""
+    if not text:
+        return None
     try:
-        seconds = float(text) if text else None
+        seconds = float(text.replace(',', '.'))
     except ValueError:
-        seconds = -1.
-    if seconds is not None and not 0. <= seconds < float('inf'):
+        seconds = math.nan
+    if not 0. <= seconds < math.inf:
         raise UserError(f'{where}: {column} {text!r} is not a time in seconds')
     return seconds

@@ -1,19 +1,21 @@
-"""MSP-Podcast (Lotfian and Busso 2019): Audios/MSP-PODCAST_0001_0008.wav, Labels/labels_consensus.csv (labels_concensus.csv up
-to release 1.9).
+"""MSP-Podcast (Lotfian and Busso 2019): Audios/MSP-PODCAST_0001_0008.wav, Labels/labels_consensus.csv.
+
+Up to release 1.9 the labels were in labels_concensus.csv.
 """
-import csv
 from pathlib import Path
 
-from datasets.files import add, audio_in, matched
+from config import UserError
+from datasets.faults import Faults
+from datasets.files import add, audio_in, matched, table_rows
 from datasets.utterance import Utterance
-from utils import UserError
 
-EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear', 'D': 'disgust',
-            'C': 'contempt', 'O': 'other'}
+EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear',
+            'D': 'disgust', 'C': 'contempt', 'O': 'other'}
 NO_AGREEMENT = 'X'
-SPLITS = {'Train': 'train', 'Development': 'dev', 'Validation': 'dev', 'Test1': 'Test1', 'Test2': 'Test2', 'Test3': 'Test3'}
+SPLITS = {'Train': 'train', 'Development': 'dev', 'Validation': 'dev', 'Test1': 'Test1', 'Test2': 'Test2',
+          'Test3': 'Test3'}
 GENDERS = {'Male': 'm', 'Female': 'f', 'Unknown': None, '': None}
-UNKNOWN = ('Unknown', '')  # speakers: they could be in two sets
+UNKNOWN = ('Unknown', '')  # speakers who could be in two sets
 COLUMNS = ('FileName', 'EmoClass', 'SpkrID', 'Gender', 'Split_Set')
 LABEL_FILES = ('labels_consensus.csv', 'labels_concensus.csv')
 
@@ -21,40 +23,38 @@ EXAMPLE = 'anger,happiness,neutral,sadness'
 DEFAULT_FOLDS = 'official'
 
 
-def scan(root):
+def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds Labels/ and Audios/."""
     root = Path(root)
-    tables = [p for folder in (root / 'Labels', root) for name in LABEL_FILES if (p := folder / name).is_file()]
+    tables = [path for folder in (root / 'Labels', root) for name in LABEL_FILES
+              if (path := folder / name).is_file()]
     audio = [p for name in ('Audios', 'Audio') if (p := root / name).is_dir()]
     if len(tables) != 1 or len(audio) != 1:
-        raise UserError(f'--data_path {root}: must hold one Labels/{LABEL_FILES[0]} (there are {len(tables)}) and one folder '
-                        f'Audios (there are {len(audio)})')
-    rows, lines = {}, {}
-    try:
-        with open(tables[0], newline='', encoding='utf-8-sig') as f:
-            reader = csv.DictReader(f)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f'{tables[0]}: column {missing[0]} is missing')
-            for row in reader:
-                where = f'{tables[0]}, line {reader.line_num}'
-                name, utterance = _utterance(row, where, audio[0])
-                add(rows, name, utterance, where, lines)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{tables[0]}: not a CSV file in UTF-8 ({error})') from None
-    return matched(rows, audio_in(audio))
+        raise UserError(f'--data_path {root}: needs one Labels/{LABEL_FILES[0]} (there are {len(tables)}) '
+                        f'and one folder Audios (there are {len(audio)})')
+    rows, lines, faults = {}, {}, Faults()
+    for where, row in table_rows(tables[0], COLUMNS):
+        with faults.collect():
+            name, utterance = _utterance(row, where, audio[0])
+            add(rows, name, utterance, where, lines)
+    found = matched(rows, audio_in(audio))
+    faults.check(found)
+    return found
 
 
 def _utterance(row, where, folder):
-    if None in row or None in row.values():
-        raise UserError(f'{where}: not as many fields as the header has')
-    file, emotion, speaker, gender, split = (row[column].strip() for column in COLUMNS)
+    """(name, Utterance) of a row."""
+    if row is None:
+        raise UserError(f'{where}: the number of fields differs from the header')
+    file, emotion, speaker, gender, split = row
     if Path(file).name != file or not file.endswith('.wav'):
         raise UserError(f'{where}: FileName {file!r} is not a name such as MSP-PODCAST_0001_0008.wav')
-    for column, value, valid in (('EmoClass', emotion, (*EMOTIONS, NO_AGREEMENT, '')), ('Gender', gender, GENDERS),
-                                 ('Split_Set', split, SPLITS)):
+    for column, value, valid in (('EmoClass', emotion, (*EMOTIONS, NO_AGREEMENT, '')),
+                                 ('Gender', gender, GENDERS), ('Split_Set', split, SPLITS)):
         if value not in valid:
             raise UserError(f'{where}: {column} {value!r} is none of {" ".join(filter(None, valid))}')
-    reason = {NO_AGREEMENT: 'no agreement', '': 'no label'}.get(emotion, 'unknown speaker' if speaker in UNKNOWN else None)
-    return file.removesuffix('.wav'), Utterance(str(folder / file), EMOTIONS.get(emotion, ''), speaker, gender=GENDERS[gender],
-                                                split=SPLITS[split], left_out=reason)
+    left_out = 'unknown speaker' if speaker in UNKNOWN else None
+    left_out = {NO_AGREEMENT: 'no agreement', '': 'no label'}.get(emotion, left_out)
+    return file.removesuffix('.wav'), Utterance(
+        str(folder / file), EMOTIONS.get(emotion, ''), speaker, gender=GENDERS[gender], split=SPLITS[split],
+        left_out=left_out)

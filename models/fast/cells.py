@@ -1,4 +1,4 @@
-"""Cells of the supernet in their fast form: other ways to the same sums, with the parameters and state_dict of the plain cells.
+"""Cells of the supernet in their fast form: other ways to the same sums, with the parameters of the plain cells.
 
 Operations of one type are computed for all edges that leave a state, or for both inputs, at once. An operation whose type is
 not known here is computed as in the plain form, w * op(x), edge by edge.

@@ -42,7 +42,7 @@ def run_together(xs: list, ops: list) -> Tensor:
 
 
 def library_is_faster(family, x: Tensor) -> bool:
-    """cuDNN runs a recurrence in one operation but has no second derivative; on a CPU only oneDNN's LSTM is fast."""
+    """cuDNN runs a recurrence in one operation, but without a second derivative; on a CPU only oneDNN's LSTM is fast."""
     return not second_derivatives() if fast.on_gpu(x) else family is nn.LSTM
 
 

@@ -1,0 +1,32 @@
+"""Files of earlier versions are read, and networks score as they did: their pooling over time included padding."""
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import augment
+import config as cf
+import datasets
+
+OLD = ROOT / 'tests/data/format-1'  # made on the corpus of conftest.py, with windows longer than its utterances
+
+
+@pytest.mark.parametrize('kind', ['genotype', 'cnn_gru'])
+def test_a_network_of_format_1_scores_as_it_did(kind, small_corpus, tmp_path):
+    best = torch.load(OLD / kind / 'best.pt', weights_only=True)
+    assert 'format' not in best
+    settings = {name: best['settings'][name] for name in cf.FeatureSettings.__dataclass_fields__}
+    config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(small_corpus), cache=str(tmp_path), **settings)
+    data = datasets.load(config, ('train', 'test'))
+    torch.testing.assert_close(data.mean, best['mean'], atol=1e-3, rtol=0)
+    net = augment.rebuild(best)
+
+    def score(net):
+        return data.sets['test'].score(lambda x, valid: net(x, valid)[0], 7).numpy()
+    with open(OLD / kind / 'predictions.csv', newline='') as f:
+        saved = np.array([[float(v) for k, v in row.items() if k.startswith('p_')] for row in csv.DictReader(f)])
+    np.testing.assert_allclose(score(net), saved, atol=1e-4)
+    net.pools_padding = False
+    assert np.abs(score(net) - saved).max() > 1e-3
