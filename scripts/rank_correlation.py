@@ -9,11 +9,11 @@ operations have weight 1 and all others 0, and batch norm gets the statistics of
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-import yaml
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
@@ -23,9 +23,9 @@ import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
-from datasets import features, scoring  # noqa: E402
+from datasets import scoring  # noqa: E402
 
-SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *features.NAMES)
+SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
 
 
 def main(argv=None):
@@ -36,16 +36,17 @@ def main(argv=None):
     parser.add_argument('--data_path', help='folder of the corpus')
     parser.add_argument('--cache', default='.cache', help='folder of extracted features (default: %(default)s)')
     args = parser.parse_args(argv)
-    settings = read(args.search / 'config.yaml', yaml.safe_load)
-    config = cf.build('search', cf.Given({**settings, 'data_path': args.data_path, 'cache': args.cache}))
+    settings = read(args.search / 'config.yaml', utils.read_settings)
+    known = {f.name: settings[f.name] for f in fields(cf.SearchConfig) if f.name in settings}
+    config = cf.build('search', cf.Given({**known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache}))
     networks, passed = retrained(args.runs, settings)
     check_number(networks, passed, args)
     utils.set_threads(config.threads)
     data = datasets.load(config, ('train', 'dev'))
     utils.set_seed(config.seed)
-    net = search.make_net(config, data, [config.batch_size])
-    path = args.search / 'checkpoint.pt'
-    net.load_state_dict(read(path, lambda _: torch.load(path, map_location='cpu', weights_only=True)['net']))
+    net = search.make_net(config, data, [range(len(data.sets['train']))])
+    net.pools_padding = settings['format'] < 2
+    net.load_state_dict(read(args.search / 'checkpoint.pt', read_weights))
     fitting = []
     for name, genotype, dev_ua in networks:
         try:
@@ -78,7 +79,8 @@ def retrained(folders, settings):
         if folder.is_dir() and not (folder / 'results.json').exists():
             passed.setdefault('not finished', []).append(folder)
             continue
-        results, its = read(folder / 'results.json', json.loads), read(folder / 'config.yaml', yaml.safe_load)
+        results = read(folder / 'results.json', lambda path: json.loads(path.read_text()))
+        its = read(folder / 'config.yaml', utils.read_settings)
         text = results.get('genotype')
         others = [name for name in SAME if utils.recorded(its, name) != utils.recorded(settings, name)]
         if not text:
@@ -110,10 +112,15 @@ def counted(passed):
     return reasons and f'passed over {sum(map(len, passed.values()))} of the runs: {reasons}'
 
 
+def read_weights(path):
+    return torch.load(path, map_location='cpu', weights_only=True)['net']
+
+
 def read(path, parse):
+    """parse(path). UserError if the file cannot be read."""
     try:
-        return parse(path.read_text() if path.suffix != '.pt' else path)
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        return parse(path)
+    except (OSError, ValueError, KeyError) as error:
         raise utils.UserError(f'{path}: cannot be read ({error}); name folders of finished runs') from None
 
 

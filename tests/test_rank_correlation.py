@@ -9,7 +9,7 @@ import torch
 import yaml
 from scipy.stats import kendalltau
 from test_networks import one_hot, supernet
-from test_programs import SMALL
+from conftest import FEATURES, SMALL
 
 import augment
 import genotypes as gt
@@ -65,7 +65,7 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
     search.main(['--name', 's', *small])
     for seed in '012':
         augment.main(['--name', f'r{seed}', *small, '--genotype', 'random', '--seed', seed])
-    augment.main(['--name', 'other', *small, '--model', 'rnn', '--params', '300'])
+    augment.main(['--name', 'other', *small[:4], *FEATURES, '--epochs', '1', '--model', 'rnn', '--params', '300'])
     augment.main(['--name', 'fold2', *small, '--genotype', 'random', '--fold', '2'])
     augment.main(['--name', 'nodev', *small, '--genotype', 'random', '--seed', '3', '--train_on_dev'])
     capsys.readouterr()
