@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import FEATURES
 from scipy.stats import chisquare
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from conftest import FEATURES
 
 import augment
 import config as cf

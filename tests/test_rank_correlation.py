@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import FEATURES, SMALL
 from scipy.stats import kendalltau
 from test_networks import one_hot, supernet
-from conftest import FEATURES, SMALL
 
 import augment
 import genotypes as gt
