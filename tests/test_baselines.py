@@ -127,7 +127,8 @@ def test_a_drawn_genotype_hangs_on_seed_and_fold_alone():
 
 
 @pytest.mark.parametrize('argv, said', [
-    (['--model', 'cnn_gru', '--genotype', 'x.json'], '--genotype does not apply to --model cnn_gru'), (['--model', 'cn_gru'], 'cnn_gru'),
+    (['--model', 'cnn_gru', '--genotype', 'x.json'], '--genotype does not apply to --model cnn_gru'),
+    (['--model', 'cn_gru'], 'cnn_gru'),
     (['--params', '500', '--genotype', 'random'], '--params'), (['--genotype', 'random', '--cnn_ops', 'sep'], "'sep'"),
     ([], '--genotype is required')])
 def test_what_does_not_go_together_is_said(argv, said):
@@ -137,7 +138,8 @@ def test_what_does_not_go_together_is_said(argv, said):
 
 def test_the_trainer_takes_them_all(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, argv in (('net', '--model cnn_lstm_att --params 700'), ('luck', '--genotype random --n_nodes 1 --rnn_nodes 1 --init_channels 2')):
+    for name, argv in (('net', '--model cnn_lstm_att --params 700'),
+                       ('luck', '--genotype random --n_nodes 1 --rnn_nodes 1 --init_channels 2')):
         augment.main(['--name', f'cv/{name}', '--dataset', 'manifest', '--data_path', str(small_corpus), *FEATURES,
                       '--epochs', '1', *argv.split()])
     net, luck = (json.loads((tmp_path / f'runs/augment/cv/{name}/results.json').read_text()) for name in ('net', 'luck'))
