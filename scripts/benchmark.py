@@ -58,7 +58,8 @@ class Steps:
             if form == 'fast' and config.channels_last:
                 self.net.to(memory_format=torch.channels_last)
         sizes = config.batch_size, 1, config.n_mels, config.n_frames
-        self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device)) for _ in range(2)]
+        self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device))
+                        for _ in range(2)]
         self.autocast = utils.autocast(device or torch.device('cpu'), config.amp and form == 'fast')
         self.weights = list(self.net.parameters() if genotype else self.net.weights())
         self.optim = torch.optim.SGD(self.weights, .025, momentum=.9, weight_decay=3e-4, foreach=True)
@@ -157,7 +158,8 @@ def growth(device, repeats) -> list:
 
 def row(names, times):
     found = {**names, **{form: 1e3 * t for form, t in times.items()}, 'ratio': times['plain'] / times['fast']}
-    print(*names.values(), f'fast {found["fast"]:.1f} ms, plain {found["plain"]:.1f} ms, ratio {found["ratio"]:.2f}', flush=True)
+    print(*names.values(), f'fast {found["fast"]:.1f} ms, plain {found["plain"]:.1f} ms, ratio {found["ratio"]:.2f}',
+          flush=True)
     return found
 
 
@@ -194,31 +196,34 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def counts(preset, spaces=SPACES, exact=True) -> list:
-    """[{'space', 'step', 'fast', 'plain': operations, 'ratio'}] for every set of operations; other settings are the preset's."""
-    rows = []
-    for name, value in [(None, 'preset'), *spaces]:
-        config = settings('search', preset, **({name: value} if name else {}), **({'rnn_layers': 0} if name == 'cnn_ops' else {}))
-        steps = [('weight_step', 'difference'), ('alpha_step_1', 'difference'), ('alpha_step_2', 'difference')]
-        if exact and not name:
-            steps.append(('alpha_step_2', 'exact'))
-        for step, hessian in steps:
-            rows.append(count_row({'space': f'{name} {value}' if name else value,
-                                   'step': step + (' exact' if hessian == 'exact' else '')}, config, step, hessian=hessian))
+def counts(preset, spaces=SPACES) -> list:
+    """[{'space', 'step', 'fast', 'plain': operations, 'ratio'}] for the preset and for every set of operations.
+
+    Other settings are the preset's, but sets of CNN operations are counted without SeqNN cells.
+    """
+    augment, rows = settings('augment', preset), []
     genotype = make_net(settings('search', preset), True).genotype()
-    rows.append(count_row({'space': 'preset', 'step': 'augment_step'}, settings('augment', preset), 'augment_step',
-                          genotype=genotype))
+    rows += count_rows('preset', augment, ['augment_step'], genotype=genotype)
+    for name, value in [(None, 'preset'), *spaces]:
+        changes = ({name: value} if name else {}) | ({'rnn_layers': 0} if name == 'cnn_ops' else {})
+        config = settings('search', preset, **changes)
+        rows += count_rows(f'{name} {value}' if name else value, config, ['weight_step', 'alpha_step_1', 'alpha_step_2'])
     return rows
 
 
-def count_row(names, config, step, **kwargs):
-    found = dict(names)
+def count_rows(space, config, steps, **kwargs) -> list:
+    """One row per step, the first of which is run once before, so that the optimizer has its states."""
+    rows = [{'space': space, 'step': step} for step in steps]
     for form in FORMS:
         with as_on_a_gpu():
-            found[form] = count(getattr(Steps(form, config, None, textbook=False, **kwargs), step))
-    found['ratio'] = found['plain'] / found['fast']
-    print(*names.values(), f'fast {found["fast"]:,}, plain {found["plain"]:,}, ratio {found["ratio"]:.2f}', flush=True)
-    return found
+            net = Steps(form, config, None, textbook=False, **kwargs)
+            getattr(net, steps[0])()
+            for row in rows:
+                row[form] = count(getattr(net, row['step']))
+    for row in rows:
+        row['ratio'] = row['plain'] / row['fast']
+        print(space, row['step'], f'fast {row["fast"]:,}, plain {row["plain"]:,}, ratio {row["ratio"]:.2f}', flush=True)
+    return rows
 
 
 def main(argv=None):

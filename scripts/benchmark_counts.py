@@ -74,8 +74,7 @@ def as_on_a_gpu():
 
 
 def count(step) -> int:
-    """Operations of a step, after one that makes optimizer states."""
-    step()
+    """Operations of a step."""
     with Operations() as operations:
         step()
     return operations.n

@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import FEATURES
 from scipy.stats import chisquare
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from test_programs import SMALL
 
 import augment
 import config as cf
@@ -119,7 +119,7 @@ def test_drawn_genotypes_are_uniform_over_the_space():
 
 def test_a_drawn_genotype_hangs_on_seed_and_fold_alone():
     def drawn(**more):
-        return augment.settings_and_genotype({'name': 'r', 'genotype': 'random', **more})[1]
+        return augment.configure(cf.Given({'name': 'r', 'genotype': 'random', **more}))[1]
     assert drawn() == drawn() == drawn(epochs=3)
     assert len({gt.to_str(drawn(seed=s, fold=f)) for s in range(3) for f in (1, 2)}) == 6
     assert {op for node in drawn(cnn_ops='pool', n_nodes=4).normal for op, _ in node} <= set(gt.CNN_OP_SETS['pool'])
@@ -127,18 +127,20 @@ def test_a_drawn_genotype_hangs_on_seed_and_fold_alone():
 
 
 @pytest.mark.parametrize('argv, said', [
-    (['--model', 'cnn_gru', '--genotype', 'x.json'], '--model cnn_gru is no genotype'), (['--model', 'cn_gru'], 'cnn_gru'),
+    (['--model', 'cnn_gru', '--genotype', 'x.json'], '--genotype does not apply to --model cnn_gru'),
+    (['--model', 'cn_gru'], 'cnn_gru'),
     (['--params', '500', '--genotype', 'random'], '--params'), (['--genotype', 'random', '--cnn_ops', 'sep'], "'sep'"),
-    ([], '--genotype is needed')])
+    ([], '--genotype is required')])
 def test_what_does_not_go_together_is_said(argv, said):
     with pytest.raises(cf.UserError, match=said):
-        augment.settings_and_genotype(cf.given('augment', ['--name', 'x', *argv]))
+        augment.configure(cf.given('augment', ['--name', 'x', *argv]))
 
 
 def test_the_trainer_takes_them_all(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, argv in (('net', '--model cnn_lstm_att --params 700'), ('luck', '--genotype random --n_nodes 1 --rnn_nodes 1')):
-        augment.main(['--name', f'cv/{name}', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL,
+    for name, argv in (('net', '--model cnn_lstm_att --params 700'),
+                       ('luck', '--genotype random --n_nodes 1 --rnn_nodes 1 --init_channels 2')):
+        augment.main(['--name', f'cv/{name}', '--dataset', 'manifest', '--data_path', str(small_corpus), *FEATURES,
                       '--epochs', '1', *argv.split()])
     net, luck = (json.loads((tmp_path / f'runs/augment/cv/{name}/results.json').read_text()) for name in ('net', 'luck'))
     assert net['model'] == 'cnn_lstm_att' and abs(net['n_params'] - 700) < 100 and net['genotype'] is None

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import FEATURES, SMALL
 from scipy.stats import kendalltau
 from test_networks import one_hot, supernet
-from test_programs import SMALL
 
 import augment
 import genotypes as gt
 import search
 from datasets.dataset import SpeechDataset
-from scripts import rank_correlation as rank
+from scripts import rank_correlation
 from utils import UserError
 
 GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_connect', 2), ('dil_conv_3x3', 0)]], range(2, 4),
@@ -36,25 +36,25 @@ def data_of(*names):
     return type('Data', (), {'sets': sets, 'class_weights': torch.ones(3)})
 
 
-def test_mixtures_are_one_hot_alphas():
+def test_weights_are_one_hot():
     net = supernet(4, n_nodes=2, n_nodes_rnn=2).double()
     x = torch.randn(3, 1, 8, 14, dtype=torch.double)
-    found = net.net.forward_cells(x, rank.mixtures(net, GENOTYPE))[0]
+    found = net.net.forward_cells(x, rank_correlation.one_hot_weights(net, GENOTYPE))[0]
     one_hot(net, GENOTYPE)
     torch.testing.assert_close(found, net(x), rtol=0, atol=1e-10)
     with pytest.raises(UserError, match='normal cell'):
-        rank.mixtures(net, GENOTYPE._replace(normal=GENOTYPE.normal[:1]))
+        rank_correlation.one_hot_weights(net, GENOTYPE._replace(normal=GENOTYPE.normal[:1]))
 
 
 def test_batch_norm_gets_the_statistics_of_the_network_itself():
     net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
     for p in net.buffers():
         p.fill_(7.) if p.is_floating_point() else None
-    weights = rank.mixtures(net, GENOTYPE)
-    found = [rank.score(net, weights, data, Config) for _ in range(2)]
+    weights = rank_correlation.one_hot_weights(net, GENOTYPE)
+    found = [rank_correlation.dev_scores(net, weights, data, Config) for _ in range(2)]
     assert found[0] == pytest.approx(found[1])  # no dropout, nothing left of the statistics before
     norm = net.net.stem[1]
-    x = net.net.stem[0](torch.cat([X for X, _ in data.sets['train'].batches(12)]))
+    x = net.net.stem[0](torch.cat([X for (X, _), _ in data.sets['train'].batches(12)]))
     torch.testing.assert_close(norm.running_mean, x.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
@@ -65,13 +65,13 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
     search.main(['--name', 's', *small])
     for seed in '012':
         augment.main(['--name', f'r{seed}', *small, '--genotype', 'random', '--seed', seed])
-    augment.main(['--name', 'other', *small, '--model', 'rnn', '--params', '300'])
+    augment.main(['--name', 'other', *small[:4], *FEATURES, '--epochs', '1', '--model', 'rnn', '--params', '300'])
     augment.main(['--name', 'fold2', *small, '--genotype', 'random', '--fold', '2'])
     augment.main(['--name', 'nodev', *small, '--genotype', 'random', '--seed', '3', '--train_on_dev'])
     capsys.readouterr()
     folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2', 'nodev', 'begun', 'old', 'wide')]
     made_from_r0('begun', 'old', 'wide')
-    rank.main(['runs/search/s', *folders, '--data_path', str(small_corpus)])
+    rank_correlation.main(['runs/search/s', *folders, '--data_path', str(small_corpus)])
     said = capsys.readouterr().out
     rows = [[float(x) for x in line.split(' | ')[1:3]] + [float(line[2:].split(' | ')[0])] for line in said.splitlines()
             if re.search(r'\| runs/augment', line)]
@@ -87,9 +87,9 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
     for some, why in ((folders[3:-1], 'no genotype 1'), (folders[2:3] + folders[-1:], 'a normal cell with'),
                       (folders[:1], 'name more folders')):
         with pytest.raises(UserError, match=f'^1 of these runs .*: 2 are needed; .*{why}'):
-            rank.main(['runs/search/s', *some, '--data_path', str(small_corpus)])
+            rank_correlation.main(['runs/search/s', *some, '--data_path', str(small_corpus)])
     with pytest.raises(UserError, match='runs/augment/typo/results.json: cannot be read'):
-        rank.main(['runs/search/s', *folders, 'runs/augment/typo', '--data_path', str(small_corpus)])
+        rank_correlation.main(['runs/search/s', *folders, 'runs/augment/typo', '--data_path', str(small_corpus)])
 
 
 def made_from_r0(begun, old, wide):
