@@ -1,4 +1,5 @@
-"""Training from scratch of a genotype's network, or of a hand-designed one. Dev picks the epoch; test is read once, last.
+"""Retraining: train the network of a genotype, or a hand-designed one, from scratch. Dev selects the epoch; test is scored
+once, at the end.
 
     python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo
 """
@@ -159,7 +160,10 @@ def configure(given: cf.Given):
 
 
 class Origin:
-    """What a genotype's file says of the search that found it. `record` is a stranger's: only known names are used."""
+    """What a genotype's file says of the search that found it.
+
+    Anyone may have written the file, so only known settings are read from it.
+    """
 
     def __init__(self, record: dict, where: str | None = None):
         """where: the file, for messages; None for a network that no search found."""
@@ -204,13 +208,13 @@ class Origin:
         return sorted(set(data.fold.test) & {str(name) for names in speakers for name in names})
 
     def describe(self, config, data):
-        """Lines for the log: whether the search heard test speakers, and whether the features differ from its own."""
+        """Lines for the log: whether the search used test speakers, and whether the features differ from its own."""
         heard = self.heard(config, data)
         if heard is None:
-            yield ('NOTE: it is not known whether the search heard test speakers: the genotype\'s record is missing, or of '
+            yield ('NOTE: it is not known whether the search used test speakers: the genotype\'s record is missing, or of '
                    'another corpus')
         elif heard:
-            yield (f'WARNING: the search heard test speakers of this fold: {" ".join(heard)}. The scores below are not '
+            yield (f'WARNING: the search used test speakers of this fold: {" ".join(heard)}. The scores below are not '
                    'speaker-independent.')
         differ = [f'{name} {now} (there {utils.recorded(self.features, name)})'
                   for name, now in cf.pick(config, cf.FeatureSettings).items()
@@ -304,7 +308,7 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         run.writer.add_scalar(f'test/{name}', value, facts['best_epoch'])
     log = run.logger.info
     log('network:     %s', config.genotype if facts['genotype'] else facts['model'])
-    log('test (%d utterances of unheard speakers %s), %s%s:', len(test), ' '.join(speakers), chosen,
+    log('test (%d utterances of unseen speakers %s), %s%s:', len(test), ' '.join(speakers), chosen,
         ', each speaker normalised by all their recordings' if config.normalise == 'speaker' else '')
     log('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'], found['wa'],
         chance['wa'], found['macro_f1'])

@@ -19,7 +19,7 @@ CORPORA = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file_
 BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # functions of models/baselines.py
 RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
-WINDOW_MS = 32  # ms, length of the analysis window
+WINDOW_MS = 32  # ms, length of an STFT frame
 
 
 class UserError(Exception):
@@ -255,7 +255,7 @@ HELP = {
     'search': ('search.py', 'Search a CNN and a sequential network jointly, and write a genotype.',
                'python search.py --name demo --config configs/demo.yaml',
                'python search.py --name mine --dataset manifest --data_path my.csv --epochs 30'),
-    'augment': ('augment.py', 'Train the network of a genotype, or a hand-designed one, and test it on unheard speakers.',
+    'augment': ('augment.py', 'Train the network of a genotype, or a hand-designed one, and test it on unseen speakers.',
                 'python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo',
                 'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru'),
     'svm': ('scripts/svm.py', 'Train and test a linear SVM on functionals of the features of one fold.',

@@ -105,7 +105,7 @@ def check(genotype: Genotype) -> Genotype:
 
 
 def _check_gene(kind: str, gene) -> list:
-    if isinstance(gene, list | tuple) and gene and _is_edge(gene[0]):  # the flat form of DARTS: two edges a node
+    if isinstance(gene, list | tuple) and gene and _is_edge(gene[0]):  # the flat form of DARTS: two edges per node
         if len(gene) % 2 or not all(map(_is_edge, gene)):
             raise ValueError(f'{kind} is a flat list, which must hold two edges (operation, state) for every node')
         gene = [gene[i:i + 2] for i in range(0, len(gene), 2)]

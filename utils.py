@@ -28,7 +28,7 @@ from config import UserError
 FORMAT = 2
 # Settings that may change on --resume; the data are compared by digest and normalisation instead.
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
-# What runs did that are older than these settings.
+# Values that these settings had, in effect, in runs made before they existed.
 BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'fast': True}
 # Errors of the operating system that the user can mend; others are mistakes in this code.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
@@ -70,8 +70,8 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
 def set_threads(n: int):
     """Sets the CPU threads of torch. 0: OMP_NUM_THREADS, or all cores but one.
 
-    A cell is many small operations, and threads wait for each other at every one. The second of two cores gains a
-    fifth, and costs many times as much as soon as another program wants that core.
+    A cell is many small operations, and threads wait for each other at every one. On two cores the second thread saves
+    a fifth of the time, but slows a step many times over when another program needs that core.
     """
     if n == 0 and 'OMP_NUM_THREADS' not in os.environ:
         n = max(1, torch.get_num_threads() - 1)

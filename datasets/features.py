@@ -21,8 +21,8 @@ from datasets.index import Index, write_whole
 from datasets.utterance import Utterance
 
 WIN_LENGTH = SAMPLE_RATE * WINDOW_MS // 1000  # 512 samples
-N_FFT = 2_048  # samples; padded that far, even 128 mel filters hold a frequency bin each
-MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; the first frame, centred on the first sample, mirrors as many
+N_FFT = 2_048  # samples; zero-padding makes every one of 128 mel filters cover a frequency bin
+MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; reflection padding of the first frame needs more than N_FFT / 2 samples
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
 FLOOR = 1e-6  # mel power of silence, added before the logarithm
 TRIM_FRAME, TRIM_HOP = 2_048, 512  # samples; frames whose loudness --trim_db compares

@@ -34,7 +34,8 @@ def make_folds(utterances: list[Utterance], how: str = 'default',
     how: 'default' (the utterances' own split; else the published folds; else N_FOLDS, or one for
     each speaker if there are fewer), 'session' (leave one session out; the next one is dev),
     'speaker' (leave one speaker out; the others of the session are dev), 'official' (the
-    utterances' own split), 'loso' (leave one speaker out) or a number of folds. published: [(test
+    utterances' own split), 'loso' (leave one speaker out; the next one or two speakers are dev,
+    session partners of the test speaker do not train) or a number of folds. published: [(test
     speakers, dev speakers), ...], which apply if the corpus has exactly these speakers.
     """
     speakers = sorted({u.speaker for u in utterances})

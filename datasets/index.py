@@ -8,7 +8,7 @@ from collections.abc import Callable
 from config import UserError
 from datasets.utterance import Utterance
 
-SETTLED_NS = 2_000_000_000  # a file changed in the last 2 s may change again within its time stamp
+SETTLED_NS = 2_000_000_000  # a file changed less than 2 s ago is not indexed: another change might leave the same time stamp
 
 
 class Index:

@@ -69,8 +69,8 @@ class Architect:
     def training_gradient(self, trn_X, trn_y, create_graph):
         """d L_trn / dw of this rank's share. With create_graph it can be differentiated once more.
 
-        cuDNN's recurrences cannot be differentiated twice. That pass runs without cuDNN unless the net takes care of its
-        recurrences itself (`twice_differentiable`).
+        cuDNN's recurrences have no second derivative, so with create_graph cuDNN is off, unless the net handles this
+        itself (`twice_differentiable`).
         """
         weights = list(self.net.weights())
         allowed = not create_graph or getattr(self.net, 'twice_differentiable', False)
@@ -187,7 +187,7 @@ def _laid_out(values, like):
 
 @contextmanager
 def frozen(parameters):
-    """Passes inside compute no gradient of these parameters, and keep nothing for it."""
+    """Inside, autograd neither computes gradients of these parameters nor stores activations for them."""
     learning = [p for p in parameters if p.requires_grad]
     try:
         for p in learning:

@@ -11,7 +11,7 @@ from models.skeleton import FitSequence, fit_map
 def to_dag(gene: list, make_op) -> nn.ModuleList:
     """ModuleList over nodes of ModuleLists over edges. make_op(name, state index) -> operation.
 
-    Drop-path follows every operation but skips.
+    Drop-path follows every operation except the identity.
     """
     dag = nn.ModuleList()
     for node in gene:

@@ -33,10 +33,10 @@ class Baseline(nn.Module):
         return self.logits(x, None if self.pools_padding else valid), None
 
     def drop_path_prob(self, p: float):
-        """Nothing to drop."""
+        """Does nothing: there is no drop-path."""
 
     def check_batches(self, n_mels: int, n_frames: int, sizes):
-        """Any batch will do."""
+        """Accepts every batch size."""
 
 
 class ConvBlock(nn.Sequential):

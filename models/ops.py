@@ -1,7 +1,8 @@
 """Operations of the CNN cells: (N, C, F, T) -> (N, C, ceil(F / stride), ceil(T / stride)).
 
-`OPS[name](C, stride, affine)` makes one. Batch norm is not affine during search, so that no operation can undo its alpha by
-rescaling itself (DARTS, section 3.1). A new operation is one class and one row of OPS, and its name in a set of genotypes.py.
+`OPS[name](C, stride, affine)` makes one. Batch norm has no affine parameters during search: with them an operation could
+rescale its output and cancel its alpha (DARTS, appendix A.1.1). A new operation is one class and one row of OPS, and its
+name in a set of genotypes.py.
 """
 import torch
 import torch.nn as nn

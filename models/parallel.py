@@ -1,4 +1,4 @@
-"""One run on several processes ("ranks") that torchrun started. Without torchrun every function here does nothing.
+"""One run on several processes ("ranks") that torchrun started. Without torchrun there is one rank, and nothing is exchanged.
 
 Each rank holds all parameters and works on a share of every batch. Losses and gradients are summed over ranks, not
 averaged. A program calls `start`, `together`, `from_main`, `clip_gradients`, `check_equal` and `stop`, and keeps a `State`.

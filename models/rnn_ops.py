@@ -1,7 +1,8 @@
 """Operations of the SeqNN cells: (N, T, H) -> (N, T, H), along time. No operation mixes utterances.
 
-`RNN_OPS[name](H, affine)` makes one. A name gives the family, `att` for attention, and the number of stacked layers. Each ends
-in a layer norm, so that its output has the scale of a skip and only alpha weighs the two; it is not affine during search.
+`RNN_OPS[name](H, affine)` makes one. A name gives the family, `att` for attention, and the number of stacked layers. Every
+recurrent operation ends in a layer norm, so its output has the scale of a skip and only alpha decides between them. The norm is
+not affine during search.
 """
 from functools import partial
 

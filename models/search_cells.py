@@ -1,4 +1,4 @@
-"""Cells of the supernet, as in the paper: a node sums its edges over all earlier states, an edge mixes all operations.
+"""Cells of the supernet, as in the paper: a node is the sum of its edges from all earlier states; an edge mixes all operations.
 
 models/fast/cells.py computes the same sums faster, with the same parameters.
 """
@@ -18,7 +18,10 @@ def mixed_dag(n_nodes: int, make_edge) -> nn.ModuleList:
 
 
 def node_states(dag: nn.ModuleList, s0: Tensor, s1: Tensor, weights: list) -> list:
-    """States of all nodes: s_i = sum_j sum_o weights[i][j, o] * op_o(s_j), over states j before node i (DARTS, equation 2)."""
+    """States of all nodes: s_i = sum_j sum_o weights[i][j, o] * op_o(s_j), over all states j before node i.
+
+    This is equation 1 of DARTS (the sum over edges j), with the mixture of equation 2 on every edge (the sum over o).
+    """
     states = [s0, s1]
     for edges, w_node in zip(dag, weights, strict=True):
         states.append(sum(edge(s, w) for edge, s, w in zip(edges, states, w_node, strict=True)))

@@ -9,7 +9,7 @@ from models.fast.cells import FastCell, FastSeqCell
 from models.search_cells import SearchCell, SearchSeqCell
 from models.skeleton import JointNetwork
 
-ALPHA_INIT = 1e-3  # standard deviation: softmax weights start nearly uniform (DARTS, appendix A.1.1)
+ALPHA_INIT = 1e-3  # standard deviation; softmax starts nearly uniform. The DARTS paper starts from zero (appendix A.1.1)
 
 
 def parse(alpha, k: int = 2, primitives=gt.PRIMITIVES, edge_weights=None) -> list:
@@ -60,9 +60,9 @@ class SearchCNNController(nn.Module):
     n_nodes, n_nodes_rnn: nodes per cell. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
     partial_channels: with K > 1, 1/K of the channels of a CNN state pass the operations, and edges of CNN cells have weights of
     their own, softmax(beta) over the edges of a node (PC-DARTS, Xu et al. 2020).
-    device_ids: for pt.darts' sake, one device at most. fast: compute the cells as models/fast does; False: edge by edge, as
-    models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or operations that make no
-    network.
+    device_ids: accepted for compatibility with pt.darts; at most one device. fast: compute the cells as models/fast does;
+    False: edge by edge, as models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or
+    operations that make no network.
     """
 
     twice_differentiable = True  # its recurrences do without cuDNN where the Architect differentiates twice

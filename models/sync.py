@@ -16,7 +16,7 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     C, wide = x.shape[1], x.to(torch.promote_types(x.dtype, torch.float32))
     var, mean = torch.var_mean(wide, [0, *range(2, x.ndim)], unbiased=False)  # (C,), of the share
     own = torch.cat([mean, var, mean.new_full((1,), x.numel() / C)])  # (2C+1,)
-    table = sum_over_ranks(F.pad(own[None], (0, 0, rank(), world_size() - rank() - 1)))  # (n_ranks, 2C+1): a row a rank
+    table = sum_over_ranks(F.pad(own[None], (0, 0, rank(), world_size() - rank() - 1)))  # (n_ranks, 2C+1): one row per rank
     means, variances, counts = table.split([C, C, 1], dim=1)
     n = counts.sum()
     mean = (counts * means).sum(dim=0) / n

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.fast
-from models.rnn_ops import second_derivatives
+from models.derivatives import second_derivatives
 
 _library = torch.library.Library('emodarts_counts', 'DEF')
 _library.define('recurrence(Tensor x, Tensor[] weights, int width) -> Tensor')

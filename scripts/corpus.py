@@ -1,7 +1,7 @@
 """Describe a corpus, and check all its files: what the protocol keeps, speakers, folds, faults.
 
-    python scripts/corpus.py --dataset emodb --data_path DIR --folds loso python scripts/corpus.py
-    --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
+    python scripts/corpus.py --dataset emodb --data_path DIR --folds loso
+    python scripts/corpus.py --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
 """
 import argparse
 import sys

@@ -105,7 +105,7 @@ def results(job: Job) -> dict:
     try:
         return json.loads(Path(job.product).read_text())
     except ValueError:
-        raise UserError(f'{job.product} is damaged: delete it, and the run is made again') from None
+        raise UserError(f'{job.product} is damaged: delete it, and the run will be repeated') from None
 
 
 def minutes(job: Job) -> float | None:
@@ -124,7 +124,7 @@ def check_finished(job: Job, values: dict):
     path = Path(job.folder, 'config.yaml')
     if not path.exists():
         return
-    then = read_yaml(path, 'delete its folder, and the run is made again')
+    then = read_yaml(path, 'delete its folder, and the run will be repeated')
     then |= then.get('not_used') or {}
     config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
     chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params'}

@@ -117,7 +117,7 @@ class Job:
 
 
 def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:
-    """Runs jobs one after the other. {job: why it failed, or None}, without those that `stop` interrupted.
+    """Runs jobs in order. Returns {job: reason of its failure, or None}; jobs that `stop` interrupted are absent.
 
     A job whose predecessor failed fails for the same reason.
     """

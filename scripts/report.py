@@ -81,9 +81,9 @@ def warnings(results):
     heard = {f'{row.model}-f{row.fold}-s{row.seed}': row.search_heard_test_speakers
              for row in runs.dropna(subset='search_heard_test_speakers').itertuples()}
     if names := [name for name, who in heard.items() if who == UNKNOWN]:
-        yield f'**WARNING: it is not known whether the search heard test speakers in {", ".join(names)}.**'
+        yield f'**WARNING: it is not known whether the search used test speakers in {", ".join(names)}.**'
     if names := [f'{name} ({who})' for name, who in heard.items() if who != UNKNOWN]:
-        yield f'**WARNING: the search heard test speakers in {", ".join(names)}. These scores are not speaker-independent.**'
+        yield f'**WARNING: the search used test speakers in {", ".join(names)}. These scores are not speaker-independent.**'
     tested = defaultdict(set)
     for (_, _, fold), part in results.predictions.groupby(['model', 'seed', 'fold']):
         tested[fold].add((*sorted(zip(part['path'], part['speaker'], part['label'])),))

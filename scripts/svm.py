@@ -1,4 +1,4 @@
-"""The floor: a linear support vector machine on functionals of the features, for one fold; C is chosen on dev.
+"""Linear SVM baseline on functionals of the features of each utterance, for one fold. C is chosen on dev.
 
     python scripts/svm.py --name svm --dataset emodb --data_path DIR --fold 1
 

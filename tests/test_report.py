@@ -40,8 +40,8 @@ def test_no_seed_changes_the_svm(models, seeds, said):
 
 @pytest.mark.parametrize('more, said', [
     ({'train_on_dev': True}, 'trained on the dev speakers too'), ({'normalise': 'speaker'}, 'test speakers too.**'),
-    ({'search_heard_test_speakers': 'ann'}, 'the search heard test speakers in cnn-f1-s0 (ann)'),
-    ({'search_heard_test_speakers': 'not known'}, 'not known whether the search heard test speakers in cnn-f1-s0'),
+    ({'search_heard_test_speakers': 'ann'}, 'the search used test speakers in cnn-f1-s0 (ann)'),
+    ({'search_heard_test_speakers': 'not known'}, 'not known whether the search used test speakers in cnn-f1-s0'),
 ])
 def test_what_a_reader_must_know_comes_before_any_score(more, said):
     text = make(asked('cnn', seeds=[0]), **more)

@@ -26,7 +26,7 @@ class FastCell(SearchCell):
 
 
 def state_by_state(dag: nn.ModuleList, s0: Tensor, s1: Tensor, weights: list) -> list:
-    """States of all nodes, for a CPU: what all edges out of a state carry is computed once the state is known."""
+    """States of all nodes, on a CPU. Work that all edges out of a state share is done once per state."""
     states, n = [s0, s1], len(dag)
     sums = [0.] * n  # what has reached each node so far
     for j in range(n + 1):
