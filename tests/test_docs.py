@@ -60,7 +60,7 @@ def known_flags():
 def test_the_readme_is_short_and_begins_with_what_a_newcomer_needs():
     text = (ROOT / 'README.md').read_text()
     assert text.count('\n') <= 150
-    order = ['Differentiable architecture search', 'docs/genotype-emodb.png', 'What has run where', 'make demo', 'make test',
+    order = ['emoDARTS searches', 'docs/genotype-emodb.png', 'What has run where', 'make demo', 'make test',
              'python search.py', 'python augment.py', '    tensorboard --logdir', '| searched |', 'docs/method.md', '@article',
              'LICENSE']
     places = [text.index(word) for word in order]
@@ -167,7 +167,7 @@ print([(u.label, u.speaker, u.gender) for u in datasets.scan('lab', 'lab')])
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_predictions():
-    models = {'searched': 'searched', 'random genotype': 'random', 'CNN-GRU by hand': 'cnn_gru', 'CNN-GRU, matched':
+    models = {'searched': 'searched', 'random genotype': 'random', 'CNN-GRU (`cnn_gru`)': 'cnn_gru', 'CNN-GRU, matched':
               'cnn_gru_matched', 'CNN-LSTM of the paper, matched': 'cnn_lstm_matched', 'linear SVM': 'svm'}
     columns = [('emodb', None), ('emodb', '1'), ('ravdess', None), ('ravdess', '1')]
     scores = {corpus: uas(corpus) for corpus in ('emodb', 'ravdess')}
