@@ -93,7 +93,8 @@ def test_a_speaker_who_is_silent_stays_finite():
 def test_results_and_log_say_it_and_a_run_keeps_it(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '16', '--hop_ms', '32']
-    network = ['--duration', '0.8', '--device', 'cpu', '--model', 'rnn', '--params', '300', '--epochs', '1', '--batch_size', '10']
+    network = ['--duration', '0.8',
+               '--device', 'cpu', '--model', 'rnn', '--params', '300', '--epochs', '1', '--batch_size', '10']
     scores = {}
     for how in ('speaker', 'corpus'):
         augment.main(['--name', how, *argv, *network, '--normalise', how])
