@@ -51,7 +51,11 @@ def main(argv=None):
         print(f'{len(networks)} genotypes of {min(sizes):,} to {max(sizes):,} parameters, {len(hand_made)} hand-designed '
               f'networks; {len(jobs) - len(left)} of {len(jobs)} trainings finished', flush=True)
         if not own.dry_run:
-            train_all(left, rows, path / 'trainings.csv', config)
+            try:
+                train_all(left, rows, path / 'trainings.csv', config)
+            except KeyboardInterrupt:
+                print('spread.py: interrupted; the same command continues', file=sys.stderr, flush=True)
+                sys.exit(130)
         found = [rows[key(*job)] for job in jobs if key(*job) in rows]
         text = spread_report.report(found, own.architectures, own.seeds, numbers)
         print(text)

@@ -53,7 +53,7 @@ def configure(argv) -> tuple[SpreadSettings, cf.AugmentConfig]:
     parser = cf.Parser(prog='scripts/spread.py', description='Measure how far random networks of a search space differ.',
                        examples=['python scripts/spread.py --name nemo --config configs/nemo.yaml --data_path DIR'])
     for group in (SpreadSettings, *cf.AugmentConfig.GROUPS):
-        parser.add_settings(group)
+        parser.add_settings(group, hidden=group is cf.ModelSettings)
     flags = parser.known(argv)
     own = SpreadSettings(**{f.name: flags.pop(f.name) for f in fields(SpreadSettings) if f.name in flags})
     values = {**(cf.read_yaml(flags['config'], 'augment') if flags.get('config') else {}), **flags}
@@ -112,13 +112,14 @@ def band(text: str | None) -> tuple[float, float]:
 def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:
     """The networks of --hand_made. UserError."""
     found = []
-    for text in own.hand_made.split(',') if own.hand_made else ():
-        name, _, size = text.strip().partition(':')
+    texts = [text.strip() for text in own.hand_made.split(',')] if own.hand_made else []
+    for text in dict.fromkeys(texts):
+        name, _, size = text.partition(':')
         if name not in cf.BASELINES or size and not size.isdecimal():
             raise utils.UserError(f'--hand_made {text}: must be NAME or NAME:PARAMETERS; names are '
                                   f'{", ".join(cf.BASELINES)}')
         its = replace(config, model=name, genotype=None, params=int(size or 0))
-        found.append(Network(text.strip(), None, its, n_parameters(its, labels, None)))
+        found.append(Network(text, None, its, n_parameters(its, labels, None)))
     return found
 
 

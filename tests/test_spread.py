@@ -194,9 +194,9 @@ def test_resumed_equals_uninterrupted(small_corpus, whole, here, monkeypatch, ca
         return train(*args)
     monkeypatch.setattr(spread, 'train', killed)
     argv = [*ARGS, '--data_path', str(small_corpus)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as ended:
         spread.main(argv)
-    assert trainings(here) == trainings(whole)[:3]
+    assert ended.value.code == 130 and trainings(here) == trainings(whole)[:3]
     spread.main([*argv, '--dry_run'])
     assert '3 of 4 trainings' in (said := capsys.readouterr().out) and 'INCOMPLETE: 1 of 2 genotypes lack' in said
     calls.clear()
@@ -217,6 +217,11 @@ def test_dry_run_writes_nothing(small_corpus, here, capsys):
     spread.main([*ARGS, '--data_path', str(small_corpus), '--dry_run'])
     assert '0 of 4 trainings' in capsys.readouterr().out
     assert not (here / 'runs').exists() and not (here / '.cache').exists()
+
+
+def test_one_process_at_a_time(here):
+    with spread.locked(here / 'x'), pytest.raises(UserError, match='another process'), spread.locked(here / 'x'):
+        pass
 
 
 def networks(*argv, labels=('angry', 'sad')):
@@ -255,7 +260,7 @@ def test_folds_and_hand_made():
     for text in ('0', '4', '1,', 'x'):
         with pytest.raises(UserError, match='--only_folds'):
             spread_plan.fold_numbers(text, 3)
-    own, config = spread_plan.configure(['--name', 's', *SMALL, '--hand_made', 'cnn_gru,cnn_gru:900'])
+    own, config = spread_plan.configure(['--name', 's', *SMALL, '--hand_made', 'cnn_gru, cnn_gru:900,cnn_gru'])
     one, two = spread_plan.baselines(own, config, ['angry', 'sad'])
     assert (one.config.model, one.config.params, two.config.params) == ('cnn_gru', 0, 900)
     assert two.parameters < one.parameters and isinstance(two.config, cf.AugmentConfig)
