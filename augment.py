@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None):
     for line in (*datasets.describe(config, data), *origin.describe(config, data)):
         log('%s', line)
     if genotype and run.writes:
-        run.writer.add_figure('genotype', plot(genotype), 0)
+        run.writer.add_figure('genotype', plot(genotype, f'{config.dataset}, fold {config.fold}'), 0)
 
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         if config.patience and epoch - 1 - best['epoch'] >= config.patience:
@@ -223,7 +223,7 @@ def make_net(config, data, genotype) -> torch.nn.Module:
                          config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
         net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
     except ValueError as error:
-        raise utils.UserError(f'--genotype {config.genotype}: {error}') from None
+        raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
     return net
 
 

@@ -46,15 +46,15 @@ class DataSettings:
     """corpus and fold"""
     dataset: str = setting('synthetic', 'corpus', choices=CORPORA)
     data_path: str | None = setting(None, 'folder of the corpus, or the CSV file of a manifest')
-    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad. Required for iemocap, '
-                                 'msp_improv and msp_podcast; otherwise all classes')
+    labels: str | None = setting(None, 'classes, separated by commas; + merges: ang,hap+exc,neu,sad; \\, is a comma in a name. '
+                                 'Required for iemocap, msp_improv and msp_podcast; otherwise all classes')
     turns: str | None = setting(None, 'required for iemocap: improvised, scripted or all')
     scenarios: str | None = setting(None, 'required for msp_improv: letters from P,R,S,T, or all')
     folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out; the rest of the '
                          'session is dev), loso (leave one speaker out), official or official:Test2 (msp_podcast), or a number')
     fold: int = setting(1, 'fold to use, from 1', low=1)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
-    workers: int = setting(0, 'processes that extract features; 0: one per available core', low=0)
+    workers: int = setting(0, 'threads that extract features; 0: one per available core, at most 8', low=0)
     resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device '
                             'if they fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
 

@@ -170,25 +170,31 @@ def show_epoch(run, net, genotype):
                 writer.add_scalar(f'ops_{kind}/{name}', counts.get(name, 0), row['epoch'])
         writer.add_scalar(f'skips/{kind}', counts.get(gt.SKIP, 0), row['epoch'])
         alphas = [past['alpha'][kind] for past in run.history]
-        writer.add_figure(f'alpha/{kind}', plot_alphas(alphas, net.primitives_of(kind)), row['epoch'])
-    writer.add_figure('genotype', plot(genotype), row['epoch'])
+        writer.add_figure(f'alpha/{kind}', plot_alphas(alphas, net.primitives_of(kind), getattr(genotype, kind)),
+                          row['epoch'])
+    writer.add_figure('genotype', plot(genotype, title(run)), row['epoch'])
+
+
+def title(run) -> str:
+    """What a picture of the current genotype is of."""
+    row = run.history[-1]
+    return (f'{run.config.dataset}, fold {run.config.fold}, epoch {row["epoch"]}: dev UA {100 * row["dev"]["ua"]:.1f} of the '
+            'supernet')
 
 
 def finish(run, net, config, data):
     """Writes the genotype to files and to the log."""
     genotype, log = net.genotype(), run.logger.info
     net.print_alphas(run.logger)
-    title = f'{config.dataset}, fold {config.fold}: dev UA {100 * run.history[-1]["dev"]["ua"]:.1f} of the supernet'
-    plot(genotype, title).savefig(run.file('genotype.png'), dpi=110)
+    plot(genotype, title(run)).savefig(run.file('genotype.png'), dpi=110)
     gt.save(run.file('genotype.json'), genotype, record(config, net, data))
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
     minutes = sum(row['seconds'] for row in run.history) / 60
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
-    with_config = f' --config {config.config}' if config.config else f' --dataset {config.dataset}'
-    path = f' --data_path {config.data_path}' if config.data_path else ''
-    log('retrain:  python augment.py --name %s%s%s --genotype %s', config.name, with_config, path, run.path)
+    flags = [f'--{name} {value}' for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]
+    log('retrain:  python augment.py --name %s %s --genotype %s', config.name, ' '.join(flags), run.path)
 
 
 def record(config, net, data) -> dict:

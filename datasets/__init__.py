@@ -1,7 +1,8 @@
 """Corpora: `scan` reads one, `select` applies the protocol, `load` makes the sets of one fold.
 
-A new corpus is one file in datasets/readers/ with a function scan(root) -> [Utterance, ...]. If they apply, it also has FOLDS
-or DEFAULT_FOLDS (see folds.py) and PARTS and EXAMPLE (see protocol.py).
+A new corpus is one file in datasets/readers/ with a function scan(root) -> [Utterance, ...]. If
+they apply, it also has FOLDS or DEFAULT_FOLDS (see folds.py) and PARTS and EXAMPLE (see
+protocol.py).
 """
 import hashlib
 import importlib
@@ -22,7 +23,8 @@ from datasets.features import cached_features
 from datasets.folds import Fold, make_folds
 from datasets.utterance import Utterance
 
-FEW = 10  # recordings per speaker; on EMO-DB, with fewer, --normalise speaker scored below corpus (docs/results.md)
+# Recordings per speaker. With fewer, on EMO-DB, --normalise speaker scored below corpus; see docs/results.md.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,26 @@ def reader(dataset: str) -> ModuleType:
 
 
 def scan(dataset: str, data_path: str | None, cache_dir: str = '.cache') -> list[Utterance]:
-    """All utterances of a corpus, including those that no experiment can use (Utterance.left_out); see `select`.
+    """All utterances of a corpus, including those that no experiment can use; see `select`.
 
-    data_path: its folder; the CSV file of a manifest; None for the synthetic corpus, which is then made in cache_dir.
+    data_path: its folder; the CSV file of a manifest; None for the synthetic corpus, which is then
+    made in cache_dir.
     """
+    corpus = reader(dataset)
     if data_path is None:
         if dataset != 'synthetic':
-            raise UserError(f'--data_path is needed: the folder of {dataset}, or the CSV file of a manifest')
-        data_path = os.path.join(cache_dir, f'synthetic-{reader(dataset).SEED}')
+            raise UserError(f'--data_path is required: the folder of {dataset}, or the CSV file of a '
+                            'manifest')
+        data_path = os.path.join(cache_dir, f'synthetic-{corpus.SEED}')
     elif not os.path.exists(data_path):
         raise UserError(f'--data_path {data_path}: no such file or folder')
-    elif dataset == 'synthetic' and not os.path.isfile(os.path.join(data_path, reader(dataset).FIRST)):
-        raise UserError(f'--data_path {data_path}: not the synthetic corpus, which is the default of --dataset; '
-                        f'{_suggestion(data_path)}')
-    utterances = reader(dataset).scan(data_path)
+    elif dataset == 'synthetic' and not os.path.isfile(os.path.join(data_path, corpus.FIRST)):
+        raise UserError(f'--data_path {data_path}: not the synthetic corpus, which is the default of '
+                        f'--dataset; {_suggestion(data_path)}')
+    utterances = corpus.scan(data_path)
     if not utterances:
-        raise UserError(f'--data_path {data_path}: contains no utterance of {dataset}; {_suggestion(data_path)}')
+        raise UserError(f'--data_path {data_path}: contains no utterance of {dataset}; '
+                        f'{_suggestion(data_path)}')
     return utterances
 
 
@@ -83,16 +89,18 @@ def _suggestion(data_path):
     return f'name the corpus with --dataset: {", ".join(CORPORA)}'
 
 
-def select(config, utterances: list[Utterance] | None = None) -> tuple[list[Utterance], list[Fold], dict]:
-    """(utterances, folds, report): what the protocol of `config` keeps of its corpus, and the report of protocol.apply.
+def select(config,
+           utterances: list[Utterance] | None = None) -> tuple[list[Utterance], list[Fold], dict]:
+    """(utterances, folds, report): what the protocol of `config` keeps of its corpus.
 
-    utterances: of the whole corpus, if it has been scanned.
+    utterances: all of the corpus, if it has been scanned. report: as in protocol.apply.
     """
     corpus = reader(config.dataset)
     if utterances is None:
         utterances = scan(config.dataset, config.data_path, config.cache)
-    kept, report = protocol.apply(config.dataset, corpus, utterances, _folds(config.dataset, config.folds), config.labels,
-                                  {'turns': config.turns, 'scenarios': config.scenarios})
+    flags = {'turns': config.turns, 'scenarios': config.scenarios}
+    kept, report = protocol.apply(config.dataset, corpus, utterances, _folds(config.dataset, config.folds),
+                                  config.labels, flags)
     return kept, folds_of(config.dataset, kept, config.folds), report
 
 
@@ -105,41 +113,43 @@ def _folds(dataset, how):
     return getattr(reader(dataset), 'DEFAULT_FOLDS', how) if how == 'default' else how
 
 
-def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', quiet: bool = False, train_on_dev: bool = False,
-         rank: int = 0, world_size: int = 1) -> Data:
+def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', quiet: bool = False,
+         train_on_dev: bool = False, rank: int = 0, world_size: int = 1) -> Data:
     """The fold that `config` names, with the sets `splits`; the audio of other sets is not read.
 
-    quiet: no progress bar. train_on_dev: the dev speakers join the set 'train', and there is no set 'dev'. rank, world_size:
-    this process and how many share every batch.
+    quiet: no progress bar. train_on_dev: the dev speakers join the set 'train', and there is no set
+    'dev'. rank, world_size: this process and how many share every batch.
     """
-    everything = scan(config.dataset, config.data_path, config.cache)
-    utterances, folds, report = select(config, everything)
+    corpus = scan(config.dataset, config.data_path, config.cache)
+    utterances, folds, report = select(config, corpus)
     if not 1 <= config.fold <= len(folds):
         raise UserError(f'--fold {config.fold}: must be from 1 to {len(folds)}')
     fold = folds[config.fold - 1]
     parts = split(utterances, fold, splits, train_on_dev)
+    if left_out := fold.split(utterances, 'left_out'):
+        reason = '--folds loso: in a session with the test speaker'
+        report = {**report, 'left_out_of_fold': [protocol.row(reason, left_out)]}
+
     labels = sorted({u.label for u in utterances})
     targets = {name: [labels.index(u.label) for u in part] for name, part in parts.items()}
     counts = _count(targets['train'], labels, config.fold)
+    class_weights = counts.sum() / (len(labels) * counts.float())
+
     features, extracted = _features(parts, config, quiet)
     mean, std = statistics(features['train'])
-    resident = fits(sum(x.nbytes for arrays in features.values() for x in arrays), config.resident, device)
-    sets = {name: SpeechDataset(part, features.pop(name), targets[name], mean, std, config.n_frames, device, resident, rank,
-                                world_size) for name, part in parts.items()}  # pop: frees the arrays of each set
-    return Data(labels, fold, mean, std, sets, counts.sum() / (len(labels) * counts.float()),
-                _with_partners(report, fold, utterances), digest([u for part in parts.values() for u in part]),
-                corpus_digest(everything), extracted)
+    n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
+    resident = fits(n_bytes, config.resident, device)
+    sets = {}
+    for name, part in parts.items():
+        arrays = features.pop(name)  # freed once the set holds them
+        sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
+                                   rank, world_size)
+    digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
+    return Data(labels, fold, mean, std, sets, class_weights, report, *digests, extracted)
 
 
-def _with_partners(report, fold, utterances):
-    """The report, with what this fold leaves out."""
-    left_out = fold.split(utterances, 'left_out')
-    if not left_out:
-        return report
-    return {**report, 'left_out_of_fold': [protocol.row('--folds loso: in a session with the test speaker', left_out)]}
-
-
-def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...], train_on_dev: bool) -> dict[str, list[Utterance]]:
+def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
+          train_on_dev: bool) -> dict[str, list[Utterance]]:
     """{name: utterances} of the sets `splits`."""
     parts = {name: fold.split(utterances, name) for name in splits}
     if train_on_dev:
@@ -153,8 +163,8 @@ def check_sessions(train: list[Utterance], dev: list[Utterance], test: list[Utte
     """UserError if training on dev would add a session of the test speakers that is not in train."""
     in_train, in_dev, in_test = ({u.session for u in part if u.session} for part in (train, dev, test))
     if shared := sorted(in_dev & in_test - in_train):
-        raise UserError(f'--train_on_dev: the dev speakers are partners of the test speakers (session {shared[0]}); use '
-                        '--no-train_on_dev or --folds session')
+        raise UserError('--train_on_dev: the dev speakers are partners of the test speakers (session '
+                        f'{shared[0]}); use --no-train_on_dev or --folds session')
 
 
 def _count(targets, labels, number):
@@ -169,12 +179,12 @@ def _count(targets, labels, number):
 
 
 def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], int]:
-    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many utterances had to be extracted."""
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many were extracted."""
     utterances = [u for part in parts.values() for u in part]
     arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
     arrays = iter(arrays)
     features = {name: [next(arrays) for _ in part] for name, part in parts.items()}
-    if config.normalise == 'speaker':  # set by set, so that a test speaker's recordings cannot affect another set
+    if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
         features = {name: by_speaker(parts[name], part) for name, part in features.items()}
     return features, extracted
 
@@ -189,8 +199,12 @@ def digest(utterances: list[Utterance]) -> str:
 
 
 def corpus_digest(utterances: list[Utterance]) -> str:
-    """Hex digest of files, segments and speakers, in any order: equal for two scans if their speakers are the same people."""
-    return _hash(sorted((os.path.basename(u.path), u.start or 0., u.end or 0., u.speaker) for u in utterances))
+    """Hex digest of files, segments and speakers, in any order.
+
+    If it is equal for two scans, their speakers' names mean the same people.
+    """
+    rows = ((os.path.basename(u.path), u.start or 0., u.end or 0., u.speaker) for u in utterances)
+    return _hash(sorted(rows))
 
 
 def _hash(rows):
@@ -198,24 +212,24 @@ def _hash(rows):
 
 
 def describe(config, data: Data) -> Iterator[str]:
-    """Lines for the log: what the protocol kept, where features were extracted to, and what may leak or is too little."""
+    """Lines for the log: what the protocol kept, where features went, and what a reader should know."""
     yield from protocol.lines(data.protocol)
     if data.extracted:
         yield f'extracted the features of {data.extracted} utterances to {os.path.abspath(_cache_dir(config))}'
     if shared := _shared_sessions(data):
-        yield (f'NOTE: test and training speakers share sessions ({", ".join(shared)}), and may be heard in each other\'s '
-               'recordings; --folds session keeps sessions apart')
+        yield (f'NOTE: test and training speakers share sessions ({", ".join(shared)}), and may be heard '
+               'in each other\'s recordings; --folds session keeps sessions apart')
     if config.normalise == 'speaker':
         counts = Counter(u.speaker for part in data.sets.values() for u in part.utterances)
         fewest = min(counts, key=counts.get)
-        yield f'each speaker is normalised by their own recordings; the fewest are {counts[fewest]}, of {fewest}'
+        yield (f'each speaker is normalised by their own recordings; the fewest are {counts[fewest]}, of '
+               f'{fewest}')
         if few := [speaker for speaker, n in counts.items() if n < FEW]:
-            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings, which may be too few; '
-                   'consider --normalise corpus')
+            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings, which '
+                   'may be too few; consider --normalise corpus')
 
 
 def _shared_sessions(data):
-    """Sessions of both test and training speakers, as far as the sets were loaded and sessions are known."""
-    in_train, in_test = ({u.session for u in data.sets[name].utterances if u.session} if name in data.sets else set()
-                         for name in ('train', 'test'))
-    return sorted(in_train & in_test)
+    """Sessions of both test and training speakers, as far as sets are loaded and sessions known."""
+    sessions = {name: {u.session for u in part.utterances if u.session} for name, part in data.sets.items()}
+    return sorted(sessions['train'] & sessions.get('test', set()))

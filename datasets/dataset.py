@@ -16,25 +16,26 @@ Batch = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # ((x, valid), y
 
 
 def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
+    """Mean and deviation of each band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
     n = sum(x.shape[1] for x in features)
     mean = sum(x.sum(axis=1, keepdims=True, dtype=np.float64) for x in features) / n  # (F, 1)
     variance = sum(np.square(x - mean).sum(axis=1, keepdims=True) for x in features) / n
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(np.sqrt(variance), 1e-5)).float()
+    std = np.maximum(np.sqrt(variance), 1e-5)
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
 def by_speaker(utterances: list[Utterance], features: list[np.ndarray]) -> list[np.ndarray]:
-    """Features [(F, T), ...], each band normalised over all frames of the utterance's speaker; the dtype is kept.
+    """Features [(F, T), ...] in their dtype, each band normalised over all frames of the speaker.
 
     No label is used, but scoring one utterance needs the others of its speaker.
     """
     of_speaker = {}
     for u, x in zip(utterances, features, strict=True):
         of_speaker.setdefault(u.speaker, []).append(x)
-    moments = {speaker: [m.numpy() for m in statistics(frames)] for speaker, frames in of_speaker.items()}
+    moments = {speaker: statistics(frames) for speaker, frames in of_speaker.items()}
     normalised = []
     for u, x in zip(utterances, features):
-        mean, std = moments[u.speaker]
+        mean, std = (moment.numpy() for moment in moments[u.speaker])
         normalised.append(((x - mean) / std).astype(x.dtype))
     return normalised
 
@@ -47,7 +48,7 @@ def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
 
 
 def ahead(function: Callable, jobs: Iterable) -> Iterator:
-    """Yields function(job) for each job. A thread computes up to AHEAD results before they are needed."""
+    """Yields function(job) for each job; a thread computes up to AHEAD results before they are needed."""
     with ThreadPoolExecutor(1) as pool:
         results = deque()
         try:
@@ -63,32 +64,35 @@ def ahead(function: Callable, jobs: Iterable) -> Iterator:
 
 
 def batch_sizes(n: int, batch_size: int, world_size: int = 1) -> list[int]:
-    """Sizes of the batches of an epoch of n utterances; each batch has at least one utterance per process.
+    """Sizes of the batches of an epoch of n utterances, each with at least one for every process.
 
-    If the last batch has a single utterance, too few for batch norm, or fewer than there are processes, it is merged with the
-    batch before it.
+    If the last batch has a single utterance, too few for batch norm, or fewer than there are
+    processes, it is merged with the batch before it.
     """
     sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
     if len(sizes) > 1 and sizes[-1] < min(batch_size, max(2, world_size)):
         sizes[-2:] = [sum(sizes[-2:])]
     if min(sizes) < world_size:
-        raise UserError(f'a batch of {min(sizes)} utterance(s) cannot be shared by {world_size} processes: use a larger '
-                        '--batch_size or fewer processes')
+        raise UserError(f'a batch of {min(sizes)} utterance(s) cannot be shared by {world_size} processes: '
+                        'use a larger --batch_size or fewer processes')
     return sizes
 
 
 class SpeechDataset:
-    """Utterances as batches on `device`: x (N, 1, F, n_frames), and valid (N, n_frames), True where a frame is audio.
+    """Utterances as batches on `device`: x (N, 1, F, n_frames), valid (N, n_frames), labels y (N,).
 
-    features: [(F, T_i), ...]; they keep their dtype and are normalised batch by batch. labels: class indices. mean, std:
-    (F, 1), of the training speakers. n_frames: length of a window. A window that reaches beyond its utterance is padded with
-    zeros, the mean of the training data. resident: whether the features are kept on the device or on the host; the batches
-    are the same. rank, world_size: this process and how many share every batch.
+    valid is True where a frame is audio, and False where it is padding.
+
+    features: [(F, T_i), ...]; they keep their dtype and are normalised batch by batch. labels:
+    class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
+    window that reaches beyond its utterance is padded with zeros, the mean of the training data.
+    resident: whether the features are kept on the device or on the host; the batches are the same.
+    rank, world_size: this process and how many share every batch.
     """
 
-    def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int], mean: torch.Tensor,
-                 std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu', resident: bool = True, rank: int = 0,
-                 world_size: int = 1):
+    def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
+                 mean: torch.Tensor, std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu',
+                 resident: bool = True, rank: int = 0, world_size: int = 1):
         self.utterances, self.n_frames = utterances, n_frames
         self.device, self.resident = torch.device(device), resident
         self.rank, self.world_size = rank, world_size
@@ -108,40 +112,46 @@ class SpeechDataset:
     def _scoring_windows(self, lengths):
         """Utterance and first frame of each window that is scored, two tensors (n_windows,).
 
-        An utterance gets as few windows as cover all its frames, evenly spread. A short one is centred in its window.
+        An utterance gets as few windows as cover all its frames, evenly spread. A short one is
+        centred in its window.
         """
         owner, start = [], []
         for i, length in enumerate(lengths):
             n_windows = -(-length // self.n_frames)
-            first, last = (0, length - self.n_frames) if n_windows > 1 else ((length - self.n_frames) // 2,) * 2
+            room = length - self.n_frames
+            first, last = (0, room) if n_windows > 1 else (room // 2, room // 2)
             owner += [i] * n_windows
             start += np.linspace(first, last, n_windows).round().astype(int).tolist()
         return torch.tensor(owner), torch.tensor(start)
 
-    def windows(self, indices: torch.Tensor, starts: torch.Tensor, sizes: int | list[int]) -> Iterator[tuple]:
+    def windows(self, indices: torch.Tensor, starts: torch.Tensor,
+                sizes: int | list[int]) -> Iterator[tuple]:
         """Yields batches (x, valid, indices (N,)), on the device. The host never waits for the device.
 
-        indices (n,): utterances. starts (n,): first frame of each window, negative for padding in front. Both are on the host.
-        sizes: of the batches.
+        indices (n,): utterances. starts (n,): first frame of each window, negative for padding in
+        front. Both are on the host. sizes: of the batches.
         """
-        # Rows: utterance, first frame among all frames, first and last + 1 frame of the window that is audio.
-        plan = torch.stack([indices, self.offsets[indices] + starts, -starts, self.lengths[indices] - starts])  # (4, n)
-        on_device = (plan.pin_memory() if self.device.type == 'cuda' else plan).to(self.device, non_blocking=True)
+        first = self.offsets[indices] + starts  # among the frames of all utterances
+        begin, end = -starts, self.lengths[indices] - starts  # frames of the window from begin to end are audio
+        plan = torch.stack([indices, first, begin, end])  # (4, n)
+        pinned = plan.pin_memory() if self.device.type == 'cuda' else plan
+        on_device = pinned.to(self.device, non_blocking=True)
         if self.resident:
             cut = map(self._gather, on_device[1].split(sizes))
         else:
-            cut = ahead(self._gather, plan[1].split(sizes))
+            cut = ahead(self._gather, first.split(sizes))
         t = torch.arange(self.n_frames, device=self.device)
         for x, (chosen, _, begin, end) in zip(cut, on_device.split(sizes, dim=1)):
             valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
             yield self._finish(x.to(self.device, non_blocking=True), valid), valid, chosen
 
     def _gather(self, first):
-        """Frames first, first + 1, ... for each of `first` (N,), even past the utterance: (F, N, n_frames)."""
+        """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
         t = first[:, None] + torch.arange(self.n_frames, device=first.device)  # (N, n_frames)
         t = t.clamp(0, self.frames.shape[1] - 1).flatten()
-        pinned = not self.resident and self.device.type == 'cuda'  # otherwise the host would wait for the copy to the device
-        x = torch.empty(len(self.frames), len(t), dtype=self.frames.dtype, device=first.device, pin_memory=pinned)
+        pinned = not self.resident and self.device.type == 'cuda'  # the host need not wait for the copy
+        x = torch.empty(len(self.frames), len(t), dtype=self.frames.dtype, device=first.device,
+                        pin_memory=pinned)
         return torch.index_select(self.frames, 1, t, out=x).view(len(x), -1, self.n_frames)
 
     def _finish(self, x, valid):
@@ -151,9 +161,10 @@ class SpeechDataset:
 
     def batches(self, batch_size: int, indices=None, generator: torch.Generator | None = None,
                 augment: SpecAugment | None = None) -> Iterator[Batch]:
-        """One epoch in random order, every utterance at a random time shift: yields this process's share ((x, valid), y).
+        """One epoch in random order and at random time shifts: this process's shares ((x, valid), y).
 
-        batch_size: of all processes together. Generators in the same state give the same epoch in every process.
+        batch_size: of all processes together. Generators in the same state give the same epoch in
+        every process.
         """
         order = self._chosen(indices)
         order = order[torch.randperm(len(order), generator=generator)]
@@ -162,8 +173,9 @@ class SpeechDataset:
         starts = torch.where(room > 0, shift, -shift)
         sizes = batch_sizes(len(order), batch_size, self.world_size)
         shares = [part[self.rank::self.world_size] for part in torch.arange(len(order)).split(sizes)]
-        own = torch.cat(shares)  # places in the epoch
-        for n, (x, valid, chosen) in zip(sizes, self.windows(order[own], starts[own], [len(share) for share in shares])):
+        own = torch.cat(shares)  # positions in the epoch
+        windows = self.windows(order[own], starts[own], [len(share) for share in shares])
+        for n, (x, valid, chosen) in zip(sizes, windows):
             if augment is not None:
                 x = augment(x, generator, n, self.rank, self.world_size)
             yield (x, valid), self.labels[chosen]
@@ -180,8 +192,9 @@ class SpeechDataset:
         return torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
 
     @torch.no_grad()
-    def score(self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], batch_size: int) -> torch.Tensor:
-        """Probabilities (n, n_classes) of all utterances: the softmax of forward(x, valid), averaged over windows."""
+    def score(self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+              batch_size: int) -> torch.Tensor:
+        """Probabilities (n, n_classes): the softmax of forward(x, valid), averaged over windows."""
         total = None
         for x, valid, owner in self.windows(self.window_owner, self.window_start, batch_size):
             p = torch.softmax(forward(x, valid).float(), dim=-1)

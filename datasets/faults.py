@@ -9,9 +9,9 @@ LISTED = 20  # faults that a message lists; it counts the others
 
 
 class CorpusError(UserError):
-    """The faults of a corpus, in one line. messages: all of them. found: the utterances that are in order."""
-    messages: list[str]
-    found: list[Utterance]
+    """The faults of a corpus, in one line."""
+    messages: list[str]  # all of them
+    found: list[Utterance]  # those without a fault
 
 
 class Faults:

@@ -1,4 +1,4 @@
-"""What readers of corpora with a label file share: audio files by name, label files by row or block, and matching the two."""
+"""What readers of corpora with label files share: to list audio, to read labels, and to match the two."""
 import csv
 import os
 from collections.abc import Iterable, Iterator
@@ -26,10 +26,11 @@ def audio_in(folders: Iterable[Path], suffixes: tuple[str, ...] = ('.wav',)) -> 
     return found
 
 
-def table_rows(path: Path, columns: tuple[str, ...], delimiter: str = ',') -> Iterator[tuple[str, list[str] | None]]:
-    """('PATH, line N', fields of these columns without spaces around them) of each row; None for a row of another length.
+def table_rows(path: Path, columns: tuple[str, ...],
+               delimiter: str = ',') -> Iterator[tuple[str, list[str] | None]]:
+    """('PATH, line N', fields of these columns) of each row; None if its length is not the header's.
 
-    Quotation marks have no meaning in a table with tabs.
+    Fields are without spaces around them. Quotation marks have no meaning in a table with tabs.
     """
     quoting = csv.QUOTE_NONE if delimiter == '\t' else csv.QUOTE_MINIMAL
     try:
@@ -39,7 +40,8 @@ def table_rows(path: Path, columns: tuple[str, ...], delimiter: str = ',') -> It
                 raise UserError(f'{path}: column {missing[0]} is missing')
             for row in reader:
                 whole = None not in row and None not in row.values()
-                yield f'{path}, line {reader.line_num}', [row[column].strip() for column in columns] if whole else None
+                fields = [row[column].strip() for column in columns] if whole else None
+                yield f'{path}, line {reader.line_num}', fields
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'{path}: not a table in UTF-8 ({error})') from None
 
@@ -60,7 +62,7 @@ def blocks(path: Path, prefix: str | tuple[str, ...]) -> Iterator[tuple[int, str
 
 
 def matched(rows: dict[str, Utterance], audio: dict[str, str]) -> list[Utterance]:
-    """Utterances in the order of their names; a row without audio or audio without a row is marked, not dropped.
+    """Utterances in the order of their names; what is on one side only is marked, not dropped.
 
     rows: {name: Utterance whose path is where its audio should be}. audio: {name: path}.
     """
@@ -75,8 +77,9 @@ def matched(rows: dict[str, Utterance], audio: dict[str, str]) -> list[Utterance
     return found
 
 
-def add(rows: dict[str, Utterance], name: str, utterance: Utterance, where: str, lines: dict[str, str]) -> None:
-    """rows[name] = utterance. UserError if the name is there already; lines: {name: where} of the rows so far."""
+def add(rows: dict[str, Utterance], name: str, utterance: Utterance, where: str,
+        lines: dict[str, str]) -> None:
+    """rows[name] = utterance. UserError if the name is there; lines: {name: where} of the rows so far."""
     if name in lines:
         raise UserError(f'{where}: {name} is already in {lines[name]}; keep one of them')
     rows[name], lines[name] = utterance, where

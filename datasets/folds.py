@@ -1,6 +1,7 @@
-"""Speaker-disjoint folds: train, dev (for every choice) and test (scored once); and the two halves that a search needs.
+"""Speaker-disjoint folds: train, dev (for all choices) and test (scored once); and halves for a search.
 
-Folds depend on names alone, not on the order of files: a fold has the same speakers on every machine.
+Folds depend on names alone, not on the order of files: a fold has the same speakers on every
+machine.
 """
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ class Fold:
     train: tuple[str, ...]  # speakers
     dev: tuple[str, ...]
     test: tuple[str, ...]
-    left_out: tuple[str, ...] = ()  # --folds loso: speakers of the test speaker's session, who are in no set
+    left_out: tuple[str, ...] = ()  # --folds loso: partners of the test speaker, who are in no set
 
     def split(self, utterances: list[Utterance], name: str) -> list[Utterance]:
         """Utterances of 'train', 'dev', 'test' or 'left_out'."""
@@ -30,30 +31,35 @@ def make_folds(utterances: list[Utterance], how: str = 'default',
                published: list[tuple[tuple[str, ...], tuple[str, ...]]] | None = None) -> list[Fold]:
     """Folds of the utterances.
 
-    how: 'default' (the utterances' own split; else the published folds; else N_FOLDS, or one for each speaker if there are
-    fewer), 'session' (leave one session out; the next one is dev), 'speaker' (leave one speaker out; the others of the session
-    are dev), 'official' (the utterances' own split), 'loso' (leave one speaker out) or a number of folds. published: [(test
+    how: 'default' (the utterances' own split; else the published folds; else N_FOLDS, or one for
+    each speaker if there are fewer), 'session' (leave one session out; the next one is dev),
+    'speaker' (leave one speaker out; the others of the session are dev), 'official' (the
+    utterances' own split), 'loso' (leave one speaker out) or a number of folds. published: [(test
     speakers, dev speakers), ...], which apply if the corpus has exactly these speakers.
     """
     speakers = sorted({u.speaker for u in utterances})
-    if how.partition(':')[0] == 'official' or how == 'default' and utterances and utterances[0].split:
+    has_split = bool(utterances and utterances[0].split)
+    if how.partition(':')[0] == 'official' or how == 'default' and has_split:
         return [_own_split(utterances)]
     if how == 'session':
         return [_fold(speakers, test, dev) for test, dev in _leave_one_session_out(utterances)]
     if how == 'speaker':
         return [_fold(speakers, test, dev) for test, dev in _leave_one_speaker_out(utterances)]
-    if how == 'default' and published and {s for test, dev in published for s in test + dev} == set(speakers):
+    known = {s for test, dev in published or () for s in test + dev}
+    if how == 'default' and published and known == set(speakers):
         return [_fold(speakers, test, dev) for test, dev in published]
     if len(speakers) < 3:
-        raise UserError(f'the corpus has {len(speakers)} speaker(s), but train, dev and test need different speakers: 3 are '
-                        'needed')
+        raise UserError(f'the corpus has {len(speakers)} speaker(s), but train, dev and test need different '
+                        'speakers: 3 are needed')
     groups = _groups(utterances, _number(how, len(speakers)))
-    # Dev is the next group; the next two if a group is one speaker, so that more than one voice decides.
+    # Dev is the next group; the next two if a group is one speaker, so that more than one voice
+    # decides.
     n_dev = 2 if len(groups) == len(speakers) > 5 else 1
     folds = []
     for i, test in enumerate(groups):
         dev = sum((groups[(i + 1 + d) % len(groups)] for d in range(n_dev)), ())
-        folds.append(_fold(speakers, test, dev, _partners(utterances, test) if how == 'loso' else set()))
+        partners = _partners(utterances, test) if how == 'loso' else set()
+        folds.append(_fold(speakers, test, dev, partners))
     return folds
 
 
@@ -66,7 +72,8 @@ def _number(how, n_speakers):
     try:
         n_folds = int(how)
     except ValueError:
-        raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a number') from None
+        raise UserError(f'--folds {how}: must be default, session, speaker, official, loso or a '
+                        'number') from None
     if not 3 <= n_folds <= n_speakers:
         raise UserError(f'--folds {how}: must be from 3 to {n_speakers}, the number of speakers')
     return n_folds
@@ -77,11 +84,12 @@ def _fold(speakers, test, dev, partners=frozenset()):
     others = [s for s in speakers if s not in test and s not in dev]
     train = tuple(s for s in others if s not in partners)
     if others and not train:
-        raise UserError(f'--folds loso: nobody is left to train: all other speakers share a session with {test[0]}; use '
-                        '--folds with a number, or correct the sessions')
+        raise UserError('--folds loso: nobody is left to train: all other speakers share a session with '
+                        f'{test[0]}; use --folds with a number, or correct the sessions')
     if not train or set(dev) & set(test):
         raise UserError('a fold needs train, dev and test speakers, none of them twice')
-    return Fold(train, tuple(sorted(dev)), tuple(sorted(test)), tuple(s for s in others if s in partners))
+    left_out = tuple(s for s in others if s in partners)
+    return Fold(train, tuple(sorted(dev)), tuple(sorted(test)), left_out)
 
 
 def _partners(utterances, speakers):
@@ -94,7 +102,8 @@ def _leave_one_session_out(utterances):
     """[(test speakers, dev speakers), ...]: one session, and the next."""
     members = list(_speakers_of_sessions(utterances, 'session').values())
     if len(members) < 3:
-        raise UserError(f'--folds session: the corpus has {len(members)} session(s), but train, dev and test need 3')
+        raise UserError(f'--folds session: the corpus has {len(members)} session(s), but train, dev and '
+                        'test need 3')
     return list(zip(members, members[1:] + members[:1]))
 
 
@@ -102,8 +111,10 @@ def _leave_one_speaker_out(utterances):
     """[(test speakers, dev speakers), ...]: one speaker, and the others of the session."""
     members = list(_speakers_of_sessions(utterances, 'speaker').values())
     if len(members) < 2 or min(map(len, members)) < 2:
-        raise UserError('--folds speaker: needs two sessions with two speakers each; --folds loso leaves one speaker out')
-    return [((s,), tuple(other for other in session if other != s)) for session in members for s in session]
+        raise UserError('--folds speaker: needs two sessions with two speakers each; --folds loso leaves '
+                        'one speaker out')
+    return [((s,), tuple(other for other in session if other != s))
+            for session in members for s in session]
 
 
 def _speakers_of_sessions(utterances, how):
@@ -113,13 +124,17 @@ def _speakers_of_sessions(utterances, how):
         if not u.session:
             raise UserError(f'--folds {how}: the session of {u.path} is not known')
         if session_of.setdefault(u.speaker, u.session) != u.session:
-            raise UserError(f'--folds {how}: speaker {u.speaker} is in sessions {session_of[u.speaker]} and {u.session}')
+            raise UserError(f'--folds {how}: speaker {u.speaker} is in sessions {session_of[u.speaker]} and '
+                            f'{u.session}')
     return {session: tuple(sorted(s for s in session_of if session_of[s] == session))
             for session in sorted(set(session_of.values()))}
 
 
 def _groups(utterances, n_folds):
-    """Speakers in n_folds groups with balanced genders: each gender is dealt in turn, continuing where the last one stopped."""
+    """Speakers in n_folds groups with balanced genders.
+
+    Each gender is dealt in turn, beginning where the last one stopped.
+    """
     gender = _genders(utterances)
     ordered = sorted(gender, key=lambda s: (gender[s], s))
     if n_folds < len(ordered):
@@ -135,7 +150,8 @@ def _genders(utterances):
     gender = {u.speaker: '' for u in utterances}
     for u in utterances:
         if u.gender and gender[u.speaker] not in ('', u.gender):
-            raise UserError(f'speaker {u.speaker} has gender {gender[u.speaker]} and gender {u.gender}: it must be one')
+            raise UserError(f'speaker {u.speaker} has gender {gender[u.speaker]} and gender {u.gender}: it '
+                            'must be one')
         gender[u.speaker] = u.gender or gender[u.speaker]
     return gender
 
@@ -145,30 +161,37 @@ def _own_split(utterances):
     split_of = {}
     for u in utterances:
         if split_of.setdefault(u.speaker, u.split) != u.split:
-            raise UserError(f'speaker {u.speaker} is in both {split_of[u.speaker]} and {u.split} (column split)')
-    speakers = {split: tuple(sorted(s for s in split_of if split_of[s] == split)) for split in ('train', 'dev', 'test')}
+            raise UserError(f'speaker {u.speaker} is in both {split_of[u.speaker]} and {u.split} (column '
+                            'split)')
+    speakers = {split: tuple(sorted(s for s in split_of if split_of[s] == split))
+                for split in ('train', 'dev', 'test')}
     for split, found in speakers.items():
         if not found:
             raise UserError(f'no utterance has split {split}: train, dev and test are all needed')
     return Fold(**speakers)
 
 
-def halves(labels: np.ndarray, speakers: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def halves(labels: np.ndarray, speakers: np.ndarray, by: str,
+           seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Two disjoint halves of the training utterances, for w and for alpha, as sorted index arrays.
 
-    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or 'speaker' (no speaker is in
-    both halves; of N_DRAWS partitions the one whose halves are most alike in size and classes).
+    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or
+    'speaker' (no speaker is in both halves; of N_DRAWS partitions the one whose halves are most
+    alike in size and classes).
     """
     labels, speakers = np.asarray(labels), np.asarray(speakers)
     rng = np.random.default_rng([seed, len(labels)])
-    in_first = _halve_classes(labels, rng) if by == 'utterance' else _halve_speakers(labels, speakers, rng)
+    if by == 'utterance':
+        in_first = _halve_classes(labels, rng)
+    else:
+        in_first = _halve_speakers(labels, speakers, rng)
     if not in_first.any() or in_first.all():
         raise UserError(f'{len(labels)} training utterance(s) cannot be halved for w and alpha')
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
 
 
 def _halve_classes(labels, rng):
-    """(n,) bool: whether an utterance is in the first half. Of classes with odd sizes every second one gives one more."""
+    """(n,) bool: whether an utterance is in the first half. Of an odd class either half gets one more."""
     in_first = np.zeros(len(labels), bool)
     for i, label in enumerate(np.unique(labels)):
         members = rng.permutation(np.flatnonzero(labels == label))

@@ -1,11 +1,13 @@
-"""Which utterances of a corpus an experiment uses: --labels, --turns or --scenarios, --folds official. The rest is counted.
+"""Which utterances an experiment uses, by --labels, --turns, --scenarios and --folds official.
 
-A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPLE, if --labels must. Without them the flag does
-not apply, and all classes are used unless --labels says otherwise.
+Everything that is left out is counted.
+
+A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPLE, if --labels must.
+Without them the flag does not apply, and all classes are used unless --labels says otherwise.
 """
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,29 +22,30 @@ OFFICIAL, TEST_SET = 'official', 'Test1'  # --folds official means official:Test
 class Selection:
     """The utterances that are still kept, and {reason: utterances} of those left out."""
 
-    def __init__(self, dataset, utterances):
+    def __init__(self, dataset: str, utterances: list[Utterance]):
         self.dataset, self.kept, self.left_out = dataset, utterances, {}
 
-    def drop(self, reason_of):
-        """Leaves out each utterance for which reason_of(utterance) is not None. UserError if none remains."""
+    def drop(self, reason_of: Callable[[Utterance], str | None]) -> None:
+        """Leaves out each utterance that reason_of gives a reason for. UserError if none remains."""
         kept = []
         for u in self.kept:
             reason = reason_of(u)
             (self.left_out.setdefault(reason, []) if reason else kept).append(u)
         self.kept = kept
         if not kept:
-            raise UserError(f'{self.dataset}: nothing is left: ' + ', '.join(map(_as_text, self.rows())))
+            raise UserError(f'{self.dataset}: nothing is left: {_as_text(*self.rows())}')
 
-    def rows(self):
+    def rows(self) -> list[dict]:
         """[{'reason', 'n', 'first' file}, ...]"""
         return [row(reason, utterances) for reason, utterances in sorted(self.left_out.items())]
 
 
-def apply(dataset: str, corpus: ModuleType, utterances: list[Utterance], folds: str, labels: str | None,
-          flags: dict[str, str | None]) -> tuple[list[Utterance], dict]:
+def apply(dataset: str, corpus: ModuleType, utterances: list[Utterance], folds: str,
+          labels: str | None, flags: dict[str, str | None]) -> tuple[list[Utterance], dict]:
     """(utterances that take part, with the classes of `labels`; report: plain values, see `lines`).
 
-    corpus: its reader. folds: as in make_folds. flags: {'turns': ..., 'scenarios': ...}, None if not given.
+    corpus: its reader. folds: as in make_folds. flags: {'turns': ..., 'scenarios': ...}, None if
+    not given.
     """
     selection = Selection(dataset, utterances)
     selection.drop(lambda u: u.left_out)
@@ -55,13 +58,15 @@ def apply(dataset: str, corpus: ModuleType, utterances: list[Utterance], folds: 
     if folds.partition(':')[0] == OFFICIAL:
         _drop_unofficial(selection, corpus, folds)
         if gone := sorted({*class_of.values()} - {class_of[u.label] for u in selection.kept}):
-            raise UserError(f'--folds {folds}: these sets have no utterance of class {", ".join(gone)}; leave it out of '
-                            '--labels, or use other sets; left out: ' + ', '.join(map(_as_text, selection.rows())))
-    notes = [*_same_but_for_case(counts, class_of), *_similar_speakers(selection.kept)]
-    kept = [u if u.label == class_of[u.label] else replace(u, label=class_of[u.label]) for u in selection.kept]
-    return kept, {'labels': labels, **flags, 'found': len(utterances), 'kept': len(kept),
-                  'classes': dict(sorted(Counter(u.label for u in kept).items())), 'left_out': selection.rows(),
-                  **({'notes': notes} if notes else {})}
+            raise UserError(f'--folds {folds}: these sets have no utterance of class {", ".join(gone)}; leave '
+                            f'it out of --labels, or use other sets; left out: {_as_text(*selection.rows())}')
+    kept = [replace(u, label=class_of[u.label]) for u in selection.kept]
+    report = {'labels': labels, **flags, 'found': len(utterances), 'kept': len(kept),
+              'classes': dict(sorted(Counter(u.label for u in kept).items())),
+              'left_out': selection.rows()}
+    if notes := [*_same_but_for_case(counts, class_of), *_similar_speakers(kept)]:
+        report['notes'] = notes
+    return kept, report
 
 
 def row(reason: str, utterances: list[Utterance]) -> dict:
@@ -71,19 +76,20 @@ def row(reason: str, utterances: list[Utterance]) -> dict:
 
 def lines(report: dict) -> Iterator[str]:
     """The report as lines of a log."""
-    given = ''.join(f' --{name} {report[name]}' for name in ('labels', 'turns', 'scenarios') if report[name])
+    names = [name for name in ('labels', 'turns', 'scenarios') if report[name]]
+    given = ''.join(f' --{name} {report[name]}' for name in names)
     yield (f'protocol{given}: {report["kept"]} of {report["found"]} utterances kept: '
            + ', '.join(f'{label} {n}' for label, n in report['classes'].items()))
     if report['left_out']:
-        yield f'left out {report["found"] - report["kept"]}: ' + ', '.join(map(_as_text, report['left_out']))
-    for entry in report.get('left_out_of_fold', ()):
-        yield f'left out of this fold: {_as_text(entry)}'
+        yield f'left out {report["found"] - report["kept"]}: {_as_text(*report["left_out"])}'
+    if 'left_out_of_fold' in report:
+        yield f'left out of this fold: {_as_text(*report["left_out_of_fold"])}'
     for note in report.get('notes', ()):
         yield f'NOTE: {note}'
 
 
-def _as_text(entry):
-    return f'{entry["reason"]} {entry["n"]} (first {entry["first"]})'
+def _as_text(*rows):
+    return ', '.join(f'{entry["reason"]} {entry["n"]} (first {entry["first"]})' for entry in rows)
 
 
 def _parts(dataset, parts, flags, utterances):
@@ -95,7 +101,8 @@ def _parts(dataset, parts, flags, utterances):
         return None
     flag, kinds = parts
     counts = Counter(u.part for u in utterances)
-    choice = f'{ALL}, or a list with commas of {", ".join(f"{kind} ({counts[kind]} utterances)" for kind in kinds)}'
+    counted = ', '.join(f'{kind} ({counts[kind]} utterances)' for kind in kinds)
+    choice = f'{ALL}, or a list with commas of {counted}'
     if flags[flag] is None:
         raise UserError(f'--{flag} is required with {dataset}: {choice}')
     chosen = kinds if flags[flag] == ALL else [kind.strip() for kind in flags[flag].split(',')]
@@ -110,14 +117,15 @@ def _classes(dataset, labels, example, counts):
     available = ', '.join(f'{_escape(label)} {n}' for label, n in sorted(counts.items()))
     if labels is None:
         if example:
-            raise UserError(f'--labels is required with {dataset}: classes with commas, merged with +, such as --labels '
-                            f'{example}; the corpus has {available}')
+            raise UserError(f'--labels is required with {dataset}: classes with commas, merged with +, such '
+                            f'as --labels {example}; the corpus has {available}')
         return {label: label for label in counts}
     class_of = {}
     for name in _split(',', labels):
         for label in map(_unescape, _split('+', name)):
             if not label:
-                raise UserError(f'--labels {labels}: a name is empty, at a comma or + too many; the corpus has {available}')
+                raise UserError(f'--labels {labels}: a name is empty, at a comma or + too many; the corpus '
+                                f'has {available}')
             if label not in counts:
                 raise UserError(f'--labels {labels}: the corpus has no class {label!r}; it has {available}')
             if label in class_of:
@@ -144,7 +152,8 @@ def _same_but_for_case(counts, class_of):
     for labels in _groups_without_case(counts):
         if len({class_of.get(label) for label in labels}) > 1:
             counted = ', '.join(f'{label} ({counts[label]})' for label in labels)
-            yield f'labels {counted} differ by case alone; merge them with --labels {"+".join(map(_escape, labels))},...'
+            merged = '+'.join(map(_escape, labels))
+            yield f'labels {counted} differ by case alone; merge them with --labels {merged},...'
 
 
 def _similar_speakers(utterances):
@@ -160,7 +169,7 @@ def _groups_without_case(names):
 
 
 def _drop_unofficial(selection, corpus, folds):
-    """Keeps train, dev and one test set of the corpus, whose split becomes 'test', and no speaker in two of them."""
+    """Keeps train, dev and one test set of the corpus, which becomes 'test', and no speaker in two."""
     if getattr(corpus, 'DEFAULT_FOLDS', None) != OFFICIAL:
         raise UserError(f'--folds {folds}: {selection.dataset} has no official sets')
     wanted = folds.partition(':')[2] or TEST_SET
@@ -168,11 +177,12 @@ def _drop_unofficial(selection, corpus, folds):
     if wanted not in tests:
         raise UserError(f'--folds {folds}: no utterance of {wanted} is left; available: '
                         + (', '.join(f'{OFFICIAL}:{split}' for split in tests) or 'no test sets'))
-    selection.drop(lambda u: None if u.split in ('train', 'dev', wanted) else f'--folds {folds}: {u.split}')
-    priority = {wanted: 2, 'dev': 1, 'train': 0}  # a speaker of two sets stays in the higher one, so that test stays whole
+    sets = ('train', 'dev', wanted)  # a speaker of two sets stays in the later one: test stays whole
+    selection.drop(lambda u: None if u.split in sets else f'--folds {folds}: {u.split}')
     set_of = {}
     for u in selection.kept:
-        set_of[u.speaker] = max(u.split, set_of.get(u.speaker, 'train'), key=priority.get)
+        set_of[u.speaker] = max(u.split, set_of.get(u.speaker, 'train'), key=sets.index)
     selection.drop(lambda u: None if u.split == set_of[u.speaker] else
                    f'--folds {folds}: {u.split}, by a speaker of {set_of[u.speaker]}')
-    selection.kept = [replace(u, split='test') if u.split == wanted else u for u in selection.kept]
+    selection.kept = [replace(u, split='test') if u.split == wanted else u
+                      for u in selection.kept]

@@ -33,7 +33,7 @@ class Tally:
     def __init__(self):
         self.steps = []
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor):
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
         """Adds a step. loss: mean over the batch; if y is one process's share of the batch, its part of that mean."""
         self.steps.append((loss.detach(), logits.detach().argmax(dim=1), y))
 
@@ -53,7 +53,8 @@ class Tally:
         return {'loss': loss, **scores(labels, predicted)}
 
 
-def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str], title: str | None = None):
+def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str],
+                   title: str | None = None) -> 'matplotlib.figure.Figure':  # noqa: F821
     """Confusion matrix as a matplotlib Figure; each cell shows the share of its true class, and the count.
 
     labels, predicted: class indices (n,). names: of the classes.

@@ -1,4 +1,5 @@
 """The alpha step of DARTS: gradient of the validation loss with respect to the architecture."""
+from collections import Counter
 from contextlib import contextmanager
 
 import torch
@@ -80,23 +81,16 @@ class Architect:
     def virtual_step(self, dtrn, xi, w_optim):
         """Inside, w is w' = w - xi * (momentum * v + d L_trn / dw + weight_decay * w), SGD's next step."""
         weights = list(self.net.weights())
-        step = all_reduce([torch.zeros_like(p) if g is None else g.detach().clone() for p, g in zip(weights, dtrn)])
         with torch.no_grad():
-            torch._foreach_add_(step, weights, alpha=self.w_weight_decay)
+            step = all_reduce([torch.zeros_like(p) if g is None else g.detach() for p, g in zip(weights, dtrn)])
+            step = torch._foreach_add(step, weights, alpha=self.w_weight_decay)
             moving = [(s, v) for p, s in zip(weights, step)
                       if (v := w_optim.state.get(p, {}).get('momentum_buffer')) is not None]
             if moving:
                 torch._foreach_add_(*map(list, zip(*moving)), alpha=self.w_momentum)
-            moved = _copies(weights)
-            torch._foreach_sub_(moved, step, alpha=xi)
-        w = [p.data for p in weights]
-        try:  # another storage: the values from which `dtrn` was computed stay
-            for p, new in zip(weights, moved):
-                p.data = new
+            moved = torch._foreach_sub(weights, step, alpha=xi)
+        with replaced(weights, moved):
             yield
-        finally:
-            for p, old in zip(weights, w):
-                p.data = old
 
     def exact_hessian(self, dw, dtrn):
         """d2 L_trn / (dalpha dw) . dw at the current w: the gradient of (dtrn . dw) with respect to alpha.
@@ -119,30 +113,29 @@ class Architect:
         radius = min(RADIUS, torch.finfo(norm.dtype).eps ** (1 / 3)) if norm.dtype == torch.float64 else RADIUS
         eps = radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         direction = torch._foreach_mul(dw, eps)
-        w = [p.detach().clone() for p in weights]
-        rng = self._rng()
-        try:
-            _copy(weights, torch._foreach_add(w, direction))
-            with frozen(weights):
-                loss = self.net.loss(trn_X, trn_y)
-            plus = _grad(loss, alphas)
-            _copy(weights, torch._foreach_sub(w, direction))
+        rng, grads = self._rng(), []
+        for move in (torch._foreach_add, torch._foreach_sub):
             self._set_rng(rng)
-            with frozen(weights):
-                loss = self.net.loss(trn_X, trn_y)
-            minus = _grad(loss, alphas)
-        finally:
-            _copy(weights, w)
-        return torch._foreach_div(torch._foreach_sub(plus, minus), 2. * eps)
+            with torch.no_grad():
+                moved = move(weights, direction)
+            with replaced(weights, moved):
+                with frozen(weights):
+                    loss = self.net.loss(trn_X, trn_y)
+                grads.append(_grad(loss, alphas))
+        return torch._foreach_div(torch._foreach_sub(*grads), 2. * eps)
 
     @contextmanager
     def _undisturbed(self):
+        """Restores buffers and random generators at the end."""
         buffers = list(self.net.buffers()) if hasattr(self.net, 'buffers') else []
-        kept, rng = [b.clone() for b in buffers], self._rng()
+        by_dtype = [[b for b in buffers if b.dtype == dtype] for dtype in {b.dtype for b in buffers}]
+        kept = [torch.cat([b.flatten() for b in alike]) for alike in by_dtype]  # one operation, not one per buffer
+        rng = self._rng()
         try:
             yield
         finally:
-            _copy(buffers, kept)
+            for alike, flat in zip(by_dtype, kept):
+                _copy(alike, [part.view_as(b) for b, part in zip(alike, flat.split([b.numel() for b in alike]))])
             self._set_rng(rng)
 
     def _rng(self):
@@ -155,12 +148,35 @@ class Architect:
             torch.set_rng_state(state) if device is None else torch.cuda.set_rng_state(state, device)
 
 
-def _copies(tensors):
-    """Copies that lie in memory as the tensors do: cuDNN wants all weights of a recurrence in one piece."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
-    copied = {key: storage.clone() for key, storage in storages.items()}
-    return [t.detach().new_empty(0).set_(copied[t.untyped_storage()._cdata], t.storage_offset(), t.shape, t.stride())
-            for t in tensors]
+@contextmanager
+def replaced(parameters, values):
+    """Inside, the parameters have these values, in another storage. Gradients of what is computed inside must be taken inside.
+
+    Afterwards all is as before: a graph made from the old values can still be differentiated.
+    """
+    before = [p.data for p in parameters]
+    try:
+        for p, value in zip(parameters, _laid_out(values, like=before)):
+            p.data = value
+        yield
+    finally:
+        for p, old in zip(parameters, before):
+            p.data = old
+
+
+def _laid_out(values, like):
+    """The values; those whose originals share a storage do so again, for cuDNN wants a recurrence's weights in one piece."""
+    storages = [t.untyped_storage() for t in like]
+    owners = Counter(storage._cdata for storage in storages)
+    shared = {storage._cdata: storage.clone() for storage in storages if owners[storage._cdata] > 1}
+    found = list(values)
+    for i, (t, storage) in enumerate(zip(like, storages)):
+        if storage._cdata in shared:
+            found[i] = t.new_empty(0).set_(shared[storage._cdata], t.storage_offset(), t.shape, t.stride())
+    moved = [(new, old) for new, old in zip(found, values) if new is not old]
+    if moved:
+        torch._foreach_copy_(*map(list, zip(*moved)))
+    return found
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def run_rnn(rnn: nn.RNNBase, x: Tensor, state=None) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class Recurrent(nn.Module):

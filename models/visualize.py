@@ -89,7 +89,7 @@ def _edge(begin, end, name, sag):
     (x0, y0), (x1, y1) = begin, end
     rad = 2 * sag / np.hypot(x1 - x0, y1 - y0)
     control = (x0 + x1) / 2 + rad * (y1 - y0), (y0 + y1) / 2 - rad * (x1 - x0)  # as matplotlib's arc3
-    return _Edge(name, COLORS[name.split('_')[0]], np.array([begin, control, end]), rad)
+    return _Edge(name, COLORS.get(name.split('_')[0], '#333333'), np.array([begin, control, end]), rad)
 
 
 def _clearance(edge, states, earlier):
@@ -108,10 +108,10 @@ def _arrow(edge, **style):
 
 
 def _label_places(edges, nodes):
-    """For each edge the point of its curve where a label is farthest from other labels, nodes and curves."""
+    """For each edge, the point of its curve with the most room for a label between other labels, states and curves."""
     t = np.linspace(.22, .78, 29)
     centred = -.5 * np.abs(t - .5)
-    taken = [(point, LETTER * 4) for point in nodes]  # (centre, width) of what is there already
+    taken = [(point, LETTER * 4) for point in nodes]  # centre and width of the states and of labels placed so far
     places = []
     for edge in edges:
         others = [other.at(np.linspace(0, 1, 60)) for other in edges if other is not edge]
@@ -124,7 +124,7 @@ def _label_places(edges, nodes):
 
 
 def _room(point, width, taken, others):
-    """How free `point` is for a label: its distance from what is there, in label sizes; 1 and more do not overlap."""
+    """How much room a label has at `point`: distances in units of its size, so that from 1 on nothing overlaps."""
     def distance(to, size):
         return np.max(np.abs(to - point) / size, axis=-1)
     boxes = min(distance(np.array(centre), ((width + w) / 2, LINE)) for centre, w in taken)

@@ -1,43 +1,90 @@
-"""Prints a corpus: what the protocol keeps and leaves out, files, classes, speakers, durations, folds.
+"""Describe a corpus, and check all its files: what the protocol keeps, speakers, folds, faults.
 
-    python scripts/corpus.py --dataset emodb --data_path DIR [--folds loso]
-    python scripts/corpus.py --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
+    python scripts/corpus.py --dataset emodb --data_path DIR --folds loso python scripts/corpus.py
+    --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
 """
 import argparse
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets  # noqa: E402
 import utils  # noqa: E402
-from config import Common  # noqa: E402
+from config import DataSettings  # noqa: E402
+from datasets import protocol  # noqa: E402
+from datasets.faults import CorpusError, Faults  # noqa: E402
+from datasets.features import read_audio  # noqa: E402
+from datasets.utterance import Utterance  # noqa: E402
+
+FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache')
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--dataset', choices=sorted(datasets.CORPORA), default='synthetic')
-    parser.add_argument('--data_path', help='folder of the corpus, or the CSV of a manifest')
-    for name in ('labels', 'turns', 'scenarios', 'folds'):  # as the two programs say them
-        row = Common.__dataclass_fields__[name]
-        parser.add_argument(f'--{name}', default=row.default, help=f'{row.metadata["help"]} (default: {row.default})')
-    parser.add_argument('--cache', default='.cache', help='where the synthetic corpus is made (default: %(default)s)')
-    args = parser.parse_args(argv)
-    utterances, folds, report = datasets.select(args)
-    print('\n'.join(datasets.protocol.lines(report)))
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    try:
+        utterances, folds, report = datasets.select(args)
+    except CorpusError as error:  # what is in order may still hold audio that is not
+        _, faults = listen(error.found)
+        Faults([*error.messages, *faults.messages]).check()
+    print('\n'.join(protocol.lines(report)))
+    audio, faults = listen(utterances)
+    if audio:
+        print_audio(args.dataset, utterances, audio)
+    print_speakers(utterances)
+    print(f'\nfolds ({args.folds}): test speakers | dev speakers; the others train')
+    for i, fold in enumerate(folds, 1):
+        sizes = {name: len(fold.split(utterances, name)) for name in ('train', 'dev', 'test', 'left_out')}
+        partners = f', left out {sizes["left_out"]} of {" ".join(fold.left_out)}' if fold.left_out else ''
+        print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   utterances: train {sizes["train"]}, '
+              f'dev {sizes["dev"]}, test {sizes["test"]}{partners}')
+    faults.check()
 
-    audio = [describe(u) for u in utterances]
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    first, _, *examples = __doc__.splitlines()
+    parser = argparse.ArgumentParser(description=first, epilog='\n'.join(['examples:', *examples]),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for f in fields(DataSettings):  # as the programs take them
+        if f.name in FLAGS:
+            default = f' (default: {f.default})' if f.default else ''
+            parser.add_argument(f'--{f.name}', default=f.default, choices=f.metadata['choices'],
+                                help=f.metadata['help'] + default)
+    return parser.parse_args(argv)
+
+
+def listen(utterances: list[Utterance]) -> tuple[list[tuple[float, str]], Faults]:
+    """([(seconds, format), ...] of the files that can be used, Faults of the others). Reads every sample."""
+    audio, faults = [], Faults()
+    for u in tqdm(utterances, 'reading', disable=None, leave=False):
+        with faults.collect():
+            wave, rate = read_audio(u)
+            info = soundfile.info(u.path)
+            channels = f'{info.channels} channel{"s" * (info.channels > 1)}'
+            audio.append((len(wave) / rate, f'{info.format} {rate} Hz {channels}'))
+    return audio, faults
+
+
+def print_audio(dataset: str, utterances: list[Utterance], audio: list[tuple[float, str]]) -> None:
+    """audio: as `listen` returns it."""
     seconds = np.array([s for s, _ in audio])
-    print(f'{args.dataset}: {len(utterances)} utterances, {seconds.sum() / 60:.1f} minutes')
+    print(f'{dataset}: {len(utterances)} utterances, {seconds.sum() / 60:.1f} minutes')
     print(f'durations: {seconds.min():.2f} to {seconds.max():.2f} s, mean {seconds.mean():.2f}, '
-          f'median {np.median(seconds):.2f}, 90% within {np.quantile(seconds, .9):.2f}')
-    print('formats:   ' + ', '.join(f'{name} ({n})' for name, n in Counter(f for _, f in audio).most_common()))
+          f'median {np.median(seconds):.2f}, 90% are up to {np.quantile(seconds, .9):.2f}')
+    formats = Counter(name for _, name in audio).most_common()
+    print('formats:   ' + ', '.join(f'{name} ({n})' for name, n in formats))
 
-    labels = sorted({u.label for u in utterances})
-    print('\nclasses:   ' + ', '.join(f'{label} {n}' for label, n in sorted(Counter(u.label for u in utterances).items())))
+
+def print_speakers(utterances: list[Utterance]) -> None:
+    """Utterances of each class, and a table of speakers and classes."""
+    of_class = Counter(u.label for u in utterances)
+    labels = sorted(of_class)
+    print('\nclasses:   ' + ', '.join(f'{label} {of_class[label]}' for label in labels))
     speakers = sorted({(u.speaker, u.gender or '?') for u in utterances})
     counts = Counter((u.speaker, u.label) for u in utterances)
     width = max(7, *(len(s) for s, _ in speakers))
@@ -45,23 +92,6 @@ def main(argv=None):
     for speaker, gender in speakers:
         row = [counts[speaker, label] for label in labels]
         print(f'{speaker:{width}} {gender:6} ' + ' '.join(f'{n:9}' for n in row) + f' {sum(row):7}')
-
-    print(f'\nfolds ({args.folds}): speakers of test | dev; the others train')
-    for i, fold in enumerate(folds, 1):
-        sizes = [len(fold.split(utterances, name)) for name in ('train', 'dev', 'test')]
-        print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   '
-              f'utterances to train {sizes[0]}, dev {sizes[1]}, test {sizes[2]}')
-
-
-def describe(utterance):
-    """(seconds, 'WAV 16000 Hz 1 channel') from the file's header."""
-    try:
-        info = soundfile.info(utterance.path)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise utils.UserError(f'{utterance.path}: cannot be read as audio ({error})') from None
-    end = info.duration if utterance.end is None else min(utterance.end, info.duration)
-    return (max(0., end - (utterance.start or 0.)),
-            f'{info.format} {info.samplerate} Hz {info.channels} channel{"s" * (info.channels > 1)}')
 
 
 if __name__ == '__main__':

@@ -1,35 +1,39 @@
-"""The floor: a linear support vector machine on functionals of the log-mel spectrogram, one fold; C is chosen on dev.
+"""The floor: a linear support vector machine on functionals of the features, for one fold; C is chosen on dev.
 
     python scripts/svm.py --name svm --dataset emodb --data_path DIR --fold 1
 
-Takes settings of augment.py, those of corpus, fold and features and train_on_dev, and writes results.json and
-predictions.csv to runs/augment/NAME as augment.py does. What stands there as probabilities is the softmax of decision values.
+Writes results.json and predictions.csv to runs/augment/NAME, as augment.py does. Its "probabilities" are the softmax of the
+decision values.
 """
 import sys
 import time
 import warnings
 from pathlib import Path
 
-import numpy as np
-from scipy.special import softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config as cf  # noqa: E402
+
+if __name__ == '__main__':
+    cf.answer_help('svm')  # before the slow imports below
+
+import numpy as np  # noqa: E402
+from scipy.special import softmax  # noqa: E402
+from sklearn.exceptions import ConvergenceWarning  # noqa: E402
+from sklearn.pipeline import Pipeline, make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.svm import LinearSVC  # noqa: E402
+
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from augment import report  # noqa: E402
 from datasets import scoring  # noqa: E402
-from models.report import report  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
-PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C, the smallest of equals is taken
+PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C; the smallest of equals wins
 MAX_ITER = 10_000
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None):
     config = cf.build('svm', cf.given('svm', argv))
     utils.set_threads(config.threads)
     run = utils.Run('augment', config)
@@ -42,36 +46,39 @@ def main(argv=None):
     began = time.time()
     x = {name: functionals(part) for name, part in data.sets.items()}
     y = {name: part.labels.numpy() for name, part in data.sets.items()}
-    best = {'ua': -1.}
+    best_ua, best_C, machine = -1., None, None
     for C in PENALTIES:
-        machine = fitted(C, x['train'], y['train'], run.logger)
-        ua = scoring.scores(y['dev'], machine.predict(x['dev']))['ua']
+        fitted = fit(C, x['train'], y['train'], run.logger)
+        ua = scoring.scores(y['dev'], fitted.predict(x['dev']))['ua']
         run.logger.info('C %.2g: dev UA %.3f', C, ua)
-        if ua > best['ua']:
-            best = {'ua': ua, 'machine': machine, 'C': C}
+        if ua > best_ua:
+            best_ua, best_C, machine = ua, C, fitted
+    chosen = f'C {best_C:.2g}, chosen on dev'
     if config.train_on_dev:
-        best['machine'] = fitted(best['C'], *(np.concatenate([part['train'], part['dev']]) for part in (x, y)), run.logger)
-    values = best['machine'].decision_function(x['test'])  # (n, n_classes), or (n,) of two classes
+        machine = fit(best_C, *(np.concatenate([part['train'], part['dev']]) for part in (x, y)), run.logger)
+        chosen += ', then trained on dev too'
+    values = machine.decision_function(x['test'])  # (n, n_classes), or (n,) for two classes
     values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
+    n_params = len(data.labels) * (x['train'].shape[1] + 1)
     report(run, softmax(values, axis=1), config, data, dict(
-        model='svm', n_params=len(data.labels) * (x['train'].shape[1] + 1), C=best['C'], dev_ua=best['ua'],
-        genotype=None, search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began),
-        f'C {best["C"]:.2g}, chosen on dev' + ', which is trained on too' * config.train_on_dev)
+        model='svm', n_params=n_params, C=best_C, dev_ua=best_ua, genotype=None, search=None, search_heard_test_speakers=[],
+        device='cpu', best_epoch=0, seconds=time.time() - began), chosen)
     run.close()
 
 
-def fitted(C, x, y, logger):
+def fit(C: float, x: np.ndarray, y: np.ndarray, logger) -> Pipeline:
+    """A trained machine on standardised functionals."""
     machine = make_pipeline(StandardScaler(), LinearSVC(C=C, class_weight='balanced', dual=False, max_iter=MAX_ITER))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', ConvergenceWarning)  # said in the log, with its C
+        warnings.simplefilter('ignore', ConvergenceWarning)  # the log names its C
         machine.fit(x, y)
     if machine[-1].n_iter_ >= MAX_ITER:
         logger.info('C %.2g: not converged after %d iterations', C, MAX_ITER)
     return machine
 
 
-def functionals(dataset):
-    """(n, 6 F): of every band over an utterance's frames its mean, deviation, percentiles and mean absolute difference."""
+def functionals(dataset) -> np.ndarray:
+    """(n, 6 F): mean, deviation, percentiles and mean absolute difference of each band over the frames of an utterance."""
     rows = []
     for offset, length in zip(dataset.offsets.tolist(), dataset.lengths.tolist()):
         frames = dataset.frames[:, offset:offset + length].float().numpy()  # (F, T)

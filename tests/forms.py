@@ -18,11 +18,11 @@ NETWORKS = [
     *(dict(primitives='skip_connect', rnn_primitives=f'{op},none', n_nodes=1) for op in SEQ_OPS)]
 
 
-@pytest.fixture(params=['cpu', 'gpu'])
+@pytest.fixture(params=['for_cpu', 'for_gpu'])
 def branch(request, monkeypatch):
     """Tests run twice on a CPU: with the fast forms for a CPU, and with those for a GPU."""
-    monkeypatch.setattr(fast, 'on_gpu', lambda x: request.param == 'gpu')
-    return request.param
+    monkeypatch.setattr(fast, 'on_gpu', lambda x: request.param == 'for_gpu')
+    return request.param[4:]
 
 
 def pair(dtype=torch.double, device='cpu', channels_last=False, **kwargs):

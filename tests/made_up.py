@@ -17,6 +17,13 @@ def _voice(speaker, manner):
     return synthetic.synthesise(speaker, manner, 0)
 
 
+def touch(folder, *names):
+    """Makes empty files; returns the folder."""
+    for name in names:
+        empty(folder / name)
+    return folder
+
+
 def empty(path, *_):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -102,3 +109,16 @@ def savee(root, names, write=empty, flat=False):
         file = f'{name}.wav' if flat else f'AudioData/{name.replace("_", "/")}.wav'
         write(Path(root) / file, 2 * ('DC', 'JE', 'JK', 'KL').index(name[:2]), dict(a='anger', sa='sadness').get(name[3:-2]))
     return Path(root)
+
+
+def nemo(root, rows, write=empty, suffix='.wav', silent=()):
+    """rows: [(EB0_neutral_13, emotion, speaker, gender), ...]; texts hold quotation marks, speakers stray spaces."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / 'data.tsv').write_text('file_id\temotion\traw_text\tnormalized_text\tspeaker_id\tgender\tage\n' + ''.join(
+        f'{name}.wav\t{emotion}\t"Ach, rzek\u0142.\tach rzek\u0142\t        {speaker}\t{gender}\t27\n'
+        for name, emotion, speaker, gender in rows))
+    (root / 'samples').mkdir()
+    for name, emotion, speaker, _ in rows:
+        if name not in silent:
+            write(root / 'samples' / f'{name}{suffix}', sum(map(ord, speaker)) % 10, emotion)
+    return root

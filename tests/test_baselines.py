@@ -17,7 +17,8 @@ import config as cf
 import datasets
 import genotypes as gt
 from models import baselines
-from models.baselines import BASELINES, make_baseline
+from config import BASELINES
+from models.baselines import make_baseline
 from scripts import svm
 
 SIZES = dict(n_mels=8, n_frames=12, n_classes=3, dropout=.2)
@@ -49,7 +50,7 @@ def test_any_map_will_do(name, n_mels, n_frames):
 @pytest.mark.parametrize('name', BASELINES)
 @pytest.mark.parametrize('n_params', [1, 3_000, 20_011])
 def test_the_matched_width_is_the_nearest_of_all(name, n_params):
-    network, _ = BASELINES[name]
+    network = getattr(baselines, name)
     got = sum(p.numel() for p in make_baseline(name, **SIZES, n_params=n_params).parameters())
     widths = range(1, 300 if name == 'cnn' else 90)
     every = [sum(p.numel() for p in network(8, 12, 3, width, .2).parameters()) for width in widths]
@@ -62,13 +63,45 @@ def test_the_papers_sizes_are_counted_by_hand():
         return n * m + m
     head = linear(32, 3)
     lstm = 4 * (8 * 512 + 512 * 512 + 2 * 512)
-    assert baselines.count(BASELINES['lstm'][0], 8, 12, 3, 512, .2) == lstm + linear(512, 32) + head
+    assert baselines.count_parameters(baselines.lstm, 8, 12, 3, 512, .2) == lstm + linear(512, 32) + head
     conv, places = 5 * (2 * 2) + 5, 3 * 4  # of 8 x 12: 5 x 7, then 3 x 4
-    assert baselines.count(BASELINES['cnn'][0], 8, 12, 3, 5, .2) == conv + linear(5 * places, 32) + head
+    assert baselines.count_parameters(baselines.cnn, 8, 12, 3, 5, .2) == conv + linear(5 * places, 32) + head
 
 
-def test_settings_name_the_networks_that_there_are():
-    assert cf.BASELINES == tuple(BASELINES)
+def test_a_name_that_is_no_baseline_is_refused():
+    assert all(callable(getattr(baselines, name)) for name in BASELINES)
+    with pytest.raises(ValueError, match='is not one of cnn, rnn'):
+        make_baseline('masked_mean', **SIZES)
+
+
+@pytest.mark.parametrize('name', BASELINES)
+def test_padding_takes_no_part_in_the_pooling(name):
+    """What the pooling is given for a padded window is cut where the padding begins, and pooled by hand."""
+    net, (x, valid) = make_baseline(name, **SIZES).double().eval(), padded()
+    plain = net(x)[0]
+    masked = net(x, valid)[0]
+    net.pools_padding = True
+    assert torch.equal(net(x, valid)[0], plain)
+    if name == 'cnn':
+        assert torch.equal(masked, plain)
+        return
+    net.pools_padding = False
+    sequences, family = [], next(m for m in net.modules() if isinstance(m, torch.nn.RNNBase))
+    family.register_forward_hook(lambda module, args, out: sequences.append(out[0]))
+    net(x, valid)
+    h, = sequences
+    for i, n_valid in enumerate(valid.sum(dim=1).tolist()):
+        steps = -(-n_valid * h.shape[1] // 12)  # a step counts where any frame under it is audio; 12 frames, 12 or 3 or 4 steps
+        cut = h[i:i + 1, :steps]
+        pooled = net.pool(cut) if getattr(net, 'pool', None) else cut.mean(dim=1)
+        torch.testing.assert_close(net.linear(pooled), masked[i:i + 1])
+    assert (masked[1:] - plain[1:]).abs().max() > 1e-6
+    torch.testing.assert_close(masked[:1], plain[:1])  # all audio
+
+
+def padded():
+    valid = torch.arange(12) < torch.tensor([[12], [6], [4], [1]])
+    return torch.randn(4, 1, 8, 12, dtype=torch.double) * valid[:, None, None], valid
 
 
 def test_drawn_genotypes_are_uniform_over_the_space():

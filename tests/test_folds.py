@@ -2,11 +2,12 @@ import random
 
 import numpy as np
 import pytest
+from made_up import touch
 
 from config import UserError
 from datasets import folds_of, scan
 from datasets.folds import halves, make_folds
-from datasets.readers import emodb, ravdess
+from datasets.readers import emodb, ravdess, synthetic
 from datasets.utterance import Utterance
 
 
@@ -110,10 +111,10 @@ def test_no_session_in_two_sets_and_no_partner_in_training(seed):
 
 
 @pytest.mark.parametrize('how, change, named', [
-    ('session', lambda us: us[:-1] + [Utterance('x', 'a', 'new')], 'no session is known of x'),
-    ('speaker', lambda us: us + [Utterance('x', 'a', us[0].speaker, session='other')], 'stands in sessions'),
-    ('session', lambda us: [u for u in us if u.session in ('Ses0', 'Ses1')], '2 session.s. cannot make'),
-    ('speaker', lambda us: [u for u in us if u.speaker != 'spk00' and u.speaker != 'spk02'], 'two speakers in each'),
+    ('session', lambda us: us[:-1] + [Utterance('x', 'a', 'new')], 'the session of x is not known'),
+    ('speaker', lambda us: us + [Utterance('x', 'a', us[0].speaker, session='other')], 'is in sessions'),
+    ('session', lambda us: [u for u in us if u.session in ('Ses0', 'Ses1')], 'the corpus has 2 session'),
+    ('speaker', lambda us: [u for u in us if u.speaker != 'spk00' and u.speaker != 'spk02'], 'two speakers each'),
     ('speaker', lambda us: [u for u in us if u.session == 'Ses0'], 'needs two sessions'),
 ])
 def test_what_has_no_sessions_is_refused(how, change, named):
@@ -128,6 +129,35 @@ def test_corpora_in_sessions_leave_one_out_unless_told_otherwise():
         assert (folds_of(dataset, utterances, 'default') == by_session) == (dataset != 'manifest')
         check(by_session, utterances)
         assert len(folds_of(dataset, utterances, 'loso')) == len({u.speaker for u in utterances})
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_loso_trains_nobody_of_the_test_speakers_session(seed):
+    rng = random.Random(seed)
+    utterances = in_sessions(rng)
+    session = {u.speaker: u.session for u in utterances}
+    folds = make_folds(utterances, 'loso')
+    assert sorted(s for fold in folds for s in fold.test) == sorted(session)
+    for fold in folds:
+        (tested,) = fold.test
+        assert session[tested] not in {session[s] for s in fold.train} and tested not in fold.dev
+        assert {session[s] for s in fold.left_out} <= {session[tested]}
+        assert sorted((*fold.train, *fold.dev, *fold.test, *fold.left_out)) == sorted(session)  # each in one place
+    assert any(fold.left_out for fold in folds)
+    assert make_folds(rng.sample(utterances, len(utterances)), 'loso') == folds
+    bare = [Utterance(u.path, u.label, u.speaker) for u in utterances]  # without sessions nobody has to go
+    check(make_folds(bare, 'loso'), bare)
+    assert [(fold.test, fold.dev) for fold in make_folds(bare, 'loso')] == [(fold.test, fold.dev) for fold in folds]
+
+
+def test_loso_knows_every_session_of_a_speaker_and_says_if_nobody_is_left():
+    rows = [('a', '1'), ('a', '2'), ('b', '1'), ('c', '2'), ('d', '3'), ('e', None), ('f', '3'), ('g', None)]
+    fold = make_folds([Utterance(f'{i}', 'x', s, session=session) for i, (s, session) in enumerate(rows)], 'loso')[0]
+    assert (fold.test, fold.dev, fold.train, fold.left_out) == (('a',), ('b', 'c'), ('d', 'e', 'f', 'g'), ())
+    fold = make_folds([Utterance(f'{i}', 'x', s, session=session) for i, (s, session) in enumerate(rows)], 'loso')[6]
+    assert (fold.test, fold.left_out) == (('g',), ())
+    with pytest.raises(UserError, match='--folds loso: nobody is left to train.* session with 0'):
+        make_folds([Utterance(f'{s}', 'x', f'{s}', session='studio') for s in range(6)], 'loso')
 
 
 def test_prescribed_splits_are_kept_and_checked():
@@ -181,7 +211,7 @@ def test_what_cannot_be_halved_is_refused():
 
 
 @pytest.mark.speech
-@pytest.mark.parametrize('dataset', ['emodb', 'ravdess'])
+@pytest.mark.parametrize('dataset', ['emodb', 'ravdess', 'nemo'])
 def test_real_corpora_have_disjoint_folds(dataset, ser_data):
     utterances = scan(dataset, str(ser_data / dataset))
     for how in ('default', 'loso', '4'):
@@ -193,6 +223,7 @@ def test_real_corpora_have_disjoint_folds(dataset, ser_data):
 
 
 def test_the_synthetic_corpus_has_disjoint_folds(tmp_path):
-    utterances = scan('synthetic', None, str(tmp_path))
+    touch(tmp_path, *(f'{speaker:02d}_{emotion}_{take:02d}.wav' for speaker, emotion, take in synthetic.TAKES))
+    utterances = scan('synthetic', str(tmp_path))
     for how in ('default', 'loso', '7'):
         check(folds_of('synthetic', utterances, how), utterances)

@@ -124,3 +124,46 @@ def test_the_digest_of_a_corpus_tells_whether_its_speakers_are_the_same(small_co
     renamed = [row.replace(',spk0,', ',spkX,').replace(',spk1,', ',spk0,').replace(',spkX,', ',spk1,') for row in rows]
     for changed in (renamed, rows[:-1]):
         assert digests(changed)[0] != corpus
+
+
+def in_sessions(csv, folder, sessions):
+    """The corpus with a column session; speaker number i is in sessions[i]."""
+    head, rows = rows_of(csv)
+    rows = [f'{row},{sessions[int(row.split(",")[2][3:])]}' for row in rows]
+    (folder / 'm.csv').write_text('\n'.join([f'{head},session', *rows]))
+    return folder / 'm.csv'
+
+
+def described(csv, tmp_path, **settings):
+    """(Data, lines of its description)"""
+    config = cf.SearchConfig(name='x', dataset='manifest', data_path=str(csv), cache=str(tmp_path / 'cache'), **settings)
+    data = datasets.load(config, ('train', 'dev', 'test'), quiet=True)
+    return data, list(datasets.describe(config, data))
+
+
+def test_partners_of_a_loso_speaker_do_not_train_and_are_counted(small_corpus, tmp_path):
+    csv = in_sessions(small_corpus, tmp_path, 'ABCABC')  # spk1 and spk4 are partners; women and men take turns
+    data, lines = described(csv, tmp_path, folds='loso')
+    assert (data.fold.test, data.fold.dev, data.fold.left_out) == (('spk1',), ('spk0', 'spk3'), ('spk4',))
+    assert [len(data.sets[name]) for name in ('train', 'dev', 'test')] == [16, 16, 8]
+    assert data.protocol['kept'] == 48 and data.protocol['left_out_of_fold'] == [
+        {'reason': '--folds loso: in a session with the test speaker', 'n': 8, 'first': 's4_angry_0.wav'}]
+    assert 'left out of this fold: --folds loso: in a session with the test speaker 8 (first s4_angry_0.wav)' in lines
+    assert not [line for line in lines if 'share sessions' in line]
+    alone, lines = described(small_corpus, tmp_path, folds='loso')
+    assert len(alone.sets['train']) == 24 and 'left_out_of_fold' not in alone.protocol
+    assert not [line for line in lines if 'session' in line]
+
+
+@pytest.mark.parametrize('folds, noted', [('6', True), ('session', False), ('speaker', False)])
+def test_sessions_on_both_sides_are_noted(folds, noted, small_corpus, tmp_path):
+    _, lines = described(in_sessions(small_corpus, tmp_path, 'ABCABC'), tmp_path, folds=folds)
+    notes = [line for line in lines if line.startswith('NOTE: test and training speakers share sessions (B)')]
+    assert len(notes) == noted
+
+
+def test_the_log_tells_where_features_were_extracted_to(small_corpus, tmp_path):
+    _, first = described(small_corpus, tmp_path)
+    _, again = described(small_corpus, tmp_path)
+    assert f'extracted the features of 48 utterances to {tmp_path}/cache/features' in first
+    assert len(again) == len(first) - 1 and not [line for line in again if 'extracted' in line]

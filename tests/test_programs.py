@@ -163,7 +163,7 @@ def test_warm_up_leaves_alpha_an_epoch(small_corpus, tmp_path):
 def test_scripts(finished, small_corpus):
     shown = run(finished, 'scripts/corpus.py', '--dataset', 'manifest', '--data_path', small_corpus).stdout
     assert 'manifest: 48 utterances' in shown and 'angry 24, sad 24' in shown and 'WAV 16000 Hz 1 channel (48)' in shown
-    assert '1: spk1 spk4 | spk3   utterances to train 24, dev 8, test 16' in shown
+    assert '1: spk1 spk4 | spk3   utterances: train 24, dev 8, test 16' in shown
     run(finished, 'scripts/draw_genotype.py', 'runs/search/a/genotype.json', 'g.png')
     assert (finished / 'g.png').stat().st_size > 10_000
     assert 'absent.json' in run(finished, 'scripts/draw_genotype.py', 'absent.json', 'g.png', ok=False).stderr

@@ -3,7 +3,7 @@ from collections import Counter
 
 import made_up
 import pytest
-from test_corpora import touch
+from made_up import touch
 
 from config import UserError
 from datasets import scan, select
@@ -71,7 +71,7 @@ def test_iemocap_by_hand(tmp_path):
     ('\tneu\t', '\tNeutral\t', "line 3: 'Neutral' is none of ang"), ('\tneu\t', ' neu ', 'line 3: not "'),
     ('Ses01F_impro01_F000', 'Ses02F_impro01_F000', 'line 3.*not a turn of Session1'),
     ('Ses01F_impro01_F000', 'Ses01F_impro01_F', 'line 3.*not a turn'),
-    ('Ses01F_impro01_M000', 'Ses01F_impro01_F000', 'line 8: Ses01F_impro01_F000 stands at .*line 3 already'),
+    ('Ses01F_impro01_M000', 'Ses01F_impro01_F000', 'line 8: Ses01F_impro01_F000 is already in .*line 3'),
     ('\n[2.5', '[2.5', None), ('[0.0000 - 1.9455]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\n', '', 'line 3: not "'),
 ])
 def test_iemocap_mistakes_name_file_and_line(old, new, named, tmp_path):
@@ -131,7 +131,7 @@ def test_msp_improv_below_the_folder_that_is_named(beside, audio, tmp_path):
 @pytest.mark.parametrize('old, new, named', [
     ('.avi; A;', '.avi; Z;', "Evalution.txt, line 1: 'Z' is none of A"), ('.avi; A;', ' A', 'line 1: a block must begin'),
     ('S01A-F01-S-FM01', 'S01A-F07-S-FM01', 'line 1: .*is not a turn'),
-    ('S01A-F01-S-MF01', 'S01A-F01-S-FM01', 'line 4: MSP-IMPROV-S01A-F01-S-FM01 stands at .*line 1 already'),
+    ('S01A-F01-S-MF01', 'S01A-F01-S-FM01', 'line 4: MSP-IMPROV-S01A-F01-S-FM01 is already in .*line 1'),
 ])
 def test_msp_improv_mistakes_name_file_and_line(old, new, named, tmp_path):
     path = made_up.msp_improv(tmp_path, IMPROV) / 'Evalution.txt'
@@ -164,8 +164,8 @@ def test_msp_podcast_by_hand(table, tmp_path):
 
 @pytest.mark.parametrize('old, new, named', [
     (',U,', ',Q,', "line 4: EmoClass 'Q' is none of A"), ('Validation', 'Valid', "line 5: Split_Set 'Valid'"),
-    ('9,Unknown', '9,Divers', "line 7: Gender 'Divers'"), ('12,Male,Train\n', '12\n', 'line 2: not as many fields'),
-    ('_0001_0002.wav', '_0001_0001.wav', 'line 3: MSP-PODCAST_0001_0001 stands at .*line 2 already'),
+    ('9,Unknown', '9,Divers', "line 7: Gender 'Divers'"), ('12,Male,Train\n', '12\n', 'line 2: the number of fields'),
+    ('_0001_0002.wav', '_0001_0001.wav', 'line 3: MSP-PODCAST_0001_0001 is already in .*line 2'),
     ('MSP-PODCAST_0001_0001.wav', 'Audios/a.wav', "line 2: FileName 'Audios/a.wav'"), ('SpkrID', 'Speaker', 'column SpkrID'),
 ])
 def test_msp_podcast_mistakes_name_file_and_line(old, new, named, tmp_path):
@@ -186,7 +186,7 @@ def test_cremad_by_hand(tmp_path):
             ('anger', '1001', 'm'), ('happiness', '1001', 'm'), ('sadness', '1002', 'f'), ('neutral', '1091', 'm')]
     table = tmp_path / 'VideoDemographics.csv'
     table.write_text(table.read_text().replace('1002,30,Female', '1003,30,Female'))
-    with pytest.raises(UserError, match='1002_ITH_SAD_X.wav: VideoDemographics.csv has no row of actor 1002'):
+    with pytest.raises(UserError, match='1002_ITH_SAD_X.wav: VideoDemographics.csv has no row for actor 1002'):
         cremad.scan(tmp_path)
     table.write_text(table.read_text().replace('1003,30,Female', '1003,30,F'))
     with pytest.raises(UserError, match='line 3: needs'):
@@ -214,7 +214,7 @@ def test_a_foreign_file_is_named(dataset, name, tmp_path):
 
 
 def test_the_same_name_twice_is_named(tmp_path):
-    with pytest.raises(UserError, match='DC_a01.wav; remove one'):
+    with pytest.raises(UserError, match='DC_a01.wav; keep one of them'):
         savee.scan(touch(tmp_path / 'AudioData', 'DC/a01.wav', 'DC_a01.wav'))
     release = made_up.iemocap(tmp_path / 'i', TURNS)
     made_up.empty(release / 'Session1/sentences/wav/Copy/Ses01F_impro01_F000.wav')

@@ -63,6 +63,8 @@ def test_the_last_epoch_is_tested_and_a_killed_run_goes_on(small_corpus, tmp_pat
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(utils.Run, 'end_epoch', kill)
         augment.main(['--name', 'killed', *argv])
+    for run in [*utils._open_runs]:  # the end of a process would release the run
+        run.lock.close()
     augment.main(['--name', 'killed', *argv, '--resume'])
     paths = [tmp_path / 'runs/augment' / name / 'predictions.csv' for name in ('whole', 'killed')]
     assert paths[0].read_text() == paths[1].read_text()
@@ -78,7 +80,7 @@ def test_the_linear_floor_is_fitted_again_with_the_penalty_of_dev(small_corpus, 
     svm.main(['--name', 'apart', *argv])
     svm.main(['--name', 'joined', *argv, '--train_on_dev'])
     assert given['apart'][1]['C'] == given['joined'][1]['C'] and given['apart'][1]['dev_ua'] == given['joined'][1]['dev_ua']
-    assert [given[name][2].partition(', ')[2] for name in given] == ['chosen on dev', 'chosen on dev, which is trained on too']
+    assert [given[name][2].partition(', ')[2] for name in given] == ['chosen on dev', 'chosen on dev, then trained on dev too']
     sets = load(small_corpus).sets
     x, y = {name: svm.functionals(part) for name, part in sets.items()}, {name: part.labels for name, part in sets.items()}
     machine = make_pipeline(StandardScaler(), LinearSVC(C=given['joined'][1]['C'], class_weight='balanced', dual=False))

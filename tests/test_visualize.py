@@ -104,8 +104,9 @@ def test_draw_genotype_takes_every_form_and_writes_every_picture(tmp_path, monke
         assert capsys.readouterr().out == gt.to_str(GENOTYPES[0]) + '\n'
     for name, begin in {'a.svg': b'<?xml', 'b.pdf': b'%PDF', 'c.png': b'\x89PNG', 'genotype.png': b'\x89PNG'}.items():
         assert Path(name).read_bytes().startswith(begin)
-    for argv, wrong in ((['g.json', 'a.png', '-o', 'b.png'], 'once'), (['g.json', 'a.jpeg'], 'a.jpeg: .*must end in'), (['none.json'], 'none.json: no such file'),
-                        (['g.json', '-o', 'no/a.png'], 'no/a.png: No such')):
+    mistakes = [(['g.json', 'a.png', '-o', 'b.png'], 'once'), (['g.json', 'a.jpeg'], 'a.jpeg: .*must end in'),
+                (['none.json'], 'none.json: no such file'), (['g.json', '-o', 'no/a.png'], 'no/a.png: No such')]
+    for argv, wrong in mistakes:
         with pytest.raises(UserError, match=wrong):
             draw_genotype.main(argv)
 

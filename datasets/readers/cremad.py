@@ -19,7 +19,8 @@ def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds AudioWAV/ and the table."""
     root = Path(root)
     audio = audio_in([root / 'AudioWAV' if (root / 'AudioWAV').is_dir() else root])
-    gender = _genders(root / TABLE if (root / TABLE).is_file() or root.name != 'AudioWAV' else root.parent / TABLE)
+    beside = root.parent if root.name == 'AudioWAV' and not (root / TABLE).is_file() else root
+    gender = _genders(beside / TABLE)
     found, faults = [], Faults()
     for name, path in sorted(audio.items()):
         with faults.collect():
@@ -31,7 +32,8 @@ def scan(root: str | Path) -> list[Utterance]:
 def _utterance(name, path, gender):
     match = NAME.match(name)
     if not match:
-        raise UserError(f'{path}: not a CREMA-D name such as 1001_DFA_ANG_XX.wav; move it out of the corpus')
+        raise UserError(f'{path}: not a CREMA-D name such as 1001_DFA_ANG_XX.wav; move it out of the '
+                        'corpus')
     speaker, emotion = match.groups()
     if speaker not in gender:
         raise UserError(f'{path}: {TABLE} has no row for actor {speaker}')
@@ -41,14 +43,17 @@ def _utterance(name, path, gender):
 def _genders(path):
     """{actor: 'm' or 'f'}"""
     if not path.is_file():
-        raise UserError(f'{path}: no such file; it is part of the corpus, and folds with balanced genders need it')
+        raise UserError(f'{path}: no such file; it is part of the corpus, and folds with balanced '
+                        'genders need it')
     gender, faults = {}, Faults()
     with open(path, newline='', encoding='utf-8-sig', errors='replace') as f:
         reader = csv.DictReader(f)
         for row in reader:
             actor, sex = row.get('ActorID'), row.get('Sex')
+            known = actor and sex in GENDERS
             with faults.collect():
-                if not actor or sex not in GENDERS or gender.setdefault(actor, GENDERS[sex]) != GENDERS[sex]:
-                    raise UserError(f'{path}, line {reader.line_num}: needs an ActorID that is unique, and Sex, Male or Female')
+                if not known or gender.setdefault(actor, GENDERS[sex]) != GENDERS[sex]:
+                    raise UserError(f'{path}, line {reader.line_num}: needs an ActorID that is unique, and '
+                                    'Sex, Male or Female')
     faults.check()
     return gender

@@ -6,13 +6,15 @@ from config import UserError
 from datasets.faults import Faults
 from datasets.utterance import Utterance
 
-LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happiness', 'T': 'sadness', 'N': 'neutral'}
+LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happiness', 'T': 'sadness',
+          'N': 'neutral'}
 MEN = {'03', '10', '11', '12', '15'}
 NAME = re.compile(r'(\d\d)[ab]\d\d([WLEAFTN])[a-z]$')  # speaker, text, emotion, version
 
-# One man and one woman are the test speakers of a fold; dev is the next pair, and the first pair after the last.
+# One man and one woman are the test speakers of a fold; dev is the next pair, and the first pair
+# after the last.
 _PAIRS = [('03', '08'), ('10', '09'), ('11', '13'), ('12', '14'), ('15', '16')]
-FOLDS = [(test, _PAIRS[(i + 1) % len(_PAIRS)]) for i, test in enumerate(_PAIRS)]  # (test speakers, dev speakers)
+FOLDS = list(zip(_PAIRS, _PAIRS[1:] + _PAIRS[:1]))  # (test speakers, dev speakers)
 
 
 def scan(root: str | Path) -> list[Utterance]:
@@ -24,6 +26,7 @@ def scan(root: str | Path) -> list[Utterance]:
             if not match:
                 raise UserError(f'{path}: not an EMO-DB name such as 03a01Fa.wav; move it out of the corpus')
             speaker, emotion = match.groups()
-            found.append(Utterance(str(path), LABELS[emotion], speaker, gender='m' if speaker in MEN else 'f'))
+            gender = 'm' if speaker in MEN else 'f'
+            found.append(Utterance(str(path), LABELS[emotion], speaker, gender=gender))
     faults.check(found)
     return found

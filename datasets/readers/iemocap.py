@@ -1,5 +1,7 @@
-"""IEMOCAP (Busso et al. 2008): Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav; the labels, by majority, are in
-Session1/dialog/EmoEvaluation/Ses01F_impro01.txt. Classes are the codes of the corpus.
+"""IEMOCAP (Busso et al. 2008): Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav.
+
+The labels, by majority, are in Session1/dialog/EmoEvaluation/Ses01F_impro01.txt. Classes are the codes
+of the corpus.
 """
 import re
 from pathlib import Path
@@ -12,7 +14,8 @@ from datasets.utterance import Utterance
 CODES = ('ang', 'dis', 'exc', 'fea', 'fru', 'hap', 'neu', 'oth', 'sad', 'sur')
 NO_MAJORITY = 'xxx'
 HEAD = re.compile(r'\[[\d.]+ - [\d.]+\]\t(\S+)\t(\S+)\t\[.*\]$')  # [start - end], turn, emotion, [V, A, D]
-# Both speakers of a session talk in every dialogue; the letter before the turn's number tells who says the turn.
+# Both speakers of a session talk in every dialogue; the letter before the turn's number tells who
+# says the turn.
 TURN = re.compile(r'(Ses0([1-5]))[FM]_(impro|script)\w*_([FM])(?:XX)?\d+$')
 KINDS = {'impro': 'improvised', 'script': 'scripted'}
 
@@ -23,7 +26,8 @@ DEFAULT_FOLDS = 'session'
 
 def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, IEMOCAP_full_release or the folder that holds it."""
-    sessions = sorted(Path(root).glob('Session[1-5]')) or sorted(Path(root).glob('IEMOCAP_full_release/Session[1-5]'))
+    sessions = (sorted(Path(root).glob('Session[1-5]'))
+                or sorted(Path(root).glob('IEMOCAP_full_release/Session[1-5]')))
     rows, lines, folders, faults = {}, {}, [], Faults()
     for session in sessions:
         labels, wavs = session / 'dialog/EmoEvaluation', session / 'sentences/wav'
@@ -50,9 +54,11 @@ def _utterance(line, where, session):
     turn, emotion = head.groups()
     name = TURN.match(turn)
     if not name or f'Session{name[2]}' != session.name:
-        raise UserError(f'{where}: {turn!r} is not a turn of {session.name}, such as Ses01F_impro01_F000 of Session1')
+        raise UserError(f'{where}: {turn!r} is not a turn of {session.name}, such as Ses01F_impro01_F000 of '
+                        'Session1')
     if emotion not in (*CODES, NO_MAJORITY):
         raise UserError(f'{where}: {emotion!r} is none of {" ".join(CODES)} {NO_MAJORITY}')
     path = session / 'sentences/wav' / turn.rpartition('_')[0] / f'{turn}.wav'
-    return turn, Utterance(str(path), emotion, name[1] + name[4], name[1], name[4].lower(), part=KINDS[name[3]],
-                           left_out='no majority' if emotion == NO_MAJORITY else None)
+    left_out = 'no majority' if emotion == NO_MAJORITY else None
+    return turn, Utterance(str(path), emotion, name[1] + name[4], session=name[1], gender=name[4].lower(),
+                           part=KINDS[name[3]], left_out=left_out)

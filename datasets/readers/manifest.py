@@ -1,7 +1,7 @@
 """Your own corpus: a CSV file with the columns path,label,speaker and, optionally, session,gender,split,start,end.
 
-Column names may be in any case; commas, semicolons or tabs separate them. Paths are relative to the file; start and end are in
-seconds; split is train, dev or test.
+Column names may be in any case; commas, semicolons or tabs separate them. Paths are relative to the
+file; start and end are in seconds; split is train, dev or test.
 """
 import csv
 import math
@@ -13,9 +13,11 @@ from datasets.utterance import Utterance
 
 REQUIRED = ('path', 'label', 'speaker')
 OPTIONAL = ('session', 'gender', 'split', 'start', 'end')
-OTHER_NAMES = {'path': ('file', 'filename', 'filepath', 'file_name', 'wav', 'audio'), 'label': ('emotion', 'class', 'target'),
-               'speaker': ('speaker_id', 'spk', 'spkrid', 'actor'), 'session': ('dialog', 'dialogue'), 'gender': ('sex',),
-               'split': ('set', 'partition', 'split_set', 'subset'), 'start': ('begin', 'onset'), 'end': ('stop', 'offset')}
+OTHER_NAMES = {'path': ('file', 'filename', 'filepath', 'file_name', 'wav', 'audio'),
+               'label': ('emotion', 'class', 'target'), 'speaker': ('speaker_id', 'spk', 'spkrid', 'actor'),
+               'session': ('dialog', 'dialogue'), 'gender': ('sex',),
+               'split': ('set', 'partition', 'split_set', 'subset'), 'start': ('begin', 'onset'),
+               'end': ('stop', 'offset')}
 GENDERS = {'m': 'm', 'male': 'm', 'man': 'm', 'f': 'f', 'female': 'f', 'woman': 'f', '': None}
 SPLITS = ('train', 'dev', 'test')
 
@@ -47,13 +49,14 @@ def scan(root: str | Path) -> list[Utterance]:
     except csv.Error as error:
         raise UserError(f'{root}: not a CSV file ({error})') from None
     if len({u.split is None for u in found}) > 1:
-        faults.messages.append(f'{root}: column split is filled in some rows and empty in others; fill all or none')
+        faults.messages.append(f'{root}: column split is filled in some rows and empty in others; fill all '
+                               'or none')
     faults.check(found)
     return found
 
 
 def _check_columns(columns, root):
-    """UserError if a column is missing, unknown or there twice; it names the columns that were found and what to call them."""
+    """UserError if a column is missing, unknown or there twice; it says what was found and how to name it."""
     missing = [column for column in REQUIRED if column not in columns]
     unknown = [column for column in columns if column not in REQUIRED + OPTIONAL]
     twice = [column for column in columns if columns.count(column) > 1]
@@ -66,8 +69,9 @@ def _check_columns(columns, root):
     renamings = [f'{column} to {name}' for name, others in OTHER_NAMES.items() for column in unknown
                  if column in others and name not in columns]
     advice = f'; rename {" and ".join(renamings)}' if renamings else ''
-    raise UserError(f'{root}: {mistake}; the file has {", ".join(filter(None, columns)) or "no columns"}{advice}; columns are '
-                    f'{",".join(REQUIRED)} and, optionally, {",".join(OPTIONAL)}')
+    found = ', '.join(filter(None, columns)) or 'no columns'
+    raise UserError(f'{root}: {mistake}; the file has {found}{advice}; columns are {",".join(REQUIRED)} and, '
+                    f'optionally, {",".join(OPTIONAL)}')
 
 
 def _utterance(row, where, folder):

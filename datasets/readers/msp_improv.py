@@ -1,5 +1,7 @@
-"""MSP-IMPROV (Busso et al. 2017): session1/S01A/R/MSP-IMPROV-S01A-F01-R-FF01.wav, with or without Audio/ above. Labels are the
-raters' consensus in Evalution.txt (sic), never the intended emotion in the name (the A of S01A).
+"""MSP-IMPROV (Busso et al. 2017): session1/S01A/R/MSP-IMPROV-S01A-F01-R-FF01.wav, below Audio/ or not.
+
+Labels are the raters' consensus in Evalution.txt (sic), never the intended emotion in the name (the A
+of S01A).
 """
 import re
 from pathlib import Path
@@ -13,23 +15,30 @@ EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'O':
 NO_AGREEMENT = 'X'
 LABEL_FILES = ('Evalution.txt', 'Evaluation.txt')
 HEAD = re.compile(r'(\S+)\.(?:avi|wav)\s*;\s*(\w+)\s*;')  # turn, emotion; then attributes
-# Sentence and intended emotion, the actor whose target sentence it is, scenario, speaker and listener, number. In a dialogue
-# the partner's turns carry the actor's name too. The speaker is therefore taken from the first letter before the number: an
-# assumption from public lists of file names, not checked on a release.
+# Sentence and intended emotion, the actor whose target sentence it is, scenario, speaker and
+# listener, number. In a dialogue the partner's turns carry the actor's name too. The speaker is
+# therefore taken from the first letter before the number: an assumption from public lists of file
+# names, not checked on a release.
 TURN = re.compile(r'(?:UTD|MSP)-IMPROV-(S\d\d[AHSN]-[FM]0([1-6])-([PRST])-([FM])[FM]?\d+)$')
 
 EXAMPLE = 'anger,happiness,neutral,sadness'
-PARTS = ('scenarios', ('P', 'R', 'S', 'T'))  # natural interaction, target read, other improvised, target improvised
+# Natural interaction, target read, other improvised, target improvised.
+PARTS = ('scenarios', ('P', 'R', 'S', 'T'))
 DEFAULT_FOLDS = 'session'
 
 
 def scan(root: str | Path) -> list[Utterance]:
-    """Utterances below `root`, which holds Evalution.txt or the folder with it; sessions are in either, or in its Audio/."""
+    """Utterances below `root`, which holds Evalution.txt or the folder with it.
+
+    The sessions are in either folder, or in its Audio/.
+    """
     root = Path(root)
-    tables = [p for name in LABEL_FILES for p in (root / name, *sorted(root.glob(f'*/{name}'))) if p.is_file()]
-    if len(tables) != 1:
-        raise UserError(f'--data_path {root}: ' + (f'has two label files, {tables[0]} and {tables[1]}; keep one' if tables else
-                                                   f'has no {LABEL_FILES[0]}; name the folder that holds it'))
+    tables = [path for name in LABEL_FILES for path in (root / name, *sorted(root.glob(f'*/{name}')))
+              if path.is_file()]
+    if not tables:
+        raise UserError(f'--data_path {root}: has no {LABEL_FILES[0]}; name the folder that holds it')
+    if len(tables) > 1:
+        raise UserError(f'--data_path {root}: has two label files, {tables[0]} and {tables[1]}; keep one')
     release, rows, lines, faults = tables[0].parent, {}, {}, Faults()
     for number, line in blocks(tables[0], ('UTD-', 'MSP-')):
         where = f'{tables[0]}, line {number}'
@@ -37,7 +46,8 @@ def scan(root: str | Path) -> list[Utterance]:
             turn, utterance = _utterance(line, where, release)
             add(rows, turn, utterance, where, lines)
     above = {folder / name for folder in (root, release) for name in ('', 'Audio')}
-    found = matched(rows, audio_in({p for folder in above for p in folder.glob('[sS]ession[1-6]/*/*') if p.is_dir()}))
+    folders = {p for folder in above for p in folder.glob('[sS]ession[1-6]/*/*') if p.is_dir()}
+    found = matched(rows, audio_in(folders))
     faults.check(found)
     return found
 
@@ -46,7 +56,8 @@ def _utterance(line, where, release):
     """(turn, Utterance) of the first line of a block."""
     head = HEAD.match(line)
     if not head:
-        raise UserError(f'{where}: a block must begin like "UTD-IMPROV-S01A-F01-S-FM01.avi; N; ...", not {line!r}')
+        raise UserError(f'{where}: a block must begin like "UTD-IMPROV-S01A-F01-S-FM01.avi; N; ...", not '
+                        f'{line!r}')
     turn, emotion = head.groups()
     name = TURN.match(turn)
     if not name:
@@ -55,5 +66,6 @@ def _utterance(line, where, release):
         raise UserError(f'{where}: {emotion!r} is none of {" ".join(EMOTIONS)} {NO_AGREEMENT}')
     fields, session, scenario, gender = name.groups()
     path = release / f'session{session}' / fields.partition('-')[0] / scenario / f'MSP-IMPROV-{fields}.wav'
-    return path.stem, Utterance(str(path), EMOTIONS.get(emotion, ''), f'{gender}0{session}', session, gender.lower(),
-                                part=scenario, left_out='no agreement' if emotion == NO_AGREEMENT else None)
+    left_out = 'no agreement' if emotion == NO_AGREEMENT else None
+    return path.stem, Utterance(str(path), EMOTIONS.get(emotion, ''), f'{gender}0{session}', session=session,
+                                gender=gender.lower(), part=scenario, left_out=left_out)

@@ -1,5 +1,6 @@
-"""MSP-Podcast (Lotfian and Busso 2019): Audios/MSP-PODCAST_0001_0008.wav, Labels/labels_consensus.csv (labels_concensus.csv up
-to release 1.9).
+"""MSP-Podcast (Lotfian and Busso 2019): Audios/MSP-PODCAST_0001_0008.wav, Labels/labels_consensus.csv.
+
+Up to release 1.9 the labels were in labels_concensus.csv.
 """
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from datasets.faults import Faults
 from datasets.files import add, audio_in, matched, table_rows
 from datasets.utterance import Utterance
 
-EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear', 'D': 'disgust',
-            'C': 'contempt', 'O': 'other'}
+EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear',
+            'D': 'disgust', 'C': 'contempt', 'O': 'other'}
 NO_AGREEMENT = 'X'
-SPLITS = {'Train': 'train', 'Development': 'dev', 'Validation': 'dev', 'Test1': 'Test1', 'Test2': 'Test2', 'Test3': 'Test3'}
+SPLITS = {'Train': 'train', 'Development': 'dev', 'Validation': 'dev', 'Test1': 'Test1', 'Test2': 'Test2',
+          'Test3': 'Test3'}
 GENDERS = {'Male': 'm', 'Female': 'f', 'Unknown': None, '': None}
 UNKNOWN = ('Unknown', '')  # speakers who could be in two sets
 COLUMNS = ('FileName', 'EmoClass', 'SpkrID', 'Gender', 'Split_Set')
@@ -24,11 +26,12 @@ DEFAULT_FOLDS = 'official'
 def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds Labels/ and Audios/."""
     root = Path(root)
-    tables = [p for folder in (root / 'Labels', root) for name in LABEL_FILES if (p := folder / name).is_file()]
+    tables = [path for folder in (root / 'Labels', root) for name in LABEL_FILES
+              if (path := folder / name).is_file()]
     audio = [p for name in ('Audios', 'Audio') if (p := root / name).is_dir()]
     if len(tables) != 1 or len(audio) != 1:
-        raise UserError(f'--data_path {root}: needs one Labels/{LABEL_FILES[0]} (there are {len(tables)}) and one folder '
-                        f'Audios (there are {len(audio)})')
+        raise UserError(f'--data_path {root}: needs one Labels/{LABEL_FILES[0]} (there are {len(tables)}) '
+                        f'and one folder Audios (there are {len(audio)})')
     rows, lines, faults = {}, {}, Faults()
     for where, row in table_rows(tables[0], COLUMNS):
         with faults.collect():
@@ -46,10 +49,12 @@ def _utterance(row, where, folder):
     file, emotion, speaker, gender, split = row
     if Path(file).name != file or not file.endswith('.wav'):
         raise UserError(f'{where}: FileName {file!r} is not a name such as MSP-PODCAST_0001_0008.wav')
-    for column, value, valid in (('EmoClass', emotion, (*EMOTIONS, NO_AGREEMENT, '')), ('Gender', gender, GENDERS),
-                                 ('Split_Set', split, SPLITS)):
+    for column, value, valid in (('EmoClass', emotion, (*EMOTIONS, NO_AGREEMENT, '')),
+                                 ('Gender', gender, GENDERS), ('Split_Set', split, SPLITS)):
         if value not in valid:
             raise UserError(f'{where}: {column} {value!r} is none of {" ".join(filter(None, valid))}')
-    reason = {NO_AGREEMENT: 'no agreement', '': 'no label'}.get(emotion, 'unknown speaker' if speaker in UNKNOWN else None)
-    return file.removesuffix('.wav'), Utterance(str(folder / file), EMOTIONS.get(emotion, ''), speaker, gender=GENDERS[gender],
-                                                split=SPLITS[split], left_out=reason)
+    left_out = 'unknown speaker' if speaker in UNKNOWN else None
+    left_out = {NO_AGREEMENT: 'no agreement', '': 'no label'}.get(emotion, left_out)
+    return file.removesuffix('.wav'), Utterance(
+        str(folder / file), EMOTIONS.get(emotion, ''), speaker, gender=GENDERS[gender], split=SPLITS[split],
+        left_out=left_out)

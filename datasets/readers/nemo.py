@@ -36,5 +36,6 @@ def _utterance(row, where, folder):
     if gender not in GENDERS:
         raise UserError(f'{where}: gender {gender!r} is none of {" ".join(GENDERS)}')
     if not file.startswith(f'{speaker}_{emotion}_'):
-        raise UserError(f'{where}: file_id {file!r} does not begin with the speaker and the emotion, {speaker}_{emotion}_')
+        raise UserError(f'{where}: file_id {file!r} does not begin with speaker and emotion, '
+                        f'{speaker}_{emotion}_')
     return Utterance(str(folder / file), emotion, speaker, gender=GENDERS[gender])

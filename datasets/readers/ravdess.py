@@ -6,8 +6,8 @@ from config import UserError
 from datasets.faults import Faults
 from datasets.utterance import Utterance
 
-LABELS = {'01': 'neutral', '02': 'calm', '03': 'happy', '04': 'sad', '05': 'angry', '06': 'fearful', '07': 'disgust',
-          '08': 'surprised'}
+LABELS = {'01': 'neutral', '02': 'calm', '03': 'happy', '04': 'sad', '05': 'angry', '06': 'fearful',
+          '07': 'disgust', '08': 'surprised'}
 SUFFIXES = ('.wav', '.flac')
 NAME = re.compile(r'(\d\d)-(\d\d)-(0[1-8])-\d\d-\d\d-\d\d-(\d\d)$')  # modality, channel, emotion, ..., actor
 AUDIO_ONLY, SPEECH = '03', '01'
@@ -38,9 +38,10 @@ def scan(root: str | Path) -> list[Utterance]:
 def _utterance(path):
     match = NAME.match(path.stem)
     if not match:
-        raise UserError(f'{path}: not a RAVDESS name such as 03-01-05-01-01-01-01{path.suffix}; move it out of the corpus')
+        raise UserError(f'{path}: not a RAVDESS name such as 03-01-05-01-01-01-01{path.suffix}; move it out '
+                        'of the corpus')
     modality, channel, emotion, actor = match.groups()
     if (modality, channel) != (AUDIO_ONLY, SPEECH):
-        raise UserError(f'{path}: not audio-only speech, whose names begin with {AUDIO_ONLY}-{SPEECH}; move it out of the '
-                        'corpus')
+        raise UserError(f'{path}: not audio-only speech, whose names begin with {AUDIO_ONLY}-{SPEECH}; move '
+                        'it out of the corpus')
     return Utterance(str(path), LABELS[emotion], actor, gender='m' if int(actor) % 2 else 'f')

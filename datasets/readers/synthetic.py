@@ -1,9 +1,11 @@
 """The built-in corpus: a source-filter synthesiser, so that everything runs without a corpus.
 
-Emotion shows in level, range and contour of the pitch, in rate, energy, spectral tilt and voice quality. Speakers differ
-so much in pitch and vocal-tract length that absolute pitch alone does not tell emotions apart. Scores on it say nothing
-about speech. SEED fixes every sample; the files are made on first use.
+Emotion shows in level, range and contour of the pitch, in rate, energy, spectral tilt and voice
+quality. Speakers differ so much in pitch and vocal-tract length that absolute pitch alone does not
+tell emotions apart. Scores on it say nothing about speech. SEED fixes every sample; the files are
+made on first use.
 """
+import itertools
 import os
 import shutil
 import tempfile
@@ -47,7 +49,7 @@ MANNERS = {
     'happy': Manner(pitch=2.5, range=3.5, slope=1., rate=4.8, energy=2., tilt=1., breath=.06, jitter=.008, open=.55),
     'sad': Manner(pitch=-1., range=1.2, slope=-3., rate=3.4, energy=-3., tilt=-2., breath=.15, jitter=.012, open=.75),
 }
-TAKES = [(speaker, emotion, take) for speaker in range(N_SPEAKERS) for emotion in MANNERS for take in range(N_TAKES)]
+TAKES = list(itertools.product(range(N_SPEAKERS), MANNERS, range(N_TAKES)))  # (speaker, emotion, take)
 
 
 def scan(root: str | Path) -> list[Utterance]:
@@ -59,8 +61,8 @@ def scan(root: str | Path) -> list[Utterance]:
     for speaker, emotion, take in TAKES:
         path = root / _name(speaker, emotion, take)
         if not path.is_file():
-            raise UserError(f'{root}: not a complete synthetic corpus, {path.name} is missing; choose another folder with '
-                            '--cache')
+            raise UserError(f'{root}: not a complete synthetic corpus, {path.name} is missing; choose another '
+                            'folder with --cache')
         utterances.append(Utterance(str(path), emotion, f'{speaker:02d}', gender='fm'[speaker % 2 == 0]))
     return utterances
 
@@ -78,12 +80,14 @@ def synthesise(speaker: int, emotion: str, take: int) -> np.ndarray:
     seconds = rng.uniform(*SECONDS)
     n_syllables = max(3, round(seconds * m.rate * own_rate * rng.normal(1., .08)))
     bounds = np.linspace(0, seconds * SAMPLE_RATE, n_syllables + 1).astype(int)
-    semitones = (m.pitch + rng.normal(0., 1.2) + m.slope * rng.normal(1., .4) * np.linspace(-.5, .5, n_syllables)
+    semitones = (m.pitch + rng.normal(0., 1.2)
+                 + m.slope * rng.normal(1., .4) * np.linspace(-.5, .5, n_syllables)
                  + m.range * rng.normal(0., 1., n_syllables))
     track = np.interp(np.arange(bounds[-1]), (bounds[:-1] + bounds[1:]) / 2, semitones)  # (n_samples,)
     cycle = base_pitch * 2. ** (track / 12.) / SAMPLE_RATE  # cycles per sample
     drift = rng.normal(0., 1., len(cycle) // 80 + 2)  # of the period: one draw every 5 ms
-    phase = np.cumsum(cycle * (1. + 3. * m.jitter * np.interp(np.arange(len(cycle)) / 80., np.arange(len(drift)), drift)))
+    drift = np.interp(np.arange(len(cycle)) / 80., np.arange(len(drift)), drift)
+    phase = np.cumsum(cycle * (1. + 3. * m.jitter * drift))
     source = _glottal_flow(phase % 1., np.clip(m.open + rng.normal(0., .04), .3, .9))
     source = np.diff(source, prepend=0.)  # the lips radiate the derivative
     source /= np.abs(source).mean() + 1e-9
@@ -94,8 +98,9 @@ def synthesise(speaker: int, emotion: str, take: int) -> np.ndarray:
     for begin, end in zip(bounds[:-1], bounds[1:]):
         formants = VOWELS[rng.integers(len(VOWELS))] * tract * rng.normal(1., .03, 3)
         voiced = end - int((end - begin) * rng.uniform(.05, .25))  # the rest is a pause
-        syllable = np.fft.irfft(np.fft.rfft(source[begin:voiced]) * _tract(voiced - begin, formants, tilt), voiced - begin)
-        swell = np.minimum(1., np.minimum(np.arange(len(syllable)), np.arange(len(syllable))[::-1]) / FADE)
+        n = voiced - begin
+        syllable = np.fft.irfft(np.fft.rfft(source[begin:voiced]) * _tract(n, formants, tilt), n)
+        swell = np.minimum(1., np.minimum(np.arange(n), np.arange(n)[::-1]) / FADE)
         speech[begin:voiced] = syllable * swell * 10. ** (rng.normal(0., 1.5) / 20.)
     speech *= .05 / np.sqrt(np.mean(speech ** 2)) * 10. ** ((m.energy + own_gain + rng.normal(0., 1.5)) / 20.)
     speech += 3e-4 * rng.normal(0., 1., len(speech))  # noise of the room

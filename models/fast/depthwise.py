@@ -20,8 +20,16 @@ class DepthwiseConv2d(nn.Conv2d):
 def use_fast_depthwise(net: nn.Module):
     """Turns the depthwise convolutions of a network into DepthwiseConv2d; parameters and results stay the same."""
     for module in net.modules():
-        if type(module) is nn.Conv2d and module.groups == module.in_channels == module.out_channels > 1:
+        if type(module) is nn.Conv2d and _has_fast_form(module):
             module.__class__ = DepthwiseConv2d
+
+
+def _has_fast_form(conv: nn.Conv2d) -> bool:
+    """Whether `depthwise` computes this convolution: C -> C, a square odd kernel, 'same' padding with zeros, no bias."""
+    k, d = conv.kernel_size[0], conv.dilation[0]
+    return (conv.groups == conv.in_channels == conv.out_channels > 1 and conv.bias is None and conv.padding_mode == 'zeros'
+            and k % 2 == 1 and conv.kernel_size == (k, k) and conv.dilation == (d, d) and len({*conv.stride}) == 1
+            and conv.padding == (d * (k // 2),) * 2)
 
 
 def depthwise(x: Tensor, convs: list) -> tuple:

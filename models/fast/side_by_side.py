@@ -49,7 +49,7 @@ def mixtures(x: Tensor, edges: list, w: Tensor) -> Tensor:
     S, E, _ = w.shape
     columns = list(zip(*(edge._ops for edge in edges)))  # per operation: its S * E modules
     C = x.shape[1] // S
-    scales = w.flatten(0, 1).t().unsqueeze(-1).expand(-1, -1, C).flatten(1).unbind()  # n_ops x (S * E * C,)
+    scales = w.flatten(0, 1).t().unsqueeze(-1).repeat(1, 1, C).flatten(1).unbind()  # n_ops x (S * E * C,)
     r = F.relu(x)
     convolved = any(type(ops[0]) in (DilConv, SepConv) for ops in columns)
     r_per_edge = for_each_edge(r, S, E) if convolved else None

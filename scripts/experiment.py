@@ -1,0 +1,159 @@
+"""The folder runs/cv/NAME: settings, plan, and what finished runs left. Refuses to mix runs that cannot be compared."""
+import itertools
+import json
+import os
+import socket
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from jobs import MATCHED, PROGRAMS, RANDOM, SEARCH, SEARCHED, SVM, Job
+
+import config as cf
+from config import BASELINES, UserError
+
+MODELS = (SEARCHED, RANDOM, *BASELINES, *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
+MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
+FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
+                'genotype']
+COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
+           'search_heard_test_speakers']  # of runs.csv
+UNKNOWN = 'not known'  # in runs.csv: whether the search heard test speakers
+
+
+class Experiment:
+    """runs/cv/NAME."""
+
+    def __init__(self, name: str):
+        self.name, self.path = name, Path('runs', 'cv', name)
+
+    def keep_settings(self, given: dict[str, dict]):
+        """Writes config.yaml, which all runs read. UserError if runs exist that were made with other settings."""
+        settings = {section: {k: v for k, v in values.items() if k not in MACHINE} for section, values in given.items()}
+        path = self.path / 'config.yaml'
+        begun = any(Path('runs', program, 'cv', self.name).exists() for program in ('search', 'augment'))
+        if not (begun and path.exists()):
+            return publish(path, yaml.safe_dump(settings, sort_keys=False))
+        before = read_yaml(path, 'take another --name')
+        for section, values in settings.items():
+            old = before.get(section) or {}
+            for name in sorted(values.keys() | old.keys()):
+                then, now = (where.get(name, 'its default') for where in (old, values))
+                if then != now:
+                    raise UserError(f'{name} of {PROGRAMS[section]} is {now}, but {self.path} began with {then}: take another '
+                                    '--name')
+
+    def plan(self) -> dict | None:
+        """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command."""
+        try:
+            return json.loads((self.path / 'plan.json').read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise UserError(f'{self.path}/plan.json is damaged: delete it, and name all models again') from None
+
+    def add_to_plan(self, asked: list[Job], test_speakers: list, digest: str, clean_folds: list, command: str):
+        """Adds runs to plan.json. UserError if the corpus or its division into folds has changed."""
+        before = self.plan() or {'runs': [], 'test_speakers': test_speakers, 'digest': digest, 'clean_folds': []}
+        pairs = itertools.zip_longest(before['test_speakers'], test_speakers, fillvalue=['nobody'])
+        for fold, (then, now) in enumerate(pairs, 1):
+            if then != now:
+                raise UserError(f'--data_path: fold {fold} now tests {" ".join(now)}, but in {self.path} it tests '
+                                f'{" ".join(then)}: the corpus or its division differs; take another --name')
+        if before['digest'] != digest:
+            raise UserError(f'--data_path: the utterances, labels or speakers are not those {self.path} began with; take '
+                            'another --name')
+        runs = {(*run,) for run in before['runs']} | {(job.model, job.fold, job.seed) for job in asked if job.model != SEARCH}
+        plan = {'runs': sorted(runs, key=lambda run: (rank(run[0]), *run[1:])), 'test_speakers': test_speakers,
+                'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': command}
+        publish(self.path / 'plan.json', json.dumps(plan) + '\n')
+
+    def jobs(self) -> list[Job]:
+        """A job for every run of the plan."""
+        return [Job(self.name, *run) for run in (self.plan() or {'runs': []})['runs']]
+
+    def collect(self):
+        """Writes runs.csv and predictions.csv from what is on disk."""
+        jobs, finished = self.jobs(), None
+        while finished != {job for job in jobs if job.done()}:  # another shard may finish a run meanwhile
+            finished = {job for job in jobs if job.done()}
+            publish(self.path / 'runs.csv', pd.DataFrame([row_of(job) for job in jobs]).to_csv(index=False))
+            tables = [pd.read_csv(Path(job.folder, 'predictions.csv'), dtype=str, keep_default_na=False)
+                      .assign(model=job.model, seed=job.seed, fold=job.fold) for job in jobs if job in finished]
+            if tables:
+                table = pd.concat(tables)
+                names = ['model', 'seed', 'fold', 'path', 'speaker', 'label', 'predicted', 'start', 'end']
+                table = table[[name for name in names if name in table]]
+                publish(self.path / 'predictions.csv', table.to_csv(index=False))
+
+
+def row_of(job: Job) -> dict:
+    """The row of a run in runs.csv."""
+    found, reason = results(job) if job.done() else {}, job.reason()
+    heard = found.get('search_heard_test_speakers', [])
+    return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
+            'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
+            **{name: found.get(name) for name in FROM_RESULTS},
+            'search_minutes': minutes(job.needs) if found and job.model == SEARCHED else None,
+            'minutes': minutes(job) if found else None, 'test_speakers': ' '.join(found.get('test_speakers', [])),
+            'search_heard_test_speakers': UNKNOWN if heard is None else ' '.join(heard)}
+
+
+def results(job: Job) -> dict:
+    """results.json of a finished run."""
+    try:
+        return json.loads(Path(job.product).read_text())
+    except ValueError:
+        raise UserError(f'{job.product} is damaged: delete it, and the run is made again') from None
+
+
+def minutes(job: Job) -> float | None:
+    """Minutes of search or training of a finished run; None if the run did not record them."""
+    try:
+        if job.model != SEARCH:
+            return results(job)['seconds'] / 60
+        return float(pd.read_json(Path(job.folder, 'metrics.jsonl'), lines=True)['seconds'].sum() / 60)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def check_finished(job: Job, values: dict):
+    """UserError if a finished run was made with other settings than those given now for its program."""
+    import utils  # loads torch
+    path = Path(job.folder, 'config.yaml')
+    if not path.exists():
+        return
+    then = read_yaml(path, 'delete its folder, and the run is made again')
+    then |= then.get('not_used') or {}
+    config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
+    chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params'}
+    for f in fields(config):
+        before, now = utils.recorded(then, f.name), getattr(config, f.name)
+        older = f.name not in then and before is None and now == f.default  # the run is older than the setting
+        if f.name not in chosen and before != now and not older:
+            raise UserError(f'{path.parent} was made with {f.name} {before}, not {now}: delete it, or take another --name')
+
+
+def read_yaml(path: Path, advice: str) -> dict:
+    """A YAML file of this program's own making. UserError."""
+    try:
+        return dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise UserError(f'{path} is damaged: {advice}') from None
+
+
+def publish(path: Path, text: str):
+    """Writes a file whole or not at all, even if several machines write the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f'.{socket.gethostname()}-{os.getpid()}-{path.name}')
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def rank(model: str) -> int:
+    """Place of a model in tables."""
+    return MODELS.index(model) if model in MODELS else len(MODELS)

@@ -1,0 +1,235 @@
+"""Jobs of an experiment. A job is a command line of search.py, augment.py or scripts/svm.py, run as a process of its own.
+
+Only the standard library is imported here, so that the workers of a dask cluster can load this file.
+"""
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+PROGRAMS = {'search': 'search.py', 'augment': 'augment.py', 'svm': 'scripts/svm.py'}
+SEARCH = 'search'  # the model of a job of search.py
+SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
+N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
+
+POLL = 5.  # s between two looks at a run that another process is writing
+GRACE = 10.  # s that a process has to end after SIGTERM
+TAIL = 40  # lines of stderr kept of a failed run
+
+stopping = threading.Event()
+running = set()  # processes started here
+busy = Counter()  # {GPU: jobs on it}
+lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Paths are relative to `cwd`, so that the command line can be pasted there."""
+    experiment: str
+    model: str  # SEARCH, or a model of the tables
+    fold: int
+    seed: int
+    code: str = field(default='', compare=False)  # folder of the programs, relative to cwd
+    cwd: str = field(default='', compare=False)
+    machine: tuple = field(default=(), compare=False)  # flags that say where to run, such as --device
+
+    def __str__(self):
+        return f'{self.model}-f{self.fold}-s{self.seed}'
+
+    @property
+    def program(self) -> str:
+        return self.model if self.model in (SEARCH, SVM) else 'augment'
+
+    @property
+    def needs(self) -> 'Job | None':
+        """The job whose output this one reads."""
+        model = SEARCH if self.model == SEARCHED else SEARCHED if self.model.endswith(MATCHED) else None
+        return model and Job(self.experiment, model, self.fold, self.seed, self.code, self.cwd)
+
+    @property
+    def name(self) -> str:
+        """--name of the run."""
+        return f'cv/{self.experiment}/' + (f'f{self.fold}-s{self.seed}' if self.model == SEARCH else str(self))
+
+    @property
+    def folder(self) -> str:
+        """Folder of the run."""
+        return os.path.join('runs', 'search' if self.model == SEARCH else 'augment', self.name)
+
+    @property
+    def product(self) -> str:
+        """The file that the run writes last."""
+        return os.path.join(self.folder, 'genotype.json' if self.model == SEARCH else 'results.json')
+
+    def at(self, *parts: str) -> str:
+        """A path that does not depend on the current folder."""
+        return os.path.join(self.cwd, *parts)
+
+    def note(self, kind: str, ending: str) -> str:
+        """A file about this job in the experiment's folder."""
+        return self.at('runs', 'cv', self.experiment, kind, f'{self}.{ending}')
+
+    def done(self) -> bool:
+        return os.path.exists(self.at(self.product))
+
+    def reason(self) -> str | None:
+        """Why the job failed last time, in one line."""
+        with contextlib.suppress(FileNotFoundError), open(self.note('failed', 'txt')) as f:
+            return f.readline().rstrip('\n')
+
+    def argv(self) -> list[str]:
+        """Program and flags. Settings come from the experiment's config.yaml."""
+        flags = ['--name', self.name, '--config', f'runs/cv/{self.experiment}/config.yaml', '--fold', str(self.fold),
+                 '--seed', str(self.seed), *self.machine, '--resume']
+        if self.model in (SEARCHED, RANDOM):
+            flags += ['--genotype', self.needs.product if self.needs else RANDOM]
+        elif self.program == 'augment':
+            flags += ['--model', self.model.removesuffix(MATCHED)]
+        if self.model.endswith(MATCHED) and self.needs.done():
+            with open(self.at(self.needs.product)) as f:
+                flags += ['--params', str(json.load(f)['n_params'])]
+        return [os.path.normpath(os.path.join(self.code, PROGRAMS[self.program])), *flags]
+
+    def command(self) -> str:
+        """The command line for a shell. It finds out the size of a searched network that does not exist yet."""
+        text = shlex.join(['python', *self.argv()])
+        if self.model.endswith(MATCHED) and not self.needs.done():
+            text += f' --params "$(python -c {shlex.quote(N_PARAMS)} {self.needs.product})"'
+        return text
+
+    def written_elsewhere(self) -> bool:
+        """Whether a process holds the lock of the run's folder."""
+        with contextlib.suppress(FileNotFoundError), open(self.at(self.folder, 'lock')) as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:  # a file system without locks
+                pass
+        return False
+
+
+def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:
+    """Runs jobs one after the other. {job: why it failed, or None}, without those that `stop` interrupted.
+
+    A job whose predecessor failed fails for the same reason.
+    """
+    reasons = {}
+    for job in jobs:
+        reason = reasons.get(job.needs)
+        if reason is None:
+            reason = _run(job, python, env)
+        elif ' failed: ' not in reason:
+            reason = f'{job.needs} failed: {reason}'
+        if stopping.is_set() and not job.done():
+            break
+        _record(job, reason)
+        reasons[job] = reason and reason.partition('\n')[0]
+        print(f'{job}: {f"failed: {reasons[job]}" if reason else "finished"}', flush=True)
+    return reasons
+
+
+def _run(job, python, env):
+    """Why the job failed, above the end of its stderr; or None."""
+    announced = False
+    while not stopping.is_set():
+        if job.written_elsewhere():
+            if not announced:
+                print(f'{job}: another process is writing this run; waiting for it', flush=True)
+            announced = True
+            stopping.wait(POLL)
+            continue
+        if job.done():  # after the lock was found free, which a run releases last
+            return None
+        code, lines = _call(job, python, env)
+        said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
+        if job.done():
+            return None
+        if code != 2 or 'another process is writing' not in said:  # else it began between our look and our start
+            why = f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
+            return '\n'.join([why if code >= 0 else f'ended by {_signal(-code)}', '', *lines[-TAIL:]])
+
+
+def _call(job, python, env):
+    """(exit code, lines of stderr) of the job's process."""
+    errors = job.note('log', 'err')
+    os.makedirs(os.path.dirname(errors), exist_ok=True)
+    with open(job.note('log', 'log'), 'ab') as out, open(errors, 'wb') as err, _one_gpu() as gpu:
+        with lock:
+            if stopping.is_set():
+                return 130, []
+            process = subprocess.Popen([python, *job.argv()], cwd=job.cwd, env={**os.environ, **env, **gpu},
+                                       stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+            running.add(process)
+        while process.poll() is None:  # not wait(): `stop` may interrupt this, and waits itself
+            time.sleep(.05)
+        running.discard(process)
+    with open(errors, errors='replace') as f:
+        return process.returncode, f.read().splitlines()
+
+
+def _signal(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f'signal {number}'
+
+
+def _record(job, reason):
+    """Writes failed/JOB.txt, or deletes it."""
+    path = job.note('failed', 'txt')
+    if reason is None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(f'{path}.tmp', 'w') as f:
+        f.write(reason.rstrip() + '\n')
+    os.replace(f'{path}.tmp', path)
+
+
+def gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    if 'CUDA_VISIBLE_DEVICES' in os.environ:
+        names = [name.strip() for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',')]
+        return [name for name in names if name and name != '-1']
+    try:
+        listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout.splitlines()
+    except OSError:
+        return []
+    return [str(i) for i in range(sum(line.startswith('GPU ') for line in listed))]
+
+
+@contextlib.contextmanager
+def _one_gpu():
+    """Environment that shows a process the GPU with the fewest jobs of this worker; empty without GPUs."""
+    names = gpus()
+    with lock:
+        gpu = min(names, key=lambda name: busy[name], default=None)
+        busy[gpu] += 1
+    try:
+        yield {} if gpu is None else {'CUDA_VISIBLE_DEVICES': gpu}
+    finally:
+        with lock:
+            busy[gpu] -= 1
+
+
+def stop():
+    """Ends all processes started here, with their children. They keep their checkpoints."""
+    with lock:
+        stopping.set()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in [*running]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in [*running]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+                running.discard(process)

@@ -1,0 +1,190 @@
+"""Makes the tables and figures of an experiment from its runs.csv and predictions.csv alone.
+
+    python scripts/table.py runs/cv/emodb [--models searched,random] [--seeds 0-2] [--only_folds 1] [--clean_folds 1] [--to DIR]
+
+Writes table.csv (a row per model), table.md (for readers) and figures/. plan.json adds clean folds and the command.
+"""
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
+import report  # noqa: E402
+import significance as sig  # noqa: E402
+from experiment import COLUMNS, publish, rank  # noqa: E402
+from jobs import SEARCHED  # noqa: E402
+from options import parse_numbers  # noqa: E402
+
+from config import UserError  # noqa: E402
+
+KEY = ['model', 'seed', 'fold']
+TEXT = {'path': str, 'speaker': str, 'label': str, 'predicted': str}
+SIZES = {'params': 'n_params', 'search_minutes': 'search_minutes', 'minutes': 'minutes'}  # column of table.csv: of runs.csv
+
+
+@dataclass
+class Results:
+    """What the runs of an experiment left."""
+    name: str
+    runs: pd.DataFrame  # runs.csv
+    predictions: pd.DataFrame  # predictions.csv
+    labels: list[str]
+    counts: dict  # {(model, seed, fold): the speakers' confusion matrices (n_speakers, n_classes, n_classes)}
+    plan: dict  # plan.json, or {}
+
+    def finished(self, model: str) -> pd.DataFrame:
+        """The finished runs of a model, by seed and fold."""
+        runs = self.runs[(self.runs['state'] == 'finished') & (self.runs['model'] == model)]
+        return runs.set_index(['seed', 'fold'], drop=False)
+
+    def models(self) -> list[str]:
+        """Models with a finished run, in the order of the tables."""
+        found = set(self.runs.loc[self.runs['state'] == 'finished', 'model'])
+        return sorted(found, key=lambda model: (rank(model), model))
+
+
+def read(folder: Path, **only: list | None) -> Results:
+    """Results in a folder. only: the values of model, seed and fold to keep. UserError if nothing is there."""
+    try:
+        runs = pd.read_csv(folder / 'runs.csv', dtype={'test_speakers': str, 'search_heard_test_speakers': str})
+    except FileNotFoundError:
+        raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
+    runs = runs.reindex(columns=COLUMNS)  # older ones lack some
+    for column, values in only.items():
+        runs = runs[runs[column].isin(values)] if values else runs
+    if runs.empty:
+        raise UserError(f'{folder}/runs.csv has no such runs')
+    plan = folder / 'plan.json'
+    plan = json.loads(plan.read_text()) if plan.exists() else {}
+    if not (runs['state'] == 'finished').any():
+        return Results(folder.name, runs, pd.DataFrame(columns=[*KEY, *TEXT]), [], {}, plan)
+    predictions = pd.read_csv(folder / 'predictions.csv', dtype=TEXT, keep_default_na=False).merge(runs[KEY], on=KEY)
+    speakers, labels = ({*predictions['speaker']}, {*predictions['label'], *predictions['predicted']})
+    places = {'speaker': pd.Index(sorted(speakers)), 'label': pd.Index(sorted(labels)), 'predicted': pd.Index(sorted(labels))}
+    counts = {key: sig.count(*(index.get_indexer(part[name]) for name, index in places.items()), len(speakers), len(labels))
+              for key, part in predictions.groupby(KEY)}
+    return Results(folder.name, runs, predictions, sorted(labels), counts, plan)
+
+
+def choose(pairs: Iterable, folds: list[int]) -> list[tuple[int, int]]:
+    """The (seed, fold) pairs to score: those of the seeds that have every fold; all pairs if no seed has."""
+    pairs = sorted((int(seed), int(fold)) for seed, fold in pairs if fold in folds)
+    n = Counter(seed for seed, _ in pairs)
+    return [pair for pair in pairs if n[pair[0]] == len(folds)] or pairs
+
+
+def describe(results: Results, pairs: list, folds: list[int], *models: str) -> dict:
+    """Which seeds are scored, and how many more all the models were asked for; 'partial': seeds with different folds."""
+    scored = dict.fromkeys(seed for seed, _ in pairs)
+    partial = len(pairs) < len(scored) * len(folds)
+    runs = results.runs[results.runs['fold'].isin(folds)]
+    asked = set.intersection(*({*runs.loc[runs['model'] == model, 'seed']} for model in models))
+    return {'seeds': f'partial: {report.pairs(pairs)}' if partial else ' '.join(map(str, scored)),
+            'seeds_left_out': len(asked - scored.keys()), 'partial': partial}
+
+
+def stack(results: Results, pairs: list, *models: str) -> list[np.ndarray]:
+    """For each model, counts (n_seeds, n_speakers, n_classes, n_classes) of these pairs and the speakers tested in them."""
+    seeds = sorted({seed for seed, _ in pairs})
+    arrays = [np.stack([sum(results.counts[(model, *pair)] for pair in pairs if pair[0] == seed) for seed in seeds])
+              for model in models]
+    tested = arrays[0].sum(axis=(0, 2, 3)) > 0
+    return [array[:, tested] for array in arrays]
+
+
+def mean_sd(values: Iterable) -> tuple[float, float]:
+    """Mean and sample standard deviation, which is nan for one value."""
+    values = np.asarray(values, float)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else np.nan
+
+
+def summarise(results: Results, model: str, folds: list[int]) -> dict | None:
+    """The row of a model in table.csv. Also 'pairs' that are scored, and 'by_fold': {fold: (mean UA, sd)}.
+
+    None without a finished run. A partial row has no deviation over seeds, because its seeds have different folds.
+    """
+    runs = results.finished(model)
+    pairs = choose(runs.index, folds)
+    if not pairs:
+        return None
+    counts, = stack(results, pairs, model)
+    row = {'model': model, **describe(results, pairs, folds, model), 'n_folds': len({fold for _, fold in pairs}),
+           'n_test': int(counts[0].sum()), 'n_speakers': counts.shape[1], 'pairs': pairs}
+    by_seed, (low, high) = sig.scores(counts.sum(axis=1)), sig.interval(counts)
+    alone = {pair: sig.scores(results.counts[(model, *pair)].sum(axis=0)) for pair in pairs}
+    for i, name in reversed([*enumerate(sig.MEASURES)]):
+        by_fold = {fold: mean_sd([alone[pair][i] for pair in pairs if pair[1] == fold])
+                   for fold in sorted({fold for _, fold in pairs})}
+        row[name], sd = mean_sd(by_seed[i])
+        row |= {f'{name}_sd': np.nan if row['partial'] else sd, f'{name}_low': low[i], f'{name}_high': high[i]}
+        row[f'{name}_folds'], row[f'{name}_folds_sd'] = mean_sd([mean for mean, _ in by_fold.values()])
+    for name, column in SIZES.items():
+        row[name], row[f'{name}_sd'] = mean_sd(runs.loc[pairs, column])
+    return {**row, 'by_fold': by_fold}
+
+
+def compare(results: Results, folds: list[int]) -> list[dict]:
+    """searched minus every other model: for each measure (difference, low, high, p); 'holm' corrects the p of UA."""
+    rows = []
+    for model in results.models():
+        pairs = choose(results.finished(SEARCHED).index.intersection(results.finished(model).index), folds)
+        if model == SEARCHED or not pairs:
+            continue
+        ours, theirs = stack(results, pairs, SEARCHED, model)
+        columns = sig.point(ours) - sig.point(theirs), *sig.interval(ours, theirs), sig.p_values(ours, theirs)
+        rows.append({'model': model, **describe(results, pairs, folds, SEARCHED, model), 'n_speakers': ours.shape[1],
+                     **dict(zip(sig.MEASURES, zip(*columns)))})
+    for row, p in zip(rows, sig.holm([row['ua'][3] for row in rows])):
+        row['holm'] = p
+    return rows
+
+
+def make(folder: Path, target: Path | None = None, figures: bool = True, clean: list[int] | None = None,
+         **only: list | None) -> str:
+    """Writes table.csv, table.md and figures. clean: folds reported separately too. Returns the verdict."""
+    folder = Path(folder)
+    target, results = Path(target or folder), read(folder, **only)
+    folds, clean = sorted({*results.runs['fold']}), clean or results.plan.get('clean_folds', [])
+    parts = [(some, [row for model in results.models() if (row := summarise(results, model, some))], compare(results, some))
+             for some in (folds, [fold for fold in folds if fold in clean]) if some]
+    columns = ['model', 'seeds', 'seeds_left_out', 'n_folds', 'n_test', 'n_speakers',
+               *(name + end for name in sig.MEASURES for end in ('', '_sd', '_low', '_high', '_folds', '_folds_sd')),
+               *(name + end for name in SIZES for end in ('', '_sd'))]
+    publish(target / 'table.csv', pd.DataFrame(parts[0][1], columns=columns).to_csv(index=False))
+    pictures = []
+    if figures and parts[0][1]:
+        import figures as drawing  # loads matplotlib and torch
+        pictures = drawing.draw(target / 'figures', results, parts[0][1])
+    text = report.page(results, parts, clean, pictures)
+    publish(target / 'table.md', text)
+    return text.partition('\n')[0]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='table.py', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser.add_argument('folder', type=Path, help='folder with runs.csv and predictions.csv, such as runs/cv/NAME')
+    parser.add_argument('--models', help='these models only, separated by commas (default: all)')
+    parser.add_argument('--seeds', help='these seeds only, such as 0,2 or 0-4 (default: all)')
+    parser.add_argument('--only_folds', help='these folds only (default: all)')
+    parser.add_argument('--clean_folds', help='folds to report separately too')
+    parser.add_argument('--to', type=Path, help='folder to write to (default: the same)')
+    args = parser.parse_args(argv)
+    seeds, folds, clean = (text and parse_numbers(name, text) for name, text in (
+        ('seeds', args.seeds), ('only_folds', args.only_folds), ('clean_folds', args.clean_folds)))
+    verdict = make(args.folder, args.to, clean=clean, model=args.models and args.models.split(','), seed=seeds, fold=folds)
+    print(f'{args.to or args.folder}/table.md: {verdict}')
+
+
+if __name__ == '__main__':
+    if {'-h', '--help'} & {*sys.argv[1:]}:
+        main()
+    import utils
+    utils.cli(main)

@@ -1,0 +1,290 @@
+"""scripts/table.py: the numbers and words of tables, against scikit-learn, all swaps, and the committed tables."""
+import itertools
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from config import UserError
+
+sys.path.insert(0, str(ROOT / 'scripts'))
+import figures  # noqa: E402
+import report  # noqa: E402
+import significance  # noqa: E402
+import table as tables  # noqa: E402
+
+CELL = "[[('skip_connect', 0), ('{}', 1)]]"
+GENOTYPE = (f'Genotype(normal={CELL}, normal_concat=range(2, 3), reduce={CELL}, reduce_concat=range(2, 3), rnn={CELL}, '
+            'rnn_concat=range(2, 3))')
+SPEAKERS = [['ann', 'bob'], ['cem', 'dot'], ['eve', 'fay']]  # of each fold
+SCORES = {'UA': lambda y, p: recall_score(y, p, labels=np.unique(y), average='macro'), 'WA': accuracy_score,
+          'macro F1': lambda y, p: f1_score(y, p, average='macro', zero_division=0)}
+X = Path('x')
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    X.mkdir()
+
+
+def asked(*models, seeds=(0, 1), folds=(1, 2, 3)):
+    return list(itertools.product(models, folds, seeds))
+
+
+def speech(fold):
+    """[(path, speaker, label)]: five angry and two or three sad utterances a speaker; nobody is calm, a class as well."""
+    return [(f'{speaker}-{label}-{i}', speaker, label) for speaker in SPEAKERS[fold - 1]
+            for label, n in (('angry', 5), ('sad', 2 + (speaker > 'cem'))) for i in range(n)]
+
+
+def predict(model, label, rng):
+    """cnn knows one class; random is a little worse than searched; svm does not depend on its seed."""
+    if model == 'cnn':
+        return 'angry'
+    rng = random.Random(model) if model == 'svm' else rng
+    return label if rng.random() < {'searched': .8, 'random': .75}.get(model, .7) else rng.choice(['angry', 'sad', 'calm'])
+
+
+def make(runs, missing=(), failed=(), clean=(), draw=False, rename=str, **more):
+    """table.md. missing: runs that are not there; failed: {run: reason}; more: values of columns of runs.csv."""
+    lines, predictions = [], []
+    for model, fold, seed in runs:
+        run, reasons = (model, fold, seed), dict(failed)
+        state = 'failed' if run in reasons else 'missing' if run in missing else 'finished'
+        row = {'model': model, 'fold': fold, 'seed': seed, 'state': state, 'failed': reasons.get(run)}
+        if state == 'finished':
+            rng = random.Random(f'{model} {fold} {seed}')
+            op = ['skip_connect', 'max_pool_3x3', 'gru_1'][fold - 1]
+            row |= {'n_params': 1000 + 10 * seed + fold, 'minutes': 2., 'search_minutes': 1.5 if model == 'searched' else None,
+                    'device': 'none', 'test_speakers': ' '.join(map(rename, SPEAKERS[fold - 1])),
+                    'search_heard_test_speakers': None,
+                    'genotype': GENOTYPE.format('max_pool_3x3', op.replace('gru_1', 'skip_connect'), 'gru_1')
+                    if model in ('searched', 'random') else None, **more}
+            predictions += [(model, seed, fold, path, rename(who), label, predict(model, label, rng))
+                            for path, who, label in speech(fold)]
+        lines.append(row)
+    pd.DataFrame(lines).to_csv(X / 'runs.csv', index=False)
+    pd.DataFrame(predictions, columns=['model', 'seed', 'fold', 'path', 'speaker', 'label', 'predicted']).to_csv(
+        X / 'predictions.csv', index=False)
+    plan = {'test_speakers': SPEAKERS, 'clean_folds': [*clean], 'command': 'python scripts/cross_validate.py --name x'}
+    (X / 'plan.json').write_text(json.dumps(plan))
+    tables.make(X, figures=draw)
+    return (X / 'table.md').read_text()
+
+
+def cells(text, first, begins):
+    """Cells behind the first one, of the row that begins with it, in the first table whose head begins so."""
+    head = text[text.index(f'| {begins} |'):].split('\n\n')[0].splitlines()
+    return next([cell.strip() for cell in line.split('|')[2:-1]] for line in head if line.startswith(f'| {first} |'))
+
+
+def of(predictions, model, seed):
+    """Speakers, labels and predicted classes of a model's seed."""
+    part = predictions[(predictions['model'] == model) & (predictions['seed'] == seed)]
+    return part[['speaker', 'label', 'predicted']].to_numpy(str).T
+
+
+def test_scores_are_those_of_scikit_learn():
+    text = make(asked('searched', 'cnn'), clean=[3])
+    predictions, found = pd.read_csv(X / 'predictions.csv'), pd.read_csv(X / 'table.csv').set_index('model')
+    assert [*found.index] == ['searched', 'cnn']
+    for model, row in found.iterrows():
+        for name, (title, score) in zip(significance.MEASURES, SCORES.items()):
+            by_seed = [score(*of(predictions, model, seed)[1:]) for seed in (0, 1)]
+            by_fold = [np.mean([score(*of(predictions[predictions['fold'] == fold], model, seed)[1:]) for seed in (0, 1)])
+                       for fold in (1, 2, 3)]
+            expected = np.mean(by_seed), np.std(by_seed, ddof=1), np.mean(by_fold), np.std(by_fold, ddof=1)
+            assert [*row[[name, f'{name}_sd', f'{name}_folds', f'{name}_folds_sd']]] == pytest.approx(expected, abs=1e-12)
+            assert row[f'{name}_low'] < row[name] < row[f'{name}_high'] or model == 'cnn'
+            place = {'UA': ('seeds', 3), 'WA': ('WA', 0), 'macro F1': ('WA', 1)}[title]
+            said = cells(text, model, f'model | {place[0]}')[place[1]]
+            assert said == f'{100 * expected[0]:.1f} ± {100 * expected[1]:.1f}'
+        assert (row['seeds'], row['n_folds'], row['n_test'], row['n_speakers']) == ('0 1', 3, 45, 6)
+        assert row['params'] == 1007 and row['minutes'] == 2
+    assert found.loc['searched', 'search_minutes'] == 1.5 and np.isnan(found.loc['cnn', 'search_minutes'])
+    label = of(predictions, 'cnn', 0)[1]
+    assert cells(text, 'chance', 'model | seeds')[3] == '50.0'
+    assert cells(text, 'chance', 'model | WA')[0] == f'{100 * np.mean(label == "angry"):.1f}'
+    only = text[text.index('## Fold 3 only: test speakers that influenced no choice of the recipe'):]
+    alone = [recall_score(*of(predictions[predictions['fold'] == 3], 'searched', seed)[1:], average='macro', labels=[
+        'angry', 'sad']) for seed in (0, 1)]
+    assert cells(only, 'searched', 'model | seeds')[1:4] == ['16', '2', f'{100 * np.mean(alone):.1f} ± '
+                                                             f'{100 * np.std(alone, ddof=1):.1f}']
+    assert text.index('## All 3 folds') < len(text) - len(only) < text.index('## UA of each fold')
+    assert text.count('| searched minus | seeds |') == 2 and 'python scripts/cross_validate.py --name x' in text
+    assert 'WARNING' not in text
+
+
+def test_differences_and_p_are_those_of_all_swaps():
+    """Of all 64 ways to swap six speakers, each scored by scikit-learn; half of them are the other half mirrored."""
+    text = make(asked('searched', 'random', 'cnn', 'lstm'))
+    predictions, found = pd.read_csv(X / 'predictions.csv'), {}
+    speaker, label, _ = of(predictions, 'cnn', 0)
+    names = sorted(set(speaker))
+    for model in ('random', 'cnn', 'lstm'):
+        differences = {name: [] for name in SCORES}
+        for swap in itertools.product([False], *[[False, True]] * 5):
+            swapped = np.isin(speaker, [name for name, turned in zip(names, swap) if turned])
+            pairs = [(of(predictions, 'searched', seed)[2], of(predictions, model, seed)[2]) for seed in (0, 1)]
+            pairs = [(np.where(swapped, b, a), np.where(swapped, a, b)) for a, b in pairs]
+            for name, score in SCORES.items():
+                differences[name].append(np.mean([score(label, a) - score(label, b) for a, b in pairs]))
+        found[model] = {name: (some[0], np.mean(np.abs(some) >= abs(some[0]) - 1e-12)) for name, some in differences.items()}
+    ps = [one['UA'][1] for one in found.values()]
+    for model, one in found.items():
+        ua, rest = cells(text, model, 'searched minus | seeds'), cells(text, model, 'searched minus | WA')
+        assert ua[:2] == ['0 1', '6']
+        for name, got in (('UA', ua[2:5]), ('WA', rest[:3]), ('macro F1', rest[3:])):
+            difference, p = one[name]
+            assert (got[0], got[2]) == (f'{100 * difference:+.1f}', f'{p:.3f}')
+            low, high = (float(x) for x in got[1].split(' to '))
+            assert low < 100 * difference < high
+        p = one['UA'][1]  # Holm: of each p that is not larger, as often as there are others that are not smaller
+        assert ua[5] == f'{max(min(1, q * sum(other >= q for other in ps)) for q in ps if q <= p):.3f}'
+    assert found['cnn']['UA'][0] > .1 and found['cnn']['UA'][1] < .05 < found['cnn']['WA'][1]  # else WA might stand for UA
+    assert len({*ps}) == 3
+    difference, p = found['random']['UA']
+    assert text.startswith(f'searched is not better than random: {100 * difference:+.1f} UA (') and f', p = {p:.3f}.\n' in text
+    assert 'The smallest possible p: 0.031 with 6 speakers.' in text
+
+
+@pytest.mark.parametrize('difference, p, n_speakers, said', [
+    (.014, .379, 10, 'searched is not better than random: +1.4 UA (-0.9 to 3.8), p = 0.379.'),
+    (.014, .03, 10, 'searched is better than random: +1.4 UA (-0.9 to 3.8), p = 0.030.'),
+    (-.014, .0002, 24, 'searched is worse than random: -1.4 UA (-0.9 to 3.8), p < 0.001.'),
+    (.014, .5, 2, '2 speakers cannot show whether searched is better than random: +1.4 UA (-0.9 to 3.8), p = 0.500.'),
+])
+def test_the_verdict_is_one_sentence(difference, p, n_speakers, said):
+    assert report.verdict([], [{'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers}]) == said
+
+
+def test_the_verdict_without_a_random_network():
+    text = make(asked('cnn', 'lstm'))
+    ua = pd.read_csv(X / 'table.csv').set_index('model')['ua']
+    assert text.startswith(f'lstm has the highest UA: {100 * ua["lstm"]:.1f} (') and ua['lstm'] > ua['cnn']
+    assert make(asked('cnn'), missing=asked('cnn')).startswith('No run is finished yet.\n\n# x\n\n0 of 6 runs are finished; ')
+
+
+def test_seeds_with_missing_folds():
+    runs = asked('searched', 'cnn', seeds=[0, 1, 2]) + asked('lstm', seeds=[0])
+    text = make(runs, missing=[('cnn', 2, 1), ('searched', 3, 2), ('searched', 1, 2)])
+    assert cells(text, 'searched', 'model | seeds')[0] == '0 1 (1 left out)'
+    assert cells(text, 'cnn', 'model | seeds')[0] == '0 2 (1 left out)'
+    assert cells(text, 'cnn', 'searched minus | seeds')[0] == '0 (2 left out)'
+    assert cells(text, 'lstm', 'model | seeds')[0] == '0' == cells(text, 'lstm', 'searched minus | seeds')[0]
+    assert [*pd.read_csv(X / 'table.csv')['seeds_left_out']] == [1, 1, 0]
+
+
+def test_a_partial_row_has_no_deviation_over_seeds():
+    text = make(asked('searched', 'cnn_gru'), missing=[('cnn_gru', 2, 1), ('cnn_gru', 3, 0)])
+    found = pd.read_csv(X / 'table.csv').set_index('model')
+    assert cells(text, 'cnn_gru', 'model | seeds')[0] == 'partial: seed 0 folds 1 2; seed 1 folds 1 3'
+    assert found.loc['searched', 'ua_sd'] > 0 and found.loc['cnn_gru', ['ua_sd', 'wa_sd', 'macro_f1_sd']].isna().all()
+    assert '±' in cells(text, 'searched', 'model | seeds')[3]
+    assert cells(text, 'cnn_gru', 'model | seeds')[3] == f'{100 * found.loc["cnn_gru", "ua"]:.1f}'
+    assert '±' in cells(text, 'cnn_gru', 'model | seeds')[5]  # over folds there is one
+    assert 'The smallest possible p: 0.031 with 6 speakers.' in text
+
+
+def test_the_smallest_p_is_that_of_the_speakers_compared():
+    text = make(asked('searched', 'random', 'cnn', seeds=[0]), missing=[('cnn', 2, 0), ('cnn', 3, 0)])
+    assert cells(text, 'cnn', 'searched minus | seeds')[:2] == ['partial: seed 0 fold 1', '2']
+    assert 'The smallest possible p: 0.5 with 2 speakers, 0.031 with 6 speakers.' in text
+
+
+def test_failed_and_missing_runs_are_named():
+    text = make(asked('searched', 'cnn', seeds=[0]), missing=[('cnn', 1, 0)], failed={('cnn', 2, 0): 'ended by SIGKILL'})
+    assert '4 of 6 runs are finished; 1 failed: cnn (seed 0 fold 2); 1 missing: cnn (seed 0 fold 1).' in text
+    assert '- cnn-f2-s0: ended by SIGKILL' in text
+
+
+@pytest.mark.parametrize('models, seeds, said', [(['svm'], [0, 1], True), (['svm'], [0], False), (['cnn'], [0, 1], False)])
+def test_no_seed_changes_the_svm(models, seeds, said):
+    text = make(asked('searched', *models, seeds=seeds))
+    assert ('its deviation over seeds is 0' in text) == said
+    assert ('± 0.0' in cells(text, 'svm', 'model | seeds')[3]) == said if 'svm' in models else True
+
+
+@pytest.mark.parametrize('more, said', [
+    ({'train_on_dev': True}, 'trained on the dev speakers too'), ({'normalise': 'speaker'}, 'test speakers too.**'),
+    ({'search_heard_test_speakers': 'ann'}, 'the search heard test speakers in cnn-f1-s0 (ann)'),
+    ({'search_heard_test_speakers': 'not known'}, 'not known whether the search heard test speakers in cnn-f1-s0'),
+])
+def test_what_a_reader_must_know_comes_before_any_score(more, said):
+    text = make(asked('cnn', seeds=[0]), **more)
+    assert 0 < text.find(said) < text.find('| model |')
+    assert said not in make(asked('cnn', seeds=[0]), normalise='corpus', train_on_dev=False)
+
+
+def test_runs_that_were_tested_on_different_utterances_are_not_comparable():
+    make(asked('searched', 'cnn', seeds=[0]))
+    predictions = pd.read_csv(X / 'predictions.csv')
+    last = predictions[(predictions['model'] == 'cnn') & (predictions['fold'] == 2)].index[-1]
+    predictions.drop(last).to_csv(X / 'predictions.csv', index=False)
+    tables.make(X, figures=False)
+    assert 'WARNING: in fold 2 runs were tested on different utterances' in (X / 'table.md').read_text()
+    assert 'WARNING: in fold 1' not in (X / 'table.md').read_text()
+
+
+def test_speakers_and_labels_are_names_even_if_they_look_like_numbers_or_nothing():
+    text = make(asked('cnn', seeds=[0]), rename=lambda name: {'ann': '01', 'bob': 'NA', 'cem': '1'}.get(name, name))
+    assert cells(text, 'cnn', 'model | seeds')[2] == '6' and '| fold 1: 01 NA |' in text
+
+
+def test_clean_folds_that_were_not_run():
+    assert '## Folds 2, 3 only' in (text := make(asked('cnn', seeds=[0], folds=[1]), clean=[2, 3]))
+    assert 'These folds were not run.' in text and '## Fold 1 of 3' in text
+
+
+def test_minutes_that_were_not_recorded():
+    text = make(asked('searched', 'cnn', seeds=[0]), minutes=None)
+    assert cells(text, 'cnn', 'model | seeds')[-1] == '' and 'Hardware: none.' in text
+
+
+def test_operations_by_hand():
+    """max_pool once in every normal cell beside skip_connect; in reduce cells skip_connect alone, in fold 2 max_pool once."""
+    text = make(asked('searched', 'random', seeds=[0]))
+    assert cells(text, 'max_pool_3x3', 'normal cell') == ['50.0', '50.0']
+    assert cells(text, 'skip_connect', 'reduce cell') == ['83.3', '83.3']  # 5 of 6 edges
+    assert cells(text, '*shared by two cells*', 'reduce cell') == ['66.7', '66.7']  # pairs share 1, 2 and 1 of 2 edges
+    assert '- fold 2, seed 0: `Genotype(normal=' in text
+    assert '| *shared by two cells* | one cell only |' in make(asked('searched', seeds=[0], folds=[1]))
+
+
+def test_selection_on_the_command_line(capsys):
+    make(asked('searched', 'cnn'))
+    tables.main(['x', '--models', 'cnn', '--seeds', '1', '--only_folds', '2-3', '--clean_folds', '2', '--to', 'y'])
+    assert [*pd.read_csv('y/table.csv')[['model', 'seeds', 'n_folds']].iloc[0]] == ['cnn', 1, 2]
+    assert '## Fold 2 only' in Path('y/table.md').read_text() and 'y/table.md: cnn has' in capsys.readouterr().out
+    for words, said in ((['x', '--models', 'svm'], 'has no such runs'), (['z'], 'z/runs.csv does not exist')):
+        with pytest.raises(UserError, match=said):
+            tables.main(words)
+
+
+def test_figures(monkeypatch):
+    """Every model has a colour and marker of its own, and a point for every fold; nothing of other models stays."""
+    drawn = {}
+    monkeypatch.setattr(figures.Figure, 'savefig', lambda self, path, **_: (path.touch(), drawn.update({path: self})))
+    (X / 'figures').mkdir()
+    for name in ('mine', 'confusion-old'):
+        (X / 'figures' / f'{name}.png').touch()
+    text = make(asked('searched', 'cnn', 'cnn_matched', seeds=[0]), draw=True)
+    expected = ['folds', 'parameters', *(f'confusion-{model}' for model in ('searched', 'cnn', 'cnn_matched'))]
+    assert sorted(path.stem for path in (X / 'figures').iterdir()) == sorted([*expected, 'mine'])
+    assert all(f'![{name}](figures/{name}.png)' in text for name in expected)
+    styles = [tuple(figures.style(model).values()) for model in figures.MODELS]
+    assert len({*styles}) == len(styles)
+    folds, parameters, *_ = drawn.values()
+    texts = [(text.get_text(), *text.get_position()) for text in folds.axes[0].texts]
+    ua = pd.read_csv(X / 'table.csv')
+    assert len([text for text, *_ in texts if text in '123']) == 9 and ('chance', 1, 50) in texts
+    points = [bar[0].get_ydata()[0] for bar in parameters.axes[0].containers]
+    assert sorted(points) == pytest.approx(sorted(100 * ua['ua'])) and parameters.legends and (
+        parameters.axes[0].get_legend() is None)  # the legend is outside
