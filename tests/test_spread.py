@@ -1,6 +1,7 @@
 """scripts/spread.py: its estimates against known variances, its trainings against augment.py, and its resumption."""
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -278,3 +279,21 @@ def test_report():
     assert 'Rank correlation of a genotype\'s mean UA with its parameters: 1.00' in text and 'Gate: PASSED' in text
     assert 'Gate: open' in spread_report.report(rows, 4, 2, [1, 2])
     assert 'need two' in spread_report.report(rows, 4, 3, [1, 2, 3])
+
+
+def test_committed_report_and_page_are_those_of_the_committed_trainings():
+    folder = spread.Path(__file__).parent.parent / 'docs' / 'search'
+    rows = list(spread.read_rows(folder / 'nemo' / 'trainings.csv', []).values())
+    text = spread_report.report(rows, 12, 3, [2])
+    assert text == (folder / 'nemo' / 'report.md').read_text()
+    page = (folder.parent / 'search.md').read_text()
+    estimates = re.findall(r'^\| (.*?) \| (.*) \|$', text, re.M)[2:]
+    assert len(estimates) > 12
+    for name, numbers in estimates:
+        if name.startswith(('sd', 'correlation', 'gain')):
+            assert re.search(rf'^\| {re.escape(name)}.* \| {re.escape(numbers)} \|$', page, re.M), name
+        elif name.startswith('cnn_gru:'):
+            assert ' | '.join(numbers.split(' | ')[:3]) in page, name
+    for found in ('0.40 (0.00 to 2.05)', '-0.66 (p 0.02', '0.30 (-0.04 to 0.68)', '0.66 (0.00 to 1.46)'):
+        assert found in text
+    assert 'NOT PASSED' in text and '| 0.40 | 0.00 to 2.05 |' in page and '-0.66 (p 0.02' in page
