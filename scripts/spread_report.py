@@ -104,12 +104,14 @@ def _hand_made(rows):
     """Lines of the report: the hand-designed networks."""
     names = list(dict.fromkeys(row['architecture'] for row in rows if not row['genotype']))
     if names:
-        yield ('| hand-made network | parameters | trainings | UA, mean | UA, sd over trainings |\n'
+        yield ('| hand-made network | parameters | trainings | UA, mean | UA, sd of seeds |\n'
                '|---|---|---|---|---|')
     for name in names:
         its = [row for row in rows if row['architecture'] == name]
         ua = [100 * row['ua'] for row in its]
-        spread = f'{np.std(ua, ddof=1):.1f}' if len(ua) > 1 else ''
+        by_fold = [[100 * row['ua'] for row in its if row['fold'] == fold] for fold in {row['fold'] for row in its}]
+        enough = min(map(len, by_fold)) > 1
+        spread = f'{np.sqrt(np.mean([np.var(some, ddof=1) for some in by_fold])):.1f}' if enough else ''
         yield f'| {name} | {its[0]["parameters"]:,} | {len(ua)} | {np.mean(ua):.1f} | {spread} |'
     yield ''
 

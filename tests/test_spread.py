@@ -273,9 +273,12 @@ def test_folds_and_hand_made():
 def test_report():
     rows = [dict(architecture=str(a), genotype='g', parameters=100 + a, seed=s, fold=f, ua=.5 + .01 * a + .001 * s,
                  loss=1. - .1 * a + .01 * s) for a in range(4) for s in range(3) for f in (1, 2)]
-    rows += [dict(rows[0], architecture='cnn_gru', genotype='', parameters=70, ua=.6)]
+    hand_made = dict(rows[0], genotype='', parameters=70)
+    rows += [dict(hand_made, architecture='cnn_gru', ua=.6)]
+    rows += [dict(hand_made, architecture='cnn', fold=f, seed=s, ua=.1 * f + .02 * s) for f in (1, 2) for s in (0, 1)]
     text = spread_report.report(rows, 5, 3, [1, 2])
-    assert text.startswith('INCOMPLETE: 1 of 5 genotypes lack') and '| cnn_gru | 70 | 1 | 60.0 |' in text
+    assert text.startswith('INCOMPLETE: 1 of 5 genotypes lack') and '| cnn_gru | 70 | 1 | 60.0 |  |' in text
+    assert '| cnn | 70 | 4 | 16.0 | 1.4 |' in text  # the deviation of seeds within folds, not of folds
     assert 'Rank correlation of a genotype\'s mean UA with its parameters: 1.00' in text and 'Gate: PASSED' in text
     assert 'Gate: open' in spread_report.report(rows, 4, 2, [1, 2])
     assert 'need two' in spread_report.report(rows, 4, 3, [1, 2, 3])
