@@ -11,7 +11,6 @@ import config as cf
 from scripts import spread, spread_plan, spread_report
 from utils import UserError
 
-
 ARGS = ['--name', 's', '--dataset', 'manifest', '--epochs', '4', '--lr', '0.1', '--folds', '3', '--train_on_dev', *SMALL,
         '--n_nodes', '1', '--rnn_nodes', '1', '--architectures', '2', '--seeds', '2', '--workers', '1', '--threads', '1']
 
