@@ -1,0 +1,165 @@
+"""What a search can win: how far random networks of a space differ, compared with seeds and folds.
+
+    python scripts/spread.py --name nemo --config configs/nemo.yaml --data_path DIR --architectures 12 --seeds 3
+
+The program draws genotypes from the search space and trains each with several seeds on each fold, as augment.py does.
+It tests a network once, after its last epoch, on the fold's test speakers. Then it splits the variance of UA into
+architecture, seed, fold and interaction (scripts/spread_statistics.py). Every training is one row of
+runs/spread/NAME/trainings.csv, and the same command continues after an interruption. --seed chooses the genotypes;
+every training has a seed of its own, which is in the column run_seed.
+"""
+import csv
+import fcntl
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import augment  # noqa: E402
+import config as cf  # noqa: E402
+import datasets  # noqa: E402
+import utils  # noqa: E402
+from datasets.transforms import SpecAugment  # noqa: E402
+from models.sync import CrossEntropyLoss  # noqa: E402
+from scripts import spread_report  # noqa: E402
+from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers  # noqa: E402
+
+COLUMNS = ('architecture', 'genotype', 'parameters', 'seed', 'fold', 'run_seed', 'ua', 'loss', 'minutes')
+
+
+def main(argv=None):
+    own, config = configure(argv)
+    utterances, folds, _ = datasets.select(config)
+    numbers = fold_numbers(own.only_folds, len(folds))
+    labels = sorted({u.label for u in utterances})
+    networks = draw(own, config, labels)
+    hand_made = baselines(own, config, labels)
+    path = Path('runs', 'spread', config.name)
+    # A dry run writes nothing.
+    with nullcontext() if own.dry_run else locked(path):
+        settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
+        check_settings(path, {**settings, 'band': own.band, 'digest': datasets.digest(utterances)}, not own.dry_run)
+        rows = read_rows(path / 'trainings.csv', networks)
+        jobs = [(network, fold, seed) for fold in numbers for network in [*networks, *hand_made] for seed in range(own.seeds)]
+        left = [job for job in jobs if key(*job) not in rows]
+        sizes = [network.parameters for network in networks]
+        print(f'{len(networks)} genotypes of {min(sizes):,} to {max(sizes):,} parameters, {len(hand_made)} hand-designed '
+              f'networks; {len(jobs) - len(left)} of {len(jobs)} trainings finished', flush=True)
+        if not own.dry_run:
+            try:
+                train_all(left, rows, path / 'trainings.csv', config)
+            except KeyboardInterrupt:
+                print('spread.py: interrupted; the same command continues', file=sys.stderr, flush=True)
+                sys.exit(130)
+        found = [rows[key(*job)] for job in jobs if key(*job) in rows]
+        text = spread_report.report(found, own.architectures, own.seeds, numbers)
+        print(text)
+        if not own.dry_run:
+            utils.write_aside(path / 'report.md', lambda f: f.write(text.encode()))
+            figure = spread_report.draw(found)
+            utils.write_aside(path / 'spread.png', lambda f: figure.savefig(f, dpi=110, format='png'))
+            print(f'report: {path / "report.md"}')
+
+
+@contextmanager
+def locked(path: Path):
+    """Makes the folder and keeps other processes out of it."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / 'lock', 'a') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise utils.UserError(f'another process is writing {path}: wait for it, or take another --name') from None
+        yield
+
+
+def train_all(jobs, rows: dict, path: Path, config):
+    """Trains what is left, fold after fold, and writes every row as soon as it is known."""
+    utils.set_threads(config.threads)
+    device, data, loaded = utils.choose_device(config.device), None, None
+    for i, (network, fold, seed) in enumerate(jobs, 1):
+        if fold != loaded:
+            data = datasets.load(replace(config, fold=fold), ('train', 'test'), device, train_on_dev=config.train_on_dev)
+            loaded = fold
+            print(f'fold {fold}: {len(data.sets["train"])} utterances to train, {len(data.sets["test"])} to test, of '
+                  f'{" ".join(data.fold.test)}', flush=True)
+        began, run_seed = time.time(), network.run_seed(fold, seed)
+        scores = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device)
+        rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
+            network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
+            round(scores['loss'], 6), round((time.time() - began) / 60, 3)), strict=True))
+        utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
+        print(f'{i}/{len(jobs)}: architecture {network.name}, seed {seed}, fold {fold}: UA {scores["ua"]:.3f}, '
+              f'loss {scores["loss"]:.3f}, {(time.time() - began) / 60:.2f} minutes', flush=True)
+
+
+def train(config: cf.AugmentConfig, genotype, data, device) -> dict:
+    """Test scores after the last epoch; the same as augment.py has with this seed if no dev speaker picks the epoch."""
+    utils.set_seed(config.seed)
+    net = augment.make_net(config, data, genotype).to(device)
+    if config.channels_last:
+        net.to(memory_format=torch.channels_last)
+    criterion = CrossEntropyLoss(data.class_weights.to(device))
+    optim = augment.make_optimizer(net, config)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: augment.schedule(epoch, config.warmup, config.epochs))
+    autocast = utils.autocast(device, config.amp)
+    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
+    draws = torch.Generator().manual_seed(config.seed)
+    for epoch in range(1, config.epochs + 1):
+        net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
+        batches = data.sets['train'].batches(config.batch_size, None, draws, masks)
+        augment.train_epoch(net, criterion, optim, batches, autocast, config)
+        scheduler.step()
+    return augment.evaluate(net, data.sets['test'], criterion, autocast, config)[0]
+
+
+def key(network: Network, fold: int, seed: int) -> tuple:
+    """What identifies a training."""
+    return network.name, fold, seed
+
+
+def read_rows(path: Path, networks: list[Network]) -> dict:
+    """{key: row} of the finished trainings. UserError if one is of another genotype."""
+    if not path.exists():
+        return {}
+    types = dict(parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float, minutes=float)
+    try:
+        with open(path, newline='', encoding='utf-8') as f:
+            rows = [{name: types.get(name, str)(row[name]) for name in COLUMNS} for row in csv.DictReader(f)]
+    except (KeyError, TypeError, ValueError):
+        raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
+    texts = {network.name: network.text() for network in networks}
+    for row in rows:
+        if texts.get(row['architecture'], row['genotype']) != row['genotype']:
+            raise utils.UserError(f'{path}: architecture {row["architecture"]} is another genotype than this version '
+                                  'draws: take another --name')
+    return {(row['architecture'], row['fold'], row['seed']): row for row in rows}
+
+
+def check_settings(folder: Path, settings: dict, write: bool):
+    """UserError if the trainings in the folder began with other settings. write: keep the settings if there are none yet."""
+    path = folder / 'settings.yaml'
+    if not path.exists():
+        if write:
+            utils.write_aside(path, lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
+        return
+    try:
+        before = dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise utils.UserError(f'{path} is damaged: take another --name') from None
+    for name in {**before, **settings}:
+        then, now = before.get(name), settings.get(name)
+        if name == 'digest' and then != now:
+            raise utils.UserError(f'utterances, labels or speakers differ from those that {folder} began with: take '
+                                  'another --name')
+        if then != now:
+            raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
+
+
+if __name__ == '__main__':
+    utils.cli(main)

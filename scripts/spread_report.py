@@ -1,0 +1,134 @@
+"""The report and the figure of scripts/spread.py."""
+import numpy as np
+from scipy.stats import spearmanr
+
+from scripts.spread_statistics import (
+    DIFFERENCE,
+    better_half,
+    ceiling,
+    correlation,
+    estimate,
+    gate,
+    mean_squares,
+    one_training_each,
+    ratio,
+    sd,
+    seeds_needed,
+)
+
+CANDIDATES = (8, 300)  # networks among which a search chooses
+TABLES = (1, 5)  # folds of the tables for which the report counts seeds
+
+
+def table(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int],
+          measure: str) -> tuple[np.ndarray, list[str]]:
+    """y (A, F, S) of the genotypes of which every training is finished, and their names."""
+    found = {(row['architecture'], row['fold'], row['seed']): row[measure] for row in rows}
+    y = np.array([[[found.get((str(a), f, s), np.nan) for s in range(n_seeds)] for f in folds]
+                  for a in range(n_architectures)])
+    complete = np.isfinite(y).all(axis=(1, 2))
+    return y[complete], [str(a) for a in np.flatnonzero(complete)]
+
+
+def report(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int]) -> str:
+    """Markdown: the estimates of the finished trainings, and the hand-made networks."""
+    ua, names = table(rows, n_architectures, n_seeds, folds, 'ua')
+    loss, _ = table(rows, n_architectures, n_seeds, folds, 'loss')
+    lines = [f'{len(names)} genotypes, {n_seeds} seeds, fold{"s" * (len(folds) > 1)} {", ".join(map(str, folds))}.']
+    if len(names) < n_architectures:
+        lines = [f'INCOMPLETE: {n_architectures - len(names)} of {n_architectures} genotypes lack trainings, and take no '
+                 f'part in the estimates. {lines[0]}']
+    if len(names) < 2:
+        lines += ['', 'Estimates need two genotypes with all their trainings.', '']
+    elif np.ptp(ua, axis=2).max() == 0:
+        lines += ['', 'No genotype has two seeds with different UA: there is nothing to estimate.', '']
+    else:
+        sizes = {row['architecture']: row['parameters'] for row in rows}
+        lines += _estimates(100 * ua, loss, [sizes[name] for name in names])
+    return '\n'.join([*lines, *_hand_made(rows)])
+
+
+def _estimates(ua, loss, sizes):
+    """Lines of the report: what the scores (A, F, S) say. sizes: parameters of the genotypes."""
+    means = ua.mean(axis=(1, 2))
+    yield (f'Mean UA {means.mean():.1f}; means of the genotypes {means.min():.1f} to {means.max():.1f}; '
+           f'{min(sizes):,} to {max(sizes):,} parameters.')
+    yield '\n| UA, points | estimate | 95% interval |\n|---|---|---|'
+    yield from _components(ua)
+    yield f'\n{_verdict(ua)}\n'
+    if len(set(sizes)) > 1 and len(sizes) > 2:
+        rank = spearmanr(sizes, means)
+        yield (f'Rank correlation of a genotype\'s mean UA with its parameters: {rank.statistic:.2f} '
+               f'(p {rank.pvalue:.2f}).\n')
+    of_loss = [estimate(mean_squares(loss), loss.shape, function) for function in (correlation, ratio)]
+    yield ('By log-loss instead of UA, two seeds of one genotype correlate {:.2f} ({:.2f} to {:.2f}), and sd of '
+           'architectures / sd of seeds is {:.2f} ({:.2f} to {:.2f}).\n').format(*of_loss[0], *of_loss[1])
+
+
+def _components(ua):
+    """Rows of the table of estimates."""
+    squares, shape = mean_squares(ua), ua.shape
+    of = {'architecture': 'architectures' + ', with their interaction with this fold' * (shape[1] == 1),
+          'seed': 'seeds of one architecture', 'fold': 'folds', 'interaction': 'architecture x fold'}
+    wanted = [(f'sd of {text}', sd(source), 1) for source, text in of.items() if source in squares]
+    wanted += [('correlation of two seeds of one genotype', correlation, 2),
+               ('sd of architectures / sd of seeds', ratio, 2)]
+    for n in CANDIDATES:
+        wanted += [(f'gain of a perfect choice among {n}', ceiling(n), 1),
+                   (f'gain of a choice among {n} by one training of each', one_training_each(n), 1)]
+    for n in TABLES:
+        table = f'to show {DIFFERENCE} points in a table of {n} fold{"s" * (n > 1)}'
+        wanted += [(f'seeds {table}: two networks', seeds_needed(n, False), 0),
+                   (f'seeds {table}: two methods that draw a genotype in each run', seeds_needed(n, True), 0)]
+    for text, function, digits in wanted:
+        value, low, high = estimate(squares, shape, function)
+        yield f'| {text} | {value:.{digits}f} | {low:.{digits}f} to {high:.{digits}f} |'
+
+
+def _verdict(ua):
+    """The gate, in words."""
+    half = better_half(ua)
+    if half is None:
+        return 'Gate: open. The better half can be measured with 3 seeds and 4 genotypes or more.'
+    both = estimate(mean_squares(ua), ua.shape, ratio), estimate(*half, ratio)
+    passed, certain = gate(*both)
+    doubt = '' if certain else ', but the intervals do not exclude the opposite'
+    of_half = [estimate(*half, sd(source)).value for source in ('architecture', 'seed')]
+    return ('Gate: {}{}. sd of architectures / sd of seeds must be 1 or more. It is {:.2f} ({:.2f} to {:.2f}) among all '
+            'networks, and {:.2f} ({:.2f} to {:.2f}) among the better half (architectures {:.1f}, seeds {:.1f} points; one '
+            'seed chooses the half, the others measure it).').format(
+                'PASSED' if passed else 'NOT PASSED', doubt, *both[0], *both[1], *of_half)
+
+
+def _hand_made(rows):
+    """Lines of the report: the hand-designed networks."""
+    names = list(dict.fromkeys(row['architecture'] for row in rows if not row['genotype']))
+    if names:
+        yield ('| hand-made network | parameters | trainings | UA, mean | UA, sd of seeds |\n'
+               '|---|---|---|---|---|')
+    for name in names:
+        its = [row for row in rows if row['architecture'] == name]
+        ua = [100 * row['ua'] for row in its]
+        by_fold = [[100 * row['ua'] for row in its if row['fold'] == fold] for fold in {row['fold'] for row in its}]
+        enough = min(map(len, by_fold)) > 1
+        spread = f'{np.sqrt(np.mean([np.var(some, ddof=1) for some in by_fold])):.1f}' if enough else ''
+        yield f'| {name} | {its[0]["parameters"]:,} | {len(ua)} | {np.mean(ua):.1f} | {spread} |'
+    yield ''
+
+
+def draw(rows: list[dict]):
+    """UA of every training against parameters, as a matplotlib Figure; a line joins the trainings of one network."""
+    from matplotlib.figure import Figure  # slow to import
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.add_subplot(xscale='log', xlabel='parameters', ylabel='UA, %')
+    for name in dict.fromkeys(row['architecture'] for row in rows):
+        its = [row for row in rows if row['architecture'] == name]
+        x, ua = [row['parameters'] for row in its], [100 * row['ua'] for row in its]
+        drawn = bool(its[0]['genotype'])
+        axes.plot(x, ua, 'o-' if drawn else '^-', color='tab:blue' if drawn else 'tab:red', ms=4, lw=.7, alpha=.7)
+        axes.plot(x[0], np.mean(ua), '_', color='black', ms=12)
+        if not drawn:
+            axes.annotate(name, (x[0], max(ua)), (0, 6), textcoords='offset points', ha='center', fontsize=8)
+    axes.set_title('Random genotypes (blue) and hand-made networks (red): a point is a training, black is the mean',
+                   fontsize=9)
+    return figure

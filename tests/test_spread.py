@@ -1,0 +1,150 @@
+"""scripts/spread.py: its trainings against augment.py, its resumption, its draws, and the page of its results."""
+import csv
+import json
+import re
+
+import pytest
+from conftest import SMALL
+
+import augment
+import config as cf
+from scripts import spread, spread_plan, spread_report
+from utils import UserError
+
+ARGS = ['--name', 's', '--dataset', 'manifest', '--epochs', '4', '--lr', '0.1', '--folds', '3', '--train_on_dev', *SMALL,
+        '--n_nodes', '1', '--rnn_nodes', '1', '--architectures', '2', '--seeds', '2', '--workers', '1', '--threads', '1']
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope='module')
+def whole(small_corpus, tmp_path_factory):
+    """A folder with a finished run."""
+    folder = tmp_path_factory.mktemp('spread')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        spread.main([*ARGS, '--data_path', str(small_corpus)])
+    return folder
+
+
+def trainings(folder):
+    with open(folder / 'runs/spread/s/trainings.csv', newline='') as f:
+        return [{name: value for name, value in row.items() if name != 'minutes'} for row in csv.DictReader(f)]
+
+
+def test_rows_are_those_of_augment(small_corpus, whole, here):
+    row = trainings(whole)[3]
+    assert (row['architecture'], row['seed'], row['fold'], row['run_seed']) == ('1', '1', '1', '10101')
+    args = ARGS[2:ARGS.index('--n_nodes')]
+    augment.main(['--name', 'a', '--genotype', row['genotype'], '--seed', row['run_seed'], '--data_path', str(small_corpus),
+                  *args])
+    results = json.loads((here / 'runs/augment/a/results.json').read_text())
+    assert float(row['ua']) == pytest.approx(results['ua'], abs=1e-6)
+    assert int(row['parameters']) == results['n_params']
+
+
+def test_resumed_equals_uninterrupted(small_corpus, whole, here, monkeypatch, capsys):
+    train, calls = spread.train, []
+
+    def killed(*args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return train(*args)
+    monkeypatch.setattr(spread, 'train', killed)
+    argv = [*ARGS, '--data_path', str(small_corpus)]
+    with pytest.raises(SystemExit) as ended:
+        spread.main(argv)
+    assert ended.value.code == 130 and trainings(here) == trainings(whole)[:3]
+    spread.main([*argv, '--dry_run'])
+    assert '3 of 4 trainings' in (said := capsys.readouterr().out) and 'INCOMPLETE: 1 of 2 genotypes lack' in said
+    calls.clear()
+    spread.main(argv)
+    assert len(calls) == 1 and trainings(here) == trainings(whole)
+    assert (here / 'runs/spread/s/report.md').read_text() == (whole / 'runs/spread/s/report.md').read_text()
+    calls.clear()
+    spread.main(argv)
+    assert not calls
+    more = [*argv, '--seeds', '3']
+    spread.main(more)
+    assert len(calls) == 2 and len(trainings(here)) == 6
+    with pytest.raises(UserError, match='epochs is 3, but .* began with 4'):
+        spread.main([*argv, '--epochs', '3'])
+
+
+def test_dry_run_writes_nothing(small_corpus, here, capsys):
+    spread.main([*ARGS, '--data_path', str(small_corpus), '--dry_run'])
+    assert '0 of 4 trainings' in capsys.readouterr().out
+    assert not (here / 'runs').exists() and not (here / '.cache').exists()
+
+
+def test_one_process_at_a_time(here):
+    with spread.locked(here / 'x'), pytest.raises(UserError, match='another process'), spread.locked(here / 'x'):
+        pass
+
+
+def networks(*argv, labels=('angry', 'sad')):
+    own, config = spread_plan.configure(['--name', 's', *SMALL, *argv])
+    return spread_plan.draw(own, config, list(labels))
+
+
+def test_band_rejects():
+    free = networks('--architectures', '30')
+    sizes = sorted(network.parameters for network in free)
+    low, high = sizes[10], sizes[20]
+    inside = networks('--architectures', '8', '--band', f'{low}-{high}')
+    assert all(low <= network.parameters <= high for network in inside)
+    kept = [network.text() for network in free if low <= network.parameters <= high]
+    assert [network.text() for network in inside[:len(kept)]] == kept[:8]  # those drawn without a band, less the rejected ones
+    assert [network.text() for network in networks('--architectures', '3')] == [network.text() for network in free[:3]]
+    assert networks('--architectures', '2', '--seed', '1')[0].text() != free[0].text()
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--band', '1-2'], r'--band 1-2: 50 genotypes in a row had [\d,]+ to [\d,]+ parameters'),
+    (['--band', '9-2'], '--band 9-2: must be LOW-HIGH'),
+    (['--band', 'small'], '--band small: must be LOW-HIGH'),
+    (['--fold', '2'], '--fold: leave it out'),
+    (['--model', 'cnn'], '--model: leave it out'),
+    (['--seeds', '1'], '--seeds 1: must be from 2 to 100'),
+    (['--cnn_ops', 'conv9'], 'unknown cnn operation')])
+def test_mistakes(argv, message, monkeypatch):
+    monkeypatch.setattr(spread_plan, 'MAX_DRAWS', 50)
+    with pytest.raises(UserError, match=message):
+        networks(*argv)
+
+
+def test_folds_and_hand_made():
+    assert spread_plan.fold_numbers('all', 3) == [1, 2, 3] and spread_plan.fold_numbers('3,1', 3) == [1, 3]
+    for text in ('0', '4', '1,', 'x'):
+        with pytest.raises(UserError, match='--only_folds'):
+            spread_plan.fold_numbers(text, 3)
+    own, config = spread_plan.configure(['--name', 's', *SMALL, '--hand_made', 'cnn_gru, cnn_gru:900,cnn_gru'])
+    one, two = spread_plan.baselines(own, config, ['angry', 'sad'])
+    assert (one.config.model, one.config.params, two.config.params) == ('cnn_gru', 0, 900)
+    assert two.parameters < one.parameters and isinstance(two.config, cf.AugmentConfig)
+    for text in ('gru', 'cnn_gru:big', ','):
+        with pytest.raises(UserError, match='--hand_made'):
+            spread_plan.baselines(spread_plan.configure(['--name', 's', '--hand_made', text])[0], config, ['angry', 'sad'])
+
+
+def test_committed_report_and_page_are_those_of_the_committed_trainings():
+    folder = spread.Path(__file__).parent.parent / 'docs' / 'search'
+    rows = list(spread.read_rows(folder / 'nemo' / 'trainings.csv', []).values())
+    text = spread_report.report(rows, 12, 3, [2])
+    assert text == (folder / 'nemo' / 'report.md').read_text()
+    page = (folder.parent / 'search.md').read_text()
+    estimates = re.findall(r'^\| (.*?) \| (.*) \|$', text, re.M)[2:]
+    assert len(estimates) > 12
+    for name, numbers in estimates:
+        if name.startswith(('sd', 'correlation', 'gain')):
+            assert re.search(rf'^\| {re.escape(name)}.* \| {re.escape(numbers)} \|$', page, re.M), name
+        elif name.startswith('cnn_gru:'):
+            assert ' | '.join(numbers.split(' | ')[:3]) in page, name
+    for found in ('0.40 (0.00 to 2.05)', '-0.66 (p 0.02', '0.30 (-0.04 to 0.68)', '0.66 (0.00 to 1.46)'):
+        assert found in text
+    assert 'NOT PASSED' in text and '| 0.40 | 0.00 to 2.05 |' in page and '-0.66 (p 0.02' in page
