@@ -202,6 +202,7 @@ def counts(preset, spaces=SPACES) -> list:
     Other settings are the preset's, but sets of CNN operations are counted without SeqNN cells.
     """
     augment, rows = settings('augment', preset), []
+    torch.manual_seed(0)  # one genotype in every run
     genotype = make_net(settings('search', preset), True).genotype()
     rows += count_rows('preset', augment, ['augment_step'], genotype=genotype)
     for name, value in [(None, 'preset'), *spaces]:
