@@ -326,6 +326,8 @@ def read_yaml(path, section: str) -> dict:
             kept = {key: value for key, value in (below.get(part) or {}).items() if key not in tree}
             tree[part] = {**kept, **(tree.get(part) or {})}
         tree = {**below, **tree}
+    if 'format' in tree:
+        raise UserError(f'--config {path}: this is the record of a run, not a settings file')
     parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS},
              **{part: tree.get(part) or {} for part in SECTIONS}}
     for where, values in parts.items():

@@ -228,7 +228,7 @@ def _from_call(text: str) -> Genotype:
         call = None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'Genotype') \
             or len(call.args) > len(Genotype._fields):
-        raise ValueError('neither Genotype(...) nor JSON')
+        raise ValueError('not a complete Genotype(...), nor JSON')
     fields = {name: _literal(arg) for name, arg in zip(Genotype._fields, call.args)}
     return _fields({**fields, **{str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}})
 

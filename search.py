@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None):
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
                        'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
-        show_epoch(run, net, genotype)
+        draw_epoch(run, net, genotype)
         run.save_checkpoint(state.state_dict())
+        log_epoch(run)  # when the epoch is safe
 
     if run.writes:
         finish(run, net, config, data)
@@ -154,16 +155,11 @@ def entropies(net) -> dict:
     return found
 
 
-def show_epoch(run, net, genotype):
-    """Writes the last epoch to the log and to TensorBoard."""
+def draw_epoch(run, net, genotype):
+    """Draws the last epoch in TensorBoard: operation counts, alphas, cells."""
     row, writer = run.history[-1], run.writer
-    run.logger.info('epoch %d/%d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f | %.0f s', row['epoch'],
-                    run.config.epochs, *(row[part][name] for part in ('train', 'dev') for name in ('loss', 'ua', 'wa')),
-                    row['seconds'])
     if not run.writes:
         return
-    if len(run.history) < 2 or run.history[-2]['genotype'] != row['genotype']:
-        run.logger.info('  %s', row['genotype'])
     for kind in net.kinds():
         counts = row['ops'][kind]
         for name in net.primitives_of(kind):
@@ -174,6 +170,15 @@ def show_epoch(run, net, genotype):
         writer.add_figure(f'alpha/{kind}', plot_alphas(alphas, net.primitives_of(kind), getattr(genotype, kind)),
                           row['epoch'])
     writer.add_figure('genotype', plot(genotype, title(run)), row['epoch'])
+
+
+def log_epoch(run):
+    """Writes the scores of the last epoch to the log, and its genotype if that has changed."""
+    row, log = run.history[-1], run.logger.info
+    log('epoch %d/%d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f | %.0f s', row['epoch'],
+        run.config.epochs, *(row[part][name] for part in ('train', 'dev') for name in ('loss', 'ua', 'wa')), row['seconds'])
+    if len(run.history) < 2 or run.history[-2]['genotype'] != row['genotype']:
+        log('  %s', row['genotype'])
 
 
 def title(run) -> str:

@@ -99,7 +99,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
             torch.cuda.set_device(device.index or 0)  # pinned memory and bfloat16 support concern the current GPU
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f'--device {name}: {str(error).splitlines()[0]}') from None
+        raise UserError(f'--device {name}: {str(error).splitlines()[0]}; use --device cpu or auto') from None
     return device
 
 
@@ -256,6 +256,8 @@ class Run:
         _open_runs.add(self)
         if self.config.resume and not self.exists:
             self._announce_new()
+        elif self.config.resume and not checkpoint:
+            self.logger.info('no complete epoch in %s: it begins again', self.path)
         if checkpoint:
             self.logger.info('resumed after epoch %d of %s', len(self.history), self.path)
         else:

@@ -58,8 +58,8 @@ def scan(dataset: str, data_path: str | None, cache_dir: str = '.cache') -> list
     corpus = reader(dataset)
     if data_path is None:
         if dataset != 'synthetic':
-            raise UserError(f'--data_path is required: the folder of {dataset}, or the CSV file of a '
-                            'manifest')
+            what = 'the CSV file' if dataset == 'manifest' else f'the folder of {dataset}'
+            raise UserError(f'--data_path is required: {what}')
         data_path = os.path.join(cache_dir, f'synthetic-{corpus.SEED}')
     elif not os.path.exists(data_path):
         raise UserError(f'--data_path {data_path}: no such file or folder')
