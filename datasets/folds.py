@@ -123,7 +123,8 @@ def _speakers_of_sessions(utterances, how):
     session_of = {}
     for u in utterances:
         if not u.session:
-            raise UserError(f'--folds {how}: the session of {u.path} is not known')
+            raise UserError(f'--folds {how}: the session of {u.path} is not known; --folds default, loso or a '
+                            'number needs no sessions (a manifest names them in its column session)')
         if session_of.setdefault(u.speaker, u.session) != u.session:
             raise UserError(f'--folds {how}: speaker {u.speaker} is in sessions {session_of[u.speaker]} and '
                             f'{u.session}')
