@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -129,14 +130,19 @@ def count_parameters(parameters: Iterable) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def write_aside(path, write: Callable):
-    """Calls write(file) on a temporary file and renames it to `path`: the file is whole or absent."""
-    aside = f'{path}.tmp'
+def write_aside(path, write: Callable, shared: bool = False):
+    """Calls write(file) on a temporary file and renames it to `path`: the file is whole or absent.
+
+    shared: several processes may write this file, which can be made again; so each has a temporary file of its own, and
+    nothing waits for the disk.
+    """
+    aside = f'{path}.{socket.gethostname()}-{os.getpid()}.tmp' if shared else f'{path}.tmp'
     try:
         with open(aside, 'wb') as f:
             write(f)
-            f.flush()
-            os.fsync(f.fileno())
+            if not shared:
+                f.flush()
+                os.fsync(f.fileno())
         os.replace(aside, path)
     except OSError as error:  # a full disk, for example; the error of a write does not name the file
         with contextlib.suppress(OSError):

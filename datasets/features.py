@@ -15,9 +15,10 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
+import utils
 from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError
 from datasets.faults import Faults
-from datasets.index import Index, write_whole
+from datasets.index import Index
 from datasets.utterance import Utterance
 
 WIN_LENGTH = SAMPLE_RATE * WINDOW_MS // 1000  # 512 samples
@@ -179,7 +180,8 @@ def _extract_all(missing, config, workers, faults):
     """
     def job(path, utterance):
         x = extract(load_audio(utterance), config).astype(np.float16)
-        write_whole(path, lambda f: np.save(f, x))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        utils.write_aside(path, lambda f: np.save(f, x), shared=True)
         return x
     mel_spectrogram(config.n_mels, config.hop_length)  # refuses impossible settings before any work
     # torch works with one thread in each of ours: they do not compete, and any number of them gives

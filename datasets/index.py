@@ -1,10 +1,11 @@
-"""Files of a cache: written whole or not at all, and an index that saves reading audio again."""
+"""An index of the cache, which saves reading audio again."""
 import contextlib
 import json
 import os
 import time
 from collections.abc import Callable
 
+import utils
 from config import UserError
 from datasets.utterance import Utterance
 
@@ -45,7 +46,8 @@ class Index:
         if self.new:
             text = json.dumps({**self._read(), **self.new})
             with contextlib.suppress(OSError):  # a read-only cache can still be used
-                write_whole(self.path, lambda f: f.write(text.encode()))
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+                utils.write_aside(self.path, lambda f: f.write(text.encode()), shared=True)
 
     def _read(self):
         try:
@@ -56,17 +58,3 @@ class Index:
         except (OSError, ValueError, TypeError, AttributeError):
             pass
         return {}
-
-
-def write_whole(path: str, write: Callable) -> None:
-    """Calls write(file) on a temporary file of this process, which is then renamed to `path`."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    aside = f'{path}.{os.getpid()}.tmp'
-    try:
-        with open(aside, 'wb') as f:
-            write(f)
-        os.replace(aside, path)
-    except OSError as error:  # a full disk, for example, whose error names no file
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        raise OSError(error.errno, error.strerror, path) from None

@@ -1,8 +1,6 @@
 """The folder runs/cv/NAME: settings, plan, and what finished runs left. Refuses to mix runs that cannot be compared."""
 import itertools
 import json
-import os
-import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -145,13 +143,9 @@ def read_yaml(path: Path, advice: str) -> dict:
 
 def publish(path: Path, text: str):
     """Writes a file whole or not at all, even if several machines write the same one."""
+    import utils  # loads torch
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{socket.gethostname()}-{os.getpid()}-{path.name}')
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    utils.write_aside(path, lambda f: f.write(text.encode()), shared=True)
 
 
 def rank(model: str) -> int:

@@ -1,5 +1,4 @@
 """Figures of an experiment: UA of the folds, UA against parameters, confusion matrices."""
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the 
 def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
     """Writes FIGURE.png for each figure and returns their names. Removes confusion matrices of models no longer asked for."""
     from datasets.scoring import plot_confusion  # loads torch
+    from utils import write_aside
     figures = {'folds': of_folds(summaries, results), 'parameters': against_parameters(summaries, results)}
     for row in summaries:
         part = results.predictions[results.predictions['model'] == row['model']]
@@ -27,9 +27,8 @@ def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
         if path.stem not in figures:
             path.unlink(missing_ok=True)
     for name, figure in figures.items():
-        aside = folder / f'.{os.getpid()}-{name}.png'
-        figure.savefig(aside, dpi=64 if name.startswith('confusion') else 100, bbox_inches='tight')
-        os.replace(aside, folder / f'{name}.png')
+        how = dict(format='png', dpi=64 if name.startswith('confusion') else 100, bbox_inches='tight')
+        write_aside(folder / f'{name}.png', lambda f, figure=figure, how=how: figure.savefig(f, **how), shared=True)
     return [*figures]
 
 

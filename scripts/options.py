@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> tuple[ExperimentSettings, dict[str, dict]]:
     own = ExperimentSettings(**{f.name: found[f.name] for f in fields(ExperimentSettings) if f.name in found})
     for f in fields(own):
         cf.check(f, getattr(own, f.name))
-    if not re.fullmatch(r'[\w.-]*\w[\w.-]*', own.name):
+    if not re.fullmatch(r'[\w-][\w.-]*', own.name):
         raise UserError(f'--name {own.name or "is required"}: use letters, digits, ".", "_" and "-"')
     return own, {section: settings_of(section, own.config, found) for section in cf.SECTIONS}
 

@@ -31,6 +31,19 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
     assert error.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
 
 
+def test_processes_that_share_a_file_do_not_share_what_they_write_aside(tmp_path, monkeypatch):
+    """The other process writes the same file while this one does: both are whole, the later one stays."""
+    def other(f):
+        f.write(b'this ')
+        with monkeypatch.context() as m:
+            m.setattr(os, 'getpid', lambda: 1)
+            utils.write_aside(tmp_path / 'a', lambda g: g.write(b'other'), shared=True)
+        assert (tmp_path / 'a').read_bytes() == b'other'
+        f.write(b'one')
+    utils.write_aside(tmp_path / 'a', other, shared=True)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [('a', b'this one')]
+
+
 def test_csv_quotes(tmp_path):
     utils.write_csv(tmp_path / 'a.csv', ['path', 'x'], [['a,"b".wav', 1]])
     with open(tmp_path / 'a.csv', newline='') as f:
