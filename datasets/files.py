@@ -1,11 +1,12 @@
 """What readers of corpora with label files share: to list audio, to read labels, and to match the two."""
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from config import UserError
+from datasets.faults import Faults
 from datasets.utterance import Utterance
 
 
@@ -46,8 +47,8 @@ def table_rows(path: Path, columns: tuple[str, ...],
         raise UserError(f'{path}: not a table in UTF-8 ({error})') from None
 
 
-def blocks(path: Path, prefix: str | tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """(number, text) of every line that begins a block of a label file.
+def blocks(path: Path, prefix: str | tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """('PATH, line N', text) of every line that begins a block of a label file.
 
     It is the first line after a blank line or a line of %, or any line that starts with `prefix`.
     """
@@ -57,7 +58,7 @@ def blocks(path: Path, prefix: str | tuple[str, ...]) -> Iterator[tuple[int, str
             line = line.strip()
             separates = not line or line.startswith('%')
             if not separates and (begins or line.startswith(prefix)):
-                yield number, line
+                yield f'{path}, line {number}', line
             begins = separates
 
 
@@ -77,9 +78,19 @@ def matched(rows: dict[str, Utterance], audio: dict[str, str]) -> list[Utterance
     return found
 
 
-def add(rows: dict[str, Utterance], name: str, utterance: Utterance, where: str,
-        lines: dict[str, str]) -> None:
-    """rows[name] = utterance. UserError if the name is there; lines: {name: where} of the rows so far."""
-    if name in lines:
-        raise UserError(f'{where}: {name} is already in {lines[name]}; keep one of them')
-    rows[name], lines[name] = utterance, where
+def labelled(entries: Iterable[tuple], read: Callable, audio: dict[str, str]) -> list[Utterance]:
+    """Utterances of a corpus with a label file, matched with their audio; one UserError of all faults.
+
+    entries: ('PATH, line N', entry) of each label. read(entry, 'PATH, line N') -> (name, Utterance),
+    or a UserError. audio: {name: path}.
+    """
+    rows, lines, faults = {}, {}, Faults()
+    for where, entry in entries:
+        with faults.collect():
+            name, utterance = read(entry, where)
+            if name in lines:
+                raise UserError(f'{where}: {name} is already in {lines[name]}; keep one of them')
+            rows[name], lines[name] = utterance, where
+    found = matched(rows, audio)
+    faults.check(found)
+    return found

@@ -4,11 +4,11 @@ Labels are the raters' consensus in Evalution.txt (sic), never the intended emot
 of S01A).
 """
 import re
+from functools import partial
 from pathlib import Path
 
 from config import UserError
-from datasets.faults import Faults
-from datasets.files import add, audio_in, blocks, matched
+from datasets.files import audio_in, blocks, labelled
 from datasets.utterance import Utterance
 
 EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'O': 'other'}
@@ -39,20 +39,13 @@ def scan(root: str | Path) -> list[Utterance]:
         raise UserError(f'--data_path {root}: has no {LABEL_FILES[0]}; name the folder that holds it')
     if len(tables) > 1:
         raise UserError(f'--data_path {root}: has two label files, {tables[0]} and {tables[1]}; keep one')
-    release, rows, lines, faults = tables[0].parent, {}, {}, Faults()
-    for number, line in blocks(tables[0], ('UTD-', 'MSP-')):
-        where = f'{tables[0]}, line {number}'
-        with faults.collect():
-            turn, utterance = _utterance(line, where, release)
-            add(rows, turn, utterance, where, lines)
+    release = tables[0].parent
     above = {folder / name for folder in (root, release) for name in ('', 'Audio')}
     folders = {p for folder in above for p in folder.glob('[sS]ession[1-6]/*/*') if p.is_dir()}
-    found = matched(rows, audio_in(folders))
-    faults.check(found)
-    return found
+    return labelled(blocks(tables[0], ('UTD-', 'MSP-')), partial(_utterance, release), audio_in(folders))
 
 
-def _utterance(line, where, release):
+def _utterance(release, line, where):
     """(turn, Utterance) of the first line of a block."""
     head = HEAD.match(line)
     if not head:

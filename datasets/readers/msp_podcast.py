@@ -2,11 +2,11 @@
 
 Up to release 1.9 the labels were in labels_concensus.csv.
 """
+from functools import partial
 from pathlib import Path
 
 from config import UserError
-from datasets.faults import Faults
-from datasets.files import add, audio_in, matched, table_rows
+from datasets.files import audio_in, labelled, table_rows
 from datasets.utterance import Utterance
 
 EMOTIONS = {'A': 'anger', 'H': 'happiness', 'S': 'sadness', 'N': 'neutral', 'U': 'surprise', 'F': 'fear',
@@ -32,17 +32,10 @@ def scan(root: str | Path) -> list[Utterance]:
     if len(tables) != 1 or len(audio) != 1:
         raise UserError(f'--data_path {root}: needs one Labels/{LABEL_FILES[0]} (there are {len(tables)}) '
                         f'and one folder Audios (there are {len(audio)})')
-    rows, lines, faults = {}, {}, Faults()
-    for where, row in table_rows(tables[0], COLUMNS):
-        with faults.collect():
-            name, utterance = _utterance(row, where, audio[0])
-            add(rows, name, utterance, where, lines)
-    found = matched(rows, audio_in(audio))
-    faults.check(found)
-    return found
+    return labelled(table_rows(tables[0], COLUMNS), partial(_utterance, audio[0]), audio_in(audio))
 
 
-def _utterance(row, where, folder):
+def _utterance(folder, row, where):
     """(name, Utterance) of a row."""
     if row is None:
         raise UserError(f'{where}: the number of fields differs from the header')

@@ -1,9 +1,9 @@
 """nEMO (Christop 2024): data.tsv, and samples/EB0_neutral_13.wav or .flac."""
+from functools import partial
 from pathlib import Path
 
 from config import UserError
-from datasets.faults import Faults
-from datasets.files import add, audio_in, matched, table_rows
+from datasets.files import audio_in, labelled, table_rows
 from datasets.utterance import Utterance
 
 LABELS = ('anger', 'fear', 'happiness', 'neutral', 'sadness', 'surprised')
@@ -17,17 +17,12 @@ def scan(root: str | Path) -> list[Utterance]:
     table, folder = Path(root) / TABLE, Path(root) / AUDIO
     if not table.is_file() or not folder.is_dir():
         raise UserError(f'--data_path {root}: needs {TABLE} and the folder {AUDIO}')
-    rows, lines, faults = {}, {}, Faults()
-    for where, row in table_rows(table, COLUMNS, delimiter='\t'):
-        with faults.collect():
-            utterance = _utterance(row, where, folder)
-            add(rows, Path(utterance.path).stem, utterance, where, lines)
-    found = matched(rows, audio_in([folder], ('.wav', '.flac')))
-    faults.check(found)
-    return found
+    rows = table_rows(table, COLUMNS, delimiter='\t')
+    return labelled(rows, partial(_utterance, folder), audio_in([folder], ('.wav', '.flac')))
 
 
-def _utterance(row, where, folder):
+def _utterance(folder, row, where):
+    """(name, Utterance) of a row."""
     if row is None:
         raise UserError(f'{where}: the number of fields differs from the header')
     file, emotion, speaker, gender = row
@@ -38,4 +33,4 @@ def _utterance(row, where, folder):
     if not file.startswith(f'{speaker}_{emotion}_'):
         raise UserError(f'{where}: file_id {file!r} does not begin with speaker and emotion, '
                         f'{speaker}_{emotion}_')
-    return Utterance(str(folder / file), emotion, speaker, gender=GENDERS[gender])
+    return Path(file).stem, Utterance(str(folder / file), emotion, speaker, gender=GENDERS[gender])
