@@ -8,7 +8,6 @@ import config as cf
 if __name__ == '__main__':
     cf.answer_help('augment')  # before the slow imports
 
-import math
 import os
 import shlex
 import sys
@@ -28,6 +27,7 @@ from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
+from models.training import evaluate, make_net, make_optimizer, schedule, train_epoch
 from models.visualize import plot
 
 
@@ -108,32 +108,6 @@ def main(argv: list[str] | None = None):
             seconds=sum(row['seconds'] for row in run.history)), f'epoch {best["epoch"]}, {chosen}')
     run.close()
     parallel.stop()
-
-
-def train_epoch(net, criterion, optim, batches, autocast, config) -> dict:
-    """One pass over the training speakers. Returns the training scores."""
-    tally = scoring.Tally()
-    for X, y in batches:
-        optim.zero_grad()
-        with autocast:
-            logits, aux_logits = net(*X)
-            loss = criterion(logits, y)
-            total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
-        total.backward()
-        parallel.clip_gradients(net.parameters(), config.grad_clip)
-        optim.step()
-        tally.add(loss, logits, y)
-    return tally.scores(parallel.gather)
-
-
-def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarray]:
-    """Scores of a set, and its probabilities (n, n_classes)."""
-    net.eval()
-    with autocast:
-        forward = parallel.sharing(lambda x, valid: net(x, valid)[0])
-        found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
-    net.train()
-    return parallel.gather(found)[0]  # of rank 0: the last bit must not make ranks choose different epochs
 
 
 def configure(given: cf.Given):
@@ -227,34 +201,6 @@ def check_genotype(best, genotype, run):
     """UserError if a resumed run began with another genotype."""
     if best['file']['genotype'] != (genotype and gt.to_str(genotype)):
         raise utils.UserError(f'--resume: {run.config.genotype} is another genotype than {run.path} began with')
-
-
-def make_net(config, data, genotype) -> torch.nn.Module:
-    """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
-    train = data.sets['train']
-    if not genotype:
-        return make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
-    try:
-        net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
-                         config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
-        net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
-    except ValueError as error:
-        raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
-    return net
-
-
-def make_optimizer(net, config) -> torch.optim.Optimizer:
-    """SGD or AdamW."""
-    if config.optimizer == 'sgd':
-        return torch.optim.SGD(net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
-
-
-def schedule(epoch: int, warmup: int, epochs: int) -> float:
-    """Factor of the learning rate in an epoch, from 0: a linear warm-up, then a cosine to 0."""
-    if epoch < warmup:
-        return (epoch + 1) / (warmup + 1)
-    return .5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
 
 
 def portable(net, genotype, data, config, epoch: int) -> dict:

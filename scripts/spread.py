@@ -16,16 +16,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import augment  # noqa: E402
-import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
-from datasets.transforms import SpecAugment  # noqa: E402
-from models.sync import CrossEntropyLoss  # noqa: E402
+from models.training import train  # noqa: E402
 from scripts import spread_report  # noqa: E402
 from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers  # noqa: E402
 
@@ -96,26 +92,6 @@ def train_all(jobs, rows: dict, path: Path, config):
         utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
         print(f'{i}/{len(jobs)}: architecture {network.name}, seed {seed}, fold {fold}: UA {scores["ua"]:.3f}, '
               f'loss {scores["loss"]:.3f}, {(time.time() - began) / 60:.2f} minutes', flush=True)
-
-
-def train(config: cf.AugmentConfig, genotype, data, device) -> dict:
-    """Test scores after the last epoch; the same as augment.py has with this seed if no dev speaker picks the epoch."""
-    utils.set_seed(config.seed)
-    net = augment.make_net(config, data, genotype).to(device)
-    if config.channels_last:
-        net.to(memory_format=torch.channels_last)
-    criterion = CrossEntropyLoss(data.class_weights.to(device))
-    optim = augment.make_optimizer(net, config)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: augment.schedule(epoch, config.warmup, config.epochs))
-    autocast = utils.autocast(device, config.amp)
-    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
-    draws = torch.Generator().manual_seed(config.seed)
-    for epoch in range(1, config.epochs + 1):
-        net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
-        batches = data.sets['train'].batches(config.batch_size, None, draws, masks)
-        augment.train_epoch(net, criterion, optim, batches, autocast, config)
-        scheduler.step()
-    return augment.evaluate(net, data.sets['test'], criterion, autocast, config)[0]
 
 
 def key(network: Network, fold: int, seed: int) -> tuple:

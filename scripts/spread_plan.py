@@ -1,14 +1,12 @@
 """What scripts/spread.py trains: its settings, the genotypes drawn from the space, the hand-designed networks, the folds."""
 from dataclasses import dataclass, fields, replace
-from types import SimpleNamespace
 
 import numpy as np
-import torch
 
-import augment
 import config as cf
 import genotypes as gt
 import utils
+from models.training import n_parameters
 
 MOST = 100  # architectures, and seeds: run_seed has two digits for each
 MAX_DRAWS = 2_000  # for one genotype within --band
@@ -121,11 +119,3 @@ def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) 
         its = replace(config, model=name, genotype=None, params=int(size or 0))
         found.append(Network(text, None, its, n_parameters(its, labels, None)))
     return found
-
-
-def n_parameters(config, labels, genotype) -> int:
-    """Parameters of a network without its auxiliary head; no memory is allocated for them."""
-    train = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
-    with torch.device('meta'):
-        net = augment.make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
-    return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))

@@ -1,0 +1,101 @@
+"""Training of a discrete network: what augment.py, spread.py and the tournament of finalists share."""
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import utils
+from config import AugmentConfig
+from datasets import scoring
+from datasets.transforms import SpecAugment
+from models import parallel
+from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
+from models.sync import CrossEntropyLoss
+
+
+def make_net(config, data, genotype) -> torch.nn.Module:
+    """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
+    train = data.sets['train']
+    if not genotype:
+        return make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
+    try:
+        net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
+                         config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+        net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
+    except ValueError as error:
+        raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
+    return net
+
+
+def n_parameters(config, labels, genotype) -> int:
+    """Parameters of a network without its auxiliary head; no memory is allocated for them."""
+    train = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
+    with torch.device('meta'):
+        net = make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
+    return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
+
+
+def make_optimizer(net, config) -> torch.optim.Optimizer:
+    """SGD or AdamW."""
+    if config.optimizer == 'sgd':
+        return torch.optim.SGD(net.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+
+
+def schedule(epoch: int, warmup: int, epochs: int) -> float:
+    """Factor of the learning rate in an epoch, from 0: a linear warm-up, then a cosine to 0."""
+    if epoch < warmup:
+        return (epoch + 1) / (warmup + 1)
+    return .5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+
+
+def train(config: AugmentConfig, genotype, data, device, judged: str = 'test') -> dict:
+    """Scores of a set after the last epoch; the same as augment.py has with this seed if no dev speaker picks the epoch.
+
+    judged: name of the set in `data`.
+    """
+    utils.set_seed(config.seed)
+    net = make_net(config, data, genotype).to(device)
+    if config.channels_last:
+        net.to(memory_format=torch.channels_last)
+    criterion = CrossEntropyLoss(data.class_weights.to(device))
+    optim = make_optimizer(net, config)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
+    autocast = utils.autocast(device, config.amp)
+    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
+    state = parallel.State(config.seed, device, net=net)
+    state.load(None, lambda *_: None)
+    for epoch in range(1, config.epochs + 1):
+        net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
+        batches = data.sets['train'].batches(config.batch_size, None, state.draws, masks)
+        train_epoch(net, criterion, optim, batches, autocast, config)
+        scheduler.step()
+    return evaluate(net, data.sets[judged], criterion, autocast, config)[0]
+
+
+def train_epoch(net, criterion, optim, batches, autocast, config) -> dict:
+    """One pass over the training speakers. Returns the training scores."""
+    tally = scoring.Tally()
+    for X, y in batches:
+        optim.zero_grad()
+        with autocast:
+            logits, aux_logits = net(*X)
+            loss = criterion(logits, y)
+            total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
+        total.backward()
+        parallel.clip_gradients(net.parameters(), config.grad_clip)
+        optim.step()
+        tally.add(loss, logits, y)
+    return tally.scores(parallel.gather)
+
+
+def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarray]:
+    """Scores of a set, and its probabilities (n, n_classes)."""
+    net.eval()
+    with autocast:
+        forward = parallel.sharing(lambda *X: net(*X)[0])
+        found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
+    net.train()
+    return parallel.gather(found)[0]  # of rank 0: the last bit must not make ranks choose different epochs
