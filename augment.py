@@ -22,12 +22,12 @@ import datasets
 import genotypes as gt
 import utils
 from datasets import scoring
-from datasets.transforms import SpecAugment
+from datasets.transforms import SpecAugment, Voices
 from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
-from models.training import evaluate, make_net, make_optimizer, schedule, train_epoch
+from models.training import averaged, evaluate, make_net, make_optimizer, schedule, train_epoch
 from models.visualize import plot
 
 
@@ -48,10 +48,12 @@ def main(argv: list[str] | None = None):
     optim = make_optimizer(net, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
     autocast = utils.autocast(device, config.amp)
-    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
+    masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
+    ema = averaged(net, config.ema)
+    judged = ema.module if ema else net  # the network that is scored and kept
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
-    state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler)
+    state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, **({'ema': ema} if ema else {}))
     checkpoint = parallel.from_main(lambda: run.open(data))
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
     if checkpoint:
@@ -76,17 +78,17 @@ def main(argv: list[str] | None = None):
             break
         began, lr = time.time(), scheduler.get_last_lr()[0]
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
-        batches = train.batches(config.batch_size, None, state.draws, masks)
+        batches = train.batches(config.batch_size, None, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size))
-        scores = {'train': train_epoch(net, criterion, optim, batches, autocast, config)}
+        scores = {'train': train_epoch(net, criterion, optim, batches, autocast, config, ema)}
         scheduler.step()
         parallel.check_equal(net, epoch)
         if dev:
-            scores['dev'], probabilities = evaluate(net, dev, criterion, autocast, config)
+            scores['dev'], probabilities = evaluate(judged, dev, criterion, autocast, config)
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
-                    'file': portable(net, genotype, data, config, epoch)}
+                    'file': portable(judged, genotype, data, config, epoch)}
             run.save('best.pt', best['file'])
             if dev and run.writes:
                 figure = scoring.plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
@@ -97,8 +99,8 @@ def main(argv: list[str] | None = None):
         log('epoch %d/%d: %s%s', epoch, config.epochs, shown,
             f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})' if dev else '')
 
-    net.load_state_dict(best['file']['weights'])
-    _, probabilities = evaluate(net, test, criterion, autocast, config)  # the test speakers, once
+    judged.load_state_dict(best['file']['weights'])
+    _, probabilities = evaluate(judged, test, criterion, autocast, config)  # the test speakers, once
     if run.writes:
         chosen = 'the last' if config.train_on_dev else 'chosen on dev'
         report(run, probabilities, config, data, dict(

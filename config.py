@@ -102,6 +102,17 @@ class AugmentationSettings:
     n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
     max_freq: float = setting(.15, 'SpecAugment: widest mask, as a fraction of the mel bands', low=0., high=1.)
     max_time: float = setting(.15, 'SpecAugment: widest mask, as a fraction of the window', low=0., high=1.)
+    speed: float = setting(0., 'play utterances at 1 - SPEED to 1 + SPEED times their speed, which moves frequencies too; '
+                           '.1 is usual; 0: off', low=0., high=.3)
+    vtlp: float = setting(0., 'multiply the resonances of the vocal tract by 1 - VTLP to 1 + VTLP; .1 is usual; 0: off',
+                          low=0., high=.3)
+    copypaste: float = setting(0., 'probability that another utterance of the same speaker is appended (CopyPaste)', low=0.,
+                               high=1.)
+    copypaste_with: str = setting('emotion', 'append an utterance of the same class (emotion), or of the class whose name '
+                                  'begins with "neu" (neutral)', choices=('emotion', 'neutral'))
+    noise: float = setting(0., 'probability of stationary noise, between white and pink', low=0., high=1.)
+    snr_low: float = setting(10., 'loudest noise, dB of speech over noise', low=-20., high=60.)
+    snr_high: float = setting(30., 'softest noise, dB of speech over noise', low=-20., high=60.)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +188,8 @@ class RetrainingSettings:
     grad_clip: float = setting(5., 'largest gradient norm; 0: no clipping', low=0.)
     aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0.)
     drop_path_prob: float = setting(.1, 'drop-path probability at the last epoch, rising from 0', low=0., high=.99)
+    ema: float = setting(0., 'score and keep an exponential moving average of the weights, with this decay per step; .99 '
+                         'forgets half in 69 steps; 0: the weights themselves', low=0., high=.9999)
 
 
 class Settings:
@@ -191,6 +204,18 @@ class Settings:
             check(f, getattr(self, f.name))
         if self.resume and self.overwrite:
             raise UserError('--overwrite and --resume exclude each other')
+        self._check_voices()
+
+    def _check_voices(self):
+        """UserError if the augmentation asks for what the features do not allow."""
+        def asked(*names):
+            return next((f'--{name}' for name in names if getattr(self, name, 0)), None)
+        if (flag := asked('speed', 'vtlp', 'noise')) and self.features != 'logmel':
+            raise UserError(f'{flag} needs --features logmel')
+        if (flag := asked('speed', 'vtlp', 'copypaste', 'noise')) and (other := asked('prosody', 'deltas')):
+            raise UserError(f'{flag} and {other} exclude each other: only log-mel bands can be changed')
+        if asked('noise') and self.snr_low > self.snr_high:
+            raise UserError(f'--snr_low {self.snr_low}: must not be above --snr_high {self.snr_high}')
 
     def unused(self) -> dict:
         """{name: why} of the settings that have no effect, given the others."""
@@ -200,6 +225,8 @@ class Settings:
         cells.remove('dropout')
         rows = [
             (get('n_masks') == 0, '--n_masks 0', ['max_freq', 'max_time']),
+            (get('copypaste') == 0, '--copypaste 0', ['copypaste_with']),
+            (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),
             (get('rnn_layers') == 0, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),

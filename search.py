@@ -18,7 +18,7 @@ import genotypes as gt
 import utils
 from datasets import scoring
 from datasets.folds import halves
-from datasets.transforms import SpecAugment
+from datasets.transforms import SpecAugment, Voices
 from models import parallel
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None):
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optim, config.epochs, eta_min=config.w_lr_min)
     architect = Architect(net, config.w_momentum, config.w_weight_decay, config.hessian)
     autocast = utils.autocast(device, config.amp)
-    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
+    masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
 
     state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
     checkpoint = parallel.from_main(lambda: run.open(data))
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None):
 
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
-        batches = train.batches(config.batch_size, w_half, state.draws, masks)
+        batches = train.batches(config.batch_size, w_half, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
         val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup else None
         scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config)

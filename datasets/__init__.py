@@ -17,7 +17,7 @@ import torch
 
 from config import CORPORA, UserError
 from datasets import protocol
-from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
+from datasets.dataset import SpeechDataset, by_speaker, fits, statistics, to_logmel
 from datasets.faults import CorpusError
 from datasets.features import cached_features
 from datasets.folds import Fold, make_folds
@@ -135,7 +135,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     counts = _count(targets['train'], labels, config.fold)
     class_weights = counts.sum() / (len(labels) * counts.float())
 
-    features, extracted = _features(parts, config, quiet)
+    features, back, extracted = _features(parts, config, quiet)
     mean, std = statistics(features['train'])
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
@@ -143,7 +143,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     for name, part in parts.items():
         arrays = features.pop(name)  # freed once the set holds them
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
-                                   rank, world_size)
+                                   rank, world_size, back.get(name))
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
     return Data(labels, fold, mean, std, sets, class_weights, report, *digests, extracted)
 
@@ -178,15 +178,18 @@ def _count(targets, labels, number):
     return counts
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], int]:
-    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many were extracted."""
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], dict, int]:
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; {set: the way back}; how many were extracted."""
     utterances = [u for part in parts.values() for u in part]
     arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
     arrays = iter(arrays)
-    features = {name: [next(arrays) for _ in part] for name, part in parts.items()}
+    features, back = {name: [next(arrays) for _ in part] for name, part in parts.items()}, {}
     if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
-        features = {name: by_speaker(parts[name], part) for name, part in features.items()}
-    return features, extracted
+        normalised = {name: by_speaker(parts[name], part) for name, part in features.items()}
+        if getattr(config, 'noise', 0):  # a setting that the SVM lacks
+            back = {'train': to_logmel(parts['train'], features['train'], normalised['train'])}
+        features = normalised
+    return features, back, extracted
 
 
 def _cache_dir(config):

@@ -1,4 +1,6 @@
 """The features of one set, cut into windows without a loop over utterances."""
+import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +9,7 @@ import numpy as np
 import torch
 
 from config import UserError
-from datasets.transforms import SpecAugment
+from datasets.transforms import SpecAugment, Voices, n_frames_of
 from datasets.utterance import Utterance
 
 AHEAD = 2  # batches that the host prepares before the device needs them
@@ -38,6 +40,20 @@ def by_speaker(utterances: list[Utterance], features: list[np.ndarray]) -> list[
         mean, std = (moment.numpy() for moment in moments[u.speaker])
         normalised.append(((x - mean) / std).astype(x.dtype))
     return normalised
+
+
+def to_logmel(utterances: list[Utterance], features: list[np.ndarray],
+              normalised: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift (F, n) that give the features back from those normalised by speaker."""
+    of_speaker = {}
+    for u, *both in zip(utterances, features, normalised, strict=True):
+        of_speaker.setdefault(u.speaker, []).append(both)
+    found = {}
+    for speaker, frames in of_speaker.items():
+        (mean, std), (its_mean, its_std) = map(statistics, zip(*frames))
+        found[speaker] = std / its_std, mean - its_mean * std / its_std
+    scale, shift = zip(*(found[u.speaker] for u in utterances))
+    return torch.cat(scale, dim=1), torch.cat(shift, dim=1)
 
 
 def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
@@ -87,12 +103,13 @@ class SpeechDataset:
     class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
     window that reaches beyond its utterance is padded with zeros, the mean of the training data.
     resident: whether the features are kept on the device or on the host; the batches are the same.
-    rank, world_size: this process and how many share every batch.
+    rank, world_size: this process and how many share every batch. to_logmel: as in
+    transforms.Voices.change, if the features are not log-mel.
     """
 
     def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
                  mean: torch.Tensor, std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu',
-                 resident: bool = True, rank: int = 0, world_size: int = 1):
+                 resident: bool = True, rank: int = 0, world_size: int = 1, to_logmel: tuple | None = None):
         self.utterances, self.n_frames = utterances, n_frames
         self.device, self.resident = torch.device(device), resident
         self.rank, self.world_size = rank, world_size
@@ -101,6 +118,7 @@ class SpeechDataset:
         self.frames = frames.to(device) if resident else frames
         self.mean, self.std = mean[:, :, None].to(device), std[:, :, None].to(device)  # (F, 1, 1)
         self.labels = torch.tensor(labels, device=device)
+        self.to_logmel = to_logmel and tuple(part.to(device) for part in to_logmel)  # (F, n) each
         # Random draws are made on the host, so that a seed gives the same windows on every device.
         self.lengths = torch.tensor(lengths)
         self.offsets = self.lengths.cumsum(0) - self.lengths
@@ -125,25 +143,33 @@ class SpeechDataset:
         return torch.tensor(owner), torch.tensor(start)
 
     def windows(self, indices: torch.Tensor, starts: torch.Tensor,
-                sizes: int | list[int]) -> Iterator[tuple]:
+                sizes: int | list[int], voices: Voices | None = None,
+                table: torch.Tensor | None = None) -> Iterator[tuple]:
         """Yields batches (x, valid, indices (N,)), on the device. The host never waits for the device.
 
         indices (n,): utterances. starts (n,): first frame of each window, negative for padding in
-        front. Both are on the host. sizes: of the batches.
+        front. Both are on the host. sizes: of the batches. table: (9, n), what `voices` drew.
         """
         first = self.offsets[indices] + starts  # among the frames of all utterances
-        begin, end = -starts, self.lengths[indices] - starts  # frames of the window from begin to end are audio
+        lengths = n_frames_of(table) if voices else self.lengths[indices]
+        begin, end = -starts, lengths - starts  # frames of the window from begin to end are audio
         plan = torch.stack([indices, first, begin, end])  # (4, n)
         pinned = plan.pin_memory() if self.device.type == 'cuda' else plan
         on_device = pinned.to(self.device, non_blocking=True)
-        if self.resident:
-            cut = map(self._gather, on_device[1].split(sizes))
-        else:
-            cut = ahead(self._gather, first.split(sizes))
+        gather, where, drawn = self._gather, (first, on_device[1]), itertools.repeat(None)
+        if voices:
+            gather = functools.partial(voices.cut, self.frames, self.n_frames)
+            where = table, table.to(self.device)
+            drawn = where[1].split(sizes, dim=1)
+        where = where[self.resident].split(sizes, dim=-1)
+        cut = map(gather, where) if self.resident else ahead(gather, where)
         t = torch.arange(self.n_frames, device=self.device)
-        for x, (chosen, _, begin, end) in zip(cut, on_device.split(sizes, dim=1)):
+        for x, (chosen, _, begin, end), its in zip(cut, on_device.split(sizes, dim=1), drawn):
             valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
-            yield self._finish(x.to(self.device, non_blocking=True), valid), valid, chosen
+            x = x.to(self.device, non_blocking=True)
+            if voices:
+                x = voices.change(x, valid, its, self.to_logmel and tuple(part[:, chosen] for part in self.to_logmel))
+            yield self._finish(x, valid), valid, chosen
 
     def _gather(self, first):
         """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
@@ -160,7 +186,7 @@ class SpeechDataset:
         return x.transpose(0, 1).unsqueeze(1)
 
     def batches(self, batch_size: int, indices=None, generator: torch.Generator | None = None,
-                augment: SpecAugment | None = None) -> Iterator[Batch]:
+                augment: SpecAugment | None = None, voices: Voices | None = None) -> Iterator[Batch]:
         """One epoch in random order and at random time shifts: this process's shares ((x, valid), y).
 
         batch_size: of all processes together. Generators in the same state give the same epoch in
@@ -168,13 +194,17 @@ class SpeechDataset:
         """
         order = self._chosen(indices)
         order = order[torch.randperm(len(order), generator=generator)]
-        room = self.lengths[order] - self.n_frames  # > 0: crop a longer utterance; < 0: pad a shorter one
+        table = voices.draw(order, self, generator) if voices else None
+        lengths = n_frames_of(table) if voices else self.lengths[order]
+        room = lengths - self.n_frames  # > 0: crop a longer utterance; < 0: pad a shorter one
         shift = (torch.rand(len(order), generator=generator) * (room.abs() + 1)).floor().long()
         starts = torch.where(room > 0, shift, -shift)
         sizes = batch_sizes(len(order), batch_size, self.world_size)
         shares = [part[self.rank::self.world_size] for part in torch.arange(len(order)).split(sizes)]
         own = torch.cat(shares)  # positions in the epoch
-        windows = self.windows(order[own], starts[own], [len(share) for share in shares])
+        if voices:
+            table = torch.cat([starts[None].double(), table[1:]])[:, own]
+        windows = self.windows(order[own], starts[own], [len(share) for share in shares], voices, table)
         for n, (x, valid, chosen) in zip(sizes, windows):
             if augment is not None:
                 x = augment(x, generator, n, self.rank, self.world_size)

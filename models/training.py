@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import utils
 from config import AugmentConfig
 from datasets import scoring
-from datasets.transforms import SpecAugment
+from datasets.transforms import SpecAugment, Voices
 from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
@@ -51,10 +52,15 @@ def schedule(epoch: int, warmup: int, epochs: int) -> float:
     return .5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
 
 
-def train(config: AugmentConfig, genotype, data, device, judged: str = 'test') -> dict:
-    """Scores of a set after the last epoch; the same as augment.py has with this seed if no dev speaker picks the epoch.
+def averaged(net: torch.nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average of the weights and of the statistics of batch norm; None if decay is 0."""
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
-    judged: name of the set in `data`.
+
+def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> tuple[dict, np.ndarray]:
+    """Scores and probabilities (n, n_classes) of the set `part` after the last epoch.
+
+    They are those of augment.py with this seed, if no dev speaker picks the epoch there.
     """
     utils.set_seed(config.seed)
     net = make_net(config, data, genotype).to(device)
@@ -64,18 +70,19 @@ def train(config: AugmentConfig, genotype, data, device, judged: str = 'test') -
     optim = make_optimizer(net, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
     autocast = utils.autocast(device, config.amp)
-    masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
+    masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
+    ema = averaged(net, config.ema)
     state = parallel.State(config.seed, device, net=net)
     state.load(None, lambda *_: None)
     for epoch in range(1, config.epochs + 1):
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
-        batches = data.sets['train'].batches(config.batch_size, None, state.draws, masks)
-        train_epoch(net, criterion, optim, batches, autocast, config)
+        batches = data.sets['train'].batches(config.batch_size, None, state.draws, masks, voices)
+        train_epoch(net, criterion, optim, batches, autocast, config, ema)
         scheduler.step()
-    return evaluate(net, data.sets[judged], criterion, autocast, config)[0]
+    return evaluate(ema.module if ema else net, data.sets[part], criterion, autocast, config)
 
 
-def train_epoch(net, criterion, optim, batches, autocast, config) -> dict:
+def train_epoch(net, criterion, optim, batches, autocast, config, ema: AveragedModel | None = None) -> dict:
     """One pass over the training speakers. Returns the training scores."""
     tally = scoring.Tally()
     for X, y in batches:
@@ -87,6 +94,8 @@ def train_epoch(net, criterion, optim, batches, autocast, config) -> dict:
         total.backward()
         parallel.clip_gradients(net.parameters(), config.grad_clip)
         optim.step()
+        if ema:
+            ema.update_parameters(net)
         tally.add(loss, logits, y)
     return tally.scores(parallel.gather)
 

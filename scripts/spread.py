@@ -8,24 +8,22 @@ architecture, seed, fold and interaction (scripts/spread_statistics.py). Every t
 runs/spread/NAME/trainings.csv, and the same command continues after an interruption. --seed chooses the genotypes;
 every training has a seed of its own, which is in the column run_seed.
 """
-import csv
-import fcntl
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets  # noqa: E402
 import utils  # noqa: E402
 from models.training import train  # noqa: E402
-from scripts import spread_report  # noqa: E402
+from scripts import spread_report, trainings  # noqa: E402
 from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers  # noqa: E402
+from scripts.trainings import check_settings, locked  # noqa: E402
 
-COLUMNS = ('architecture', 'genotype', 'parameters', 'seed', 'fold', 'run_seed', 'ua', 'loss', 'minutes')
+COLUMNS = dict(architecture=str, genotype=str, parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float,
+               minutes=float)
 
 
 def main(argv=None):
@@ -62,18 +60,6 @@ def main(argv=None):
             print(f'report: {path / "report.md"}')
 
 
-@contextmanager
-def locked(path: Path):
-    """Makes the folder and keeps other processes out of it."""
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / 'lock', 'a') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise utils.UserError(f'another process is writing {path}: wait for it, or take another --name') from None
-        yield
-
-
 def train_all(jobs, rows: dict, path: Path, config):
     """Trains what is left, fold after fold, and writes every row as soon as it is known."""
     utils.set_threads(config.threads)
@@ -85,7 +71,7 @@ def train_all(jobs, rows: dict, path: Path, config):
             print(f'fold {fold}: {len(data.sets["train"])} utterances to train, {len(data.sets["test"])} to test, of '
                   f'{" ".join(data.fold.test)}', flush=True)
         began, run_seed = time.time(), network.run_seed(fold, seed)
-        scores = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device)
+        scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device)
         rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
             network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
             round(scores['loss'], 6), round((time.time() - began) / 60, 3)), strict=True))
@@ -101,40 +87,13 @@ def key(network: Network, fold: int, seed: int) -> tuple:
 
 def read_rows(path: Path, networks: list[Network]) -> dict:
     """{key: row} of the finished trainings. UserError if one is of another genotype."""
-    if not path.exists():
-        return {}
-    types = dict(parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float, minutes=float)
-    try:
-        with open(path, newline='', encoding='utf-8') as f:
-            rows = [{name: types.get(name, str)(row[name]) for name in COLUMNS} for row in csv.DictReader(f)]
-    except (KeyError, TypeError, ValueError):
-        raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
+    rows = trainings.read_rows(path, COLUMNS)
     texts = {network.name: network.text() for network in networks}
     for row in rows:
         if texts.get(row['architecture'], row['genotype']) != row['genotype']:
             raise utils.UserError(f'{path}: architecture {row["architecture"]} is another genotype than this version '
                                   'draws: take another --name')
     return {(row['architecture'], row['fold'], row['seed']): row for row in rows}
-
-
-def check_settings(folder: Path, settings: dict, write: bool):
-    """UserError if the trainings in the folder began with other settings. write: keep the settings if there are none yet."""
-    path = folder / 'settings.yaml'
-    if not path.exists():
-        if write:
-            utils.write_aside(path, lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
-        return
-    try:
-        before = dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise utils.UserError(f'{path} is damaged: take another --name') from None
-    for name in {**before, **settings}:
-        then, now = before.get(name), settings.get(name)
-        if name == 'digest' and then != now:
-            raise utils.UserError(f'utterances, labels or speakers differ from those that {folder} began with: take '
-                                  'another --name')
-        if then != now:
-            raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,176 @@
+"""Which settings train one network best, judged by the dev speakers of every fold.
+
+    python scripts/recipe.py --name speed --config configs/nemo.yaml --data_path DIR --folds 3 --model cnn_gru --params 20000 \\
+        --variant slow lr=0.001 --variant voices speed=0.1,vtlp=0.1
+
+A variant is the settings of augment.py that the command line names, with some of them changed; `base` changes none. Each is
+trained on each fold with each seed and scored after its last epoch on the fold's dev speakers. Test speakers are not read.
+Every training is one row of runs/recipe/NAME/trainings.csv, and the same command continues after an interruption. Seeds and
+variants may be added later.
+"""
+import json
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import augment  # noqa: E402
+import config as cf  # noqa: E402
+import datasets  # noqa: E402
+import utils  # noqa: E402
+from models.training import train  # noqa: E402
+from scripts import trainings  # noqa: E402
+from scripts.recipe_report import report  # noqa: E402
+from scripts.spread_plan import fold_numbers  # noqa: E402
+
+COLUMNS = dict(variant=str, settings=str, seed=int, fold=int, dev_speakers=str, n=int, loss=float, ua=float, wa=float,
+               minutes=float, core_minutes=float)
+BASE = 'base'
+GROUPS = (cf.FeatureSettings, cf.NetworkSettings, cf.RetrainingSettings, cf.AugmentationSettings)
+OWNED = ('fold', 'patience', 'resume', 'overwrite', 'train_on_dev')  # settings that the program chooses
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings:
+    """recipe"""
+    seeds: int = cf.setting(3, 'trainings of each variant on each fold', low=1, high=100)
+    only_folds: str = cf.setting('all', 'folds to use, separated by commas, or all')
+    variants: str | None = cf.setting(None, 'YAML file of variants, {name: {setting: value}}')
+    dry_run: bool = cf.setting(False, 'train nothing: print the plan, and the report of the trainings that are finished')
+
+    def __post_init__(self):
+        for f in fields(self):
+            cf.check(f, getattr(self, f.name))
+
+
+def main(argv=None):
+    own, config, genotype, variants = configure(argv)
+    utterances, folds, _ = datasets.select(config)
+    numbers = fold_numbers(own.only_folds, len(folds))
+    path = Path('runs', 'recipe', config.name)
+    settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
+    settings['digest'] = datasets.digest(utterances)
+    if own.dry_run:
+        trainings.check_settings(path, settings, False)
+        print(tell(own, variants, numbers, read(path, variants))[1])
+        return
+    with trainings.locked(path):
+        trainings.check_settings(path, settings, True)
+        rows = read(path, variants)
+        left, text = tell(own, variants, numbers, rows)
+        print(text, flush=True)
+        try:
+            train_all(left, variants, rows, path / 'trainings.csv', config, genotype)
+        except KeyboardInterrupt:
+            print('recipe.py: interrupted; the same command continues', file=sys.stderr, flush=True)
+            sys.exit(130)
+        text = tell(own, variants, numbers, rows)[1]
+        utils.write_aside(path / 'report.md', lambda f: f.write(text.encode()))
+        print(f'{text}\nreport: {path / "report.md"}')
+
+
+def configure(argv) -> tuple[RecipeSettings, cf.AugmentConfig, object, dict[str, dict]]:
+    """This program's settings, those of the trainings, the genotype if there is one, and {variant: settings}. UserError."""
+    texts = cf.Parser(add_help=False)
+    texts.add_argument('--variant', nargs=2, action='append', default=[])
+    found, argv = texts.parse_known_args(argv)
+    parser = cf.Parser(
+        prog='scripts/recipe.py', description='Compare settings for one network on the dev speakers of every fold.',
+        examples=['python scripts/recipe.py --name lr --config configs/nemo.yaml --data_path DIR --model cnn_gru '
+                  '--variant slow lr=0.001'])
+    for group in (RecipeSettings, *cf.AugmentConfig.GROUPS):
+        parser.add_settings(group)
+    parser.add_argument('--variant', nargs=2, metavar=('NAME', 'SETTING=VALUE,...'), help='a variant; may be repeated')
+    flags = parser.known(argv)
+    own = RecipeSettings(**{f.name: flags.pop(f.name) for f in fields(RecipeSettings) if f.name in flags})
+    if 'name' not in flags:
+        raise utils.UserError('--name is required: results go to runs/recipe/NAME')
+    if given := [name for name in OWNED if name in flags]:
+        raise utils.UserError(f'--{given[0]}: leave it out; this program trains all epochs without the dev speakers, on every '
+                              'fold, and continues by itself')
+    values = cf.read_yaml(flags['config'], 'augment') if flags.get('config') else {}
+    values = {**{name: value for name, value in values.items() if name not in OWNED}, **flags}
+    config, genotype, _ = augment.configure(cf.Given(values, frozenset(flags)))
+    return own, config, genotype, read_variants(own.variants, found.variant, config)
+
+
+def read_variants(path: str | None, texts: list, config: cf.AugmentConfig) -> dict[str, dict]:
+    """{name: settings} of the file and of the command line, `base` first. UserError."""
+    found, allowed = {BASE: {}}, set(cf.names_of(*GROUPS)) - {'patience'}
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding='utf-8')) if path else {}
+        given = [(name, dict(values or {})) for name, values in dict(tree or {}).items()]
+    except (OSError, yaml.YAMLError, TypeError, ValueError):
+        raise utils.UserError(f'--variants {path}: must be a YAML file with lines "name: {{setting: value}}"') from None
+    for name, text in texts:
+        given.append((name, dict(part.partition('=')[::2] for part in text.split(','))))
+    for name, values in given:
+        if not isinstance(name, str) or not re.fullmatch(r'[\w.+-]+', name) or name in found:
+            raise utils.UserError(f'--variant {name}: must be a new name of letters, digits, ".", "_", "+" and "-"')
+        for key in values:
+            if key not in allowed:
+                raise utils.UserError(f'--variant {name}: {key} is no setting that a variant may change; it may change '
+                                      'those of features, network, retraining and augmentation')
+        try:
+            values = {key: cf.checked(cf.AugmentConfig, key, value) for key, value in values.items()}
+            unused = replace(config, **values).unused()
+        except utils.UserError as error:
+            raise utils.UserError(f'--variant {name}: {error}') from None
+        if dead := [key for key in values if key in unused]:
+            raise utils.UserError(f'--variant {name}: {dead[0]} has no effect with {unused[dead[0]]}')
+        found[name] = values
+    return found
+
+
+def read(path: Path, variants: dict) -> dict:
+    """{(variant, seed, fold): row} of the finished trainings. UserError if a variant was another."""
+    rows = trainings.read_rows(path / 'trainings.csv', COLUMNS)
+    for row in rows:
+        if (now := variants.get(row['variant'])) is not None and as_text(now) != row['settings']:
+            raise utils.UserError(f'--variant {row["variant"]}: is {as_text(now)}, but {path} has trainings with '
+                                  f'{row["settings"]}: give it another name')
+    return {(row['variant'], row['seed'], row['fold']): row for row in rows}
+
+
+def as_text(settings: dict) -> str:
+    """The settings of a variant in the column `settings`."""
+    return json.dumps(settings, sort_keys=True)
+
+
+def tell(own: RecipeSettings, variants: dict, numbers: list[int], rows: dict) -> tuple[list, str]:
+    """Trainings that are left, and the report on the others. A seed is finished for all variants before the next begins."""
+    jobs = [(name, seed, fold) for seed in range(own.seeds) for fold in numbers for name in variants]
+    left = [job for job in jobs if job not in rows]
+    head = f'{len(jobs) - len(left)} of {len(jobs)} trainings finished: folds {", ".join(map(str, numbers))}, dev speakers.'
+    return left, f'{head}\n\n{report([rows[job] for job in jobs if job in rows], variants, own.seeds, numbers)}'
+
+
+def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.AugmentConfig, genotype):
+    """Trains what is left, and writes every row as soon as it is known."""
+    utils.set_threads(config.threads)
+    device, data, loaded = utils.choose_device(config.device), None, None
+    for i, (name, seed, fold) in enumerate(jobs, 1):
+        its = replace(config, **variants[name], seed=config.seed + seed, fold=fold)
+        needs = {**cf.pick(its, cf.DataSettings, cf.FeatureSettings), 'noise': its.noise}
+        if needs != loaded:
+            data, loaded = datasets.load(its, ('train', 'dev'), device), needs
+        began, cpu = time.time(), time.process_time()
+        scores, p = train(its, genotype, data, device, 'dev')
+        labels = data.sets['dev'].labels.cpu().numpy()
+        loss = -np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, 1)).mean()
+        spent = time.time() - began, time.process_time() - cpu
+        rows[name, seed, fold] = dict(zip(COLUMNS, (
+            name, as_text(variants[name]), seed, fold, ' '.join(data.fold.dev), len(p), round(float(loss), 6),
+            round(scores['ua'], 6), round(scores['wa'], 6), *(round(s / 60, 3) for s in spent)), strict=True))
+        utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
+        print(f'{i}/{len(jobs)}: {name}, seed {seed}, fold {fold}: log-loss {loss:.4f}, UA {scores["ua"]:.3f}, '
+              f'{spent[0] / 60:.2f} minutes', flush=True)
+
+
+if __name__ == '__main__':
+    utils.cli(main)

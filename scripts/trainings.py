@@ -1,0 +1,52 @@
+"""What programs share that train many networks one after another: a locked folder, its settings, its rows."""
+import csv
+import fcntl
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+import utils
+
+
+@contextmanager
+def locked(path: Path):
+    """Makes the folder and keeps other processes out of it."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / 'lock', 'a') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise utils.UserError(f'another process is writing {path}: wait for it, or take another --name') from None
+        yield
+
+
+def check_settings(folder: Path, settings: dict, write: bool):
+    """UserError if the trainings in the folder began with other settings. write: keep the settings if there are none yet."""
+    path = folder / 'settings.yaml'
+    if not path.exists():
+        if write:
+            utils.write_aside(path, lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
+        return
+    try:
+        before = dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise utils.UserError(f'{path} is damaged: take another --name') from None
+    for name in {**before, **settings}:
+        then, now = utils.recorded(before, name), settings.get(name)
+        if name == 'digest' and then != now:
+            raise utils.UserError(f'utterances, labels or speakers differ from those that {folder} began with: take '
+                                  'another --name')
+        if then != now:
+            raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
+
+
+def read_rows(path: Path, columns: dict[str, type]) -> list[dict]:
+    """The rows of a CSV file of trainings, in the types of `columns`. [] if there is no file; UserError if it is damaged."""
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline='', encoding='utf-8') as f:
+            return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(f)]
+    except (KeyError, TypeError, ValueError):
+        raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None

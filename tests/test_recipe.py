@@ -1,0 +1,118 @@
+"""scripts/recipe.py: resumption, dev speakers only, its report against a sum by hand, mistakes."""
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import FEATURES
+
+import augment
+import datasets
+from scripts import recipe, recipe_report, trainings
+from utils import UserError
+
+ARGS = ['--name', 'r', '--dataset', 'manifest', '--folds', '3', *FEATURES, '--model', 'rnn', '--params', '300', '--epochs', '2',
+        '--workers', '1', '--threads', '1', '--seeds', '2', '--only_folds', '1,3']
+VARIANTS = ['--variant', 'fast', 'lr=0.1,speed=0.1', '--variant', 'ema', 'ema=0.5']
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope='module')
+def whole(small_corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('recipe')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        recipe.main([*ARGS, *VARIANTS, '--data_path', str(small_corpus)])
+    return folder
+
+
+def rows(folder):
+    with open(folder / 'runs/recipe/r/trainings.csv', newline='') as f:
+        return [{name: value for name, value in row.items() if 'minutes' not in name} for row in csv.DictReader(f)]
+
+
+def test_a_row_is_a_training_of_augment_scored_on_dev(small_corpus, whole, here):
+    found = rows(whole)
+    assert [(row['variant'], row['seed'], row['fold']) for row in found] == [
+        (name, seed, fold) for seed in '01' for fold in '13' for name in ('base', 'fast', 'ema')]
+    row = found[-1]
+    args = ARGS[2:ARGS.index('--seeds')]
+    augment.main(['--name', 'a', '--seed', '1', '--fold', '3', '--ema', '0.5', '--data_path', str(small_corpus), *args])
+    last = json.loads((here / 'runs/augment/a/metrics.jsonl').read_text().splitlines()[-1])
+    results = json.loads((here / 'runs/augment/a/results.json').read_text())
+    assert float(row['ua']) == pytest.approx(last['dev']['ua'], abs=1e-6)
+    assert float(row['loss']) == pytest.approx(last['dev']['loss'], abs=1e-5)  # classes are balanced here
+    assert row['dev_speakers'].split() == results['dev_speakers']
+    assert len({row['loss'] for row in found}) > 6
+
+
+def test_resumed_equals_uninterrupted_and_test_speakers_are_not_read(small_corpus, whole, here, monkeypatch, capsys):
+    train, load, calls = recipe.train, datasets.load, []
+
+    def killed(*args):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return train(*args)
+
+    def loaded(config, splits, *more, **kwargs):
+        assert 'test' not in splits and not config.train_on_dev
+        return load(config, splits, *more, **kwargs)
+    monkeypatch.setattr(recipe, 'train', killed)
+    monkeypatch.setattr(datasets, 'load', loaded)
+    argv = [*ARGS, *VARIANTS, '--data_path', str(small_corpus)]
+    with pytest.raises(SystemExit) as ended:
+        recipe.main(argv)
+    assert ended.value.code == 130 and rows(here) == rows(whole)[:4]
+    recipe.main([*argv, '--dry_run'])
+    assert '4 of 12 trainings finished' in capsys.readouterr().out
+    monkeypatch.setattr(trainings, 'train', train)
+    recipe.main(argv)
+    assert rows(here) == rows(whole)
+    for changed, message in ((['--epochs', '3'], 'epochs is 3, but'), (['--folds', '4'], 'folds is 4')):
+        with pytest.raises(UserError, match=message):
+            recipe.main([*argv, *changed])
+    argv[argv.index('ema=0.5')] = 'ema=0.6'
+    with pytest.raises(UserError, match='--variant ema: is {"ema": 0.6}, but .* with {"ema": 0.5}'):
+        recipe.main(argv)
+
+
+def test_report_is_the_sum_by_hand():
+    losses = {'base': [[1., 2.], [1.2, 1.8]], 'new': [[.9, 1.5], [1., 1.6]], 'half': [[.5, np.nan], [np.nan, np.nan]]}
+    n = [10, 30]
+    found = [dict(variant=name, seed=s, fold=f, loss=losses[name][s][f - 1], ua=.5, n=n[f - 1], core_minutes=1.)
+             for name in losses for s in (0, 1) for f in (1, 2) if not np.isnan(losses[name][s][f - 1])]
+    text = recipe_report.report(found, {'base': {}, 'new': {'lr': .1}, 'half': {}}, 2, [1, 2])
+    lines = text.splitlines()
+    of_new = [(10 * .9 + 30 * 1.5) / 40, (10 * 1. + 30 * 1.6) / 40]
+    of_base = [(10 * 1. + 30 * 2.) / 40, (10 * 1.2 + 30 * 1.8) / 40]
+    difference = np.mean(of_new) - np.mean(of_base)
+    spread = np.std(of_new, ddof=1)
+    assert lines[2].startswith(f'| new | lr 0.1 | 2 | {np.mean(of_new):.4f} | {spread:.4f} | {difference:+.4f} (')
+    assert lines[2].endswith('| 50.0 | 4.0 |') and lines[3].startswith(f'| base |  | 2 | {np.mean(of_base):.4f}')
+    assert 'half' not in text
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--variant', 'a', 'seed=3'], '--variant a: seed is no setting that a variant may change'),
+    (['--variant', 'a', 'speed=fast'], "--variant a: --speed: 'fast' is not a number"),
+    (['--variant', 'a', 'speed=2'], '--variant a: --speed 2.0: must be from'),
+    (['--variant', 'base', 'lr=1'], '--variant base: must be a new name'),
+    (['--variant', 'a', 'snr_low=1'], '--variant a: snr_low has no effect with --noise 0'),
+    (['--variant', 'a'], 'expected 2 arguments'),
+    (['--variants', 'absent.yaml'], '--variants absent.yaml: must be a YAML file'),
+    (['--train_on_dev'], '--train_on_dev: leave it out')])
+def test_mistakes(argv, message):
+    with pytest.raises(UserError, match=message):
+        recipe.configure([*ARGS, *argv])
+
+
+def test_variants_of_a_file(here):
+    (here / 'v.yaml').write_text('still: {n_masks: 0}\nvoices: {speed: 0.1, vtlp: 0.1}\n')
+    variants = recipe.configure([*ARGS, '--variants', 'v.yaml', '--variant', 'slow', 'lr=0.001'])[3]
+    assert variants == {'base': {}, 'still': {'n_masks': 0}, 'voices': {'speed': .1, 'vtlp': .1}, 'slow': {'lr': .001}}
