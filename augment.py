@@ -23,7 +23,7 @@ import genotypes as gt
 import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
-from models import parallel
+from models import parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
@@ -209,12 +209,13 @@ def portable(net, genotype, data, config, epoch: int) -> dict:
     """Contents of best.pt: everything needed to score a new recording, as plain values and tensors.
 
     mean and std are those of the network's input; with normalise 'speaker' a recording is first normalised by its
-    speaker's recordings.
+    speaker's recordings, and prior has the mean and std that those of few recordings are shrunk towards.
     """
     settings = {**cf.pick(config, cf.NetworkSettings, cf.FeatureSettings), 'model': config.model, 'params': config.params}
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
+            'prior': list(data.prior),
             'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
 
 
@@ -227,6 +228,7 @@ def rebuild(best: dict) -> torch.nn.Module:
                          gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
     else:
         net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
+    speaker_norm.added(net, config, len(best['weights'].get('speaker_norm.sums', ())))
     net.load_state_dict(best['weights'])
     net.pools_padding = best.get('format', 1) < 2
     return net.eval()
@@ -247,7 +249,8 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         **found, 'chance': chance, 'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(test), **facts,
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev), 'test_speakers': list(speakers),
-        'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'seed': config.seed, 'format': run.format,
+        'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'embedding': config.embedding,
+        'seed': config.seed, 'format': run.format,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     title = f'{config.dataset}, fold {config.fold}: UA {100 * found["ua"]:.1f}, n = {len(test)}'
     figure = scoring.plot_confusion(labels, predicted, data.labels, title)

@@ -10,7 +10,7 @@ import utils
 from config import AugmentConfig
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
-from models import parallel
+from models import parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
@@ -20,19 +20,20 @@ def make_net(config, data, genotype) -> torch.nn.Module:
     """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
     train = data.sets['train']
     if not genotype:
-        return make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
+        net = make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
+        return speaker_norm.added(net, config, len(train.speakers))
     try:
         net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
                          config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
         net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
-    return net
+    return speaker_norm.added(net, config, len(train.speakers))
 
 
 def n_parameters(config, labels, genotype) -> int:
     """Parameters of a network without its auxiliary head; no memory is allocated for them."""
-    train = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
+    train = SimpleNamespace(n_frames=config.n_frames, speakers=(), batch_sizes=lambda batch_size: [batch_size])
     with torch.device('meta'):
         net = make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
     return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
@@ -104,6 +105,7 @@ def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarra
     """Scores of a set, and its probabilities (n, n_classes)."""
     net.eval()
     with autocast:
+        speaker_norm.adapt(net, dataset, config.batch_size)
         forward = parallel.sharing(lambda *X: net(*X)[0])
         found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
     net.train()
