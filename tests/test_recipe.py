@@ -71,7 +71,7 @@ def test_resumed_equals_uninterrupted_and_test_speakers_are_not_read(small_corpu
     assert ended.value.code == 130 and rows(here) == rows(whole)[:4]
     recipe.main([*argv, '--dry_run'])
     assert '4 of 12 trainings finished' in capsys.readouterr().out
-    monkeypatch.setattr(trainings, 'train', train)
+    monkeypatch.setattr(recipe, 'train', train)
     recipe.main(argv)
     assert rows(here) == rows(whole)
     for changed, message in ((['--epochs', '3'], 'epochs is 3, but'), (['--folds', '4'], 'folds is 4')):

@@ -38,7 +38,7 @@ def table(data, i=0, partner=0, start=0, pasted=0, speed=1., warp=1., snr=torch.
 def one(wave):
     """A set with the features of one wave."""
     x = ft.extract(wave, CONFIG)
-    return x, SpeechDataset([SimpleNamespace()], [x], [0], torch.zeros(F, 1), torch.ones(F, 1), x.shape[1])
+    return x, SpeechDataset([SimpleNamespace(speaker='a')], [x], [0], torch.zeros(F, 1), torch.ones(F, 1), x.shape[1])
 
 
 def opened(batches):
@@ -139,7 +139,7 @@ def test_features_of_a_speaker_are_brought_back_to_log_mel():
     rng = np.random.default_rng(0)
     us = [SimpleNamespace(speaker='ab'[i % 2]) for i in range(6)]
     raw = [rng.normal(-4., 2. + i, (F, 30)).astype(np.float16) for i in range(6)]
-    normalised = by_speaker(us, raw)
+    normalised = by_speaker(us, raw, statistics(raw))
     scale, shift = to_logmel(us, raw, normalised)
     for i in range(6):
         np.testing.assert_allclose(normalised[i] * scale[:, i:i + 1].numpy() + shift[:, i:i + 1].numpy(), raw[i], atol=.03)
