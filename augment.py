@@ -24,7 +24,7 @@ import genotypes as gt
 import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment
-from models import parallel
+from models import memory, parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
@@ -232,6 +232,9 @@ def check_genotype(best, genotype, run):
 def make_net(config, data, genotype) -> torch.nn.Module:
     """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
     train = data.sets['train']
+    if torch.get_default_device().type != 'meta':  # else only its size is asked for
+        cells = memory.of_genotype(genotype) if genotype else {}
+        memory.check(config, cells, train.n_frames, max(train.batch_sizes(config.batch_size)) // train.world_size, train.device)
     if not genotype:
         return make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
     try:

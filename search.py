@@ -19,7 +19,7 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment
-from models import parallel
+from models import memory, parallel
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
@@ -93,11 +93,12 @@ def make_net(config, data, halves) -> SearchCNNController:
     """The supernet of these settings. UserError if there is none for these sizes. halves: indices for w and for alpha."""
     train = data.sets['train']
     try:
+        sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
+        memory.check(config, memory.of_space(config), train.n_frames, max(sizes) // train.world_size, train.device)
         net = SearchCNNController(
             1, config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights), config.n_nodes,
             config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops,
             config.dropout, partial_channels=config.partial_channels, fast=config.fast)
-        sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
         net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None

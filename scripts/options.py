@@ -29,7 +29,7 @@ class ExperimentSettings:
     only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '
                                          'them separately too')
-    jobs: int = cf.setting(1, 'runs side by side on this machine; each uses one GPU if there are any', low=1)
+    jobs: int = cf.setting(1, 'runs side by side on this machine; each uses one GPU if there are any', low=1, high=1024)
     shard: str = cf.setting('1/1', 'i/n: run part i of n, for job arrays')
     dask: str | None = cf.setting(None, 'address of a dask scheduler whose workers make the runs')
     dry_run: bool = cf.setting(False, 'list all jobs with their state, expected minutes and command line; run nothing')
