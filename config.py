@@ -72,12 +72,12 @@ def read_text(path, limit: int = MAX_JSON) -> str:
         with open(path, 'rb') as f:
             data = f.read(limit + 1)
         if len(data) > limit:
-            raise UserError(f'{path}: larger than {limit:,} bytes, which is too large for what it should hold')
+            raise UserError(f'{path}: is larger than {limit:,} bytes, too large for what it should hold')
         return data.decode('utf-8-sig')
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
     except UnicodeDecodeError:
-        raise UserError(f'{path}: not UTF-8 text') from None
+        raise UserError(f'{path}: is not a text file in UTF-8') from None
     except ValueError as error:  # a path with a NUL
         raise UserError(f'{path}: {error}') from None
 

@@ -51,9 +51,10 @@ def main(argv: list[str] | None = None):
 
     state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
     checkpoint = parallel.from_main(lambda: run.open(data))
-    run.history = checkpoint['history'] if checkpoint else []
     log = run.logger.info
-    state.load(checkpoint, log)
+    with run.reading():
+        run.history = checkpoint['history'] if checkpoint else []
+        state.load(checkpoint, log)
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
         len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device, parallel.world_size()))

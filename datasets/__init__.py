@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from config import CORPORA, UserError
-from datasets import protocol
+from datasets import duplicates, protocol
 from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
 from datasets.faults import CorpusError
-from datasets.features import cached_features
+from datasets.features import Cached, cached_features
 from datasets.folds import Fold, make_folds
 from datasets.utterance import Utterance
 
@@ -135,7 +135,10 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     counts = _count(targets['train'], labels, config.fold)
     class_weights = counts.sum() / (len(labels) * counts.float())
 
-    features, extracted = _features(parts, config, quiet)
+    notes = duplicates.check(utterances, map(duplicates.inode, (u.path for u in utterances)))
+    features, cached = _features(parts, config, quiet)
+    notes += duplicates.check([u for part in parts.values() for u in part], cached.files)
+    report = {**report, 'notes': [*report.get('notes', ()), *dict.fromkeys(notes), *_counted(cached.notes)]}
     mean, std = statistics(features['train'])
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
@@ -145,7 +148,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
                                    rank, world_size)
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
-    return Data(labels, fold, mean, std, sets, class_weights, report, *digests, extracted)
+    return Data(labels, fold, mean, std, sets, class_weights, report, *digests, cached.extracted)
 
 
 def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
@@ -178,15 +181,22 @@ def _count(targets, labels, number):
     return counts
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], int]:
-    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many were extracted."""
+def _counted(notes):
+    """Notes on recordings, as at most two lines."""
+    yield from notes[:1]
+    if len(notes) > 1:
+        yield f'{len(notes) - 1} more recordings are silent or cut short; scripts/corpus.py lists them'
+
+
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Cached]:
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and all that the cache says."""
     utterances = [u for part in parts.values() for u in part]
-    arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
-    arrays = iter(arrays)
+    cached = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
+    arrays = iter(cached.features)
     features = {name: [next(arrays) for _ in part] for name, part in parts.items()}
     if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
         features = {name: by_speaker(parts[name], part) for name, part in features.items()}
-    return features, extracted
+    return features, cached
 
 
 def _cache_dir(config):

@@ -131,7 +131,7 @@ def read_rows(path: Path, networks: list[Network]) -> dict:
     try:
         with open(path, newline='', encoding='utf-8') as f:
             rows = [{name: types.get(name, str)(row[name]) for name in COLUMNS} for row in csv.DictReader(f)]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
     texts = {network.name: network.text() for network in networks}
     for row in rows:
@@ -149,9 +149,9 @@ def check_settings(folder: Path, settings: dict, write: bool):
             utils.write_aside(path, lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
         return
     try:
-        before = dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise utils.UserError(f'{path} is damaged: take another --name') from None
+        before = cf.read_yaml_file(path)
+    except utils.UserError as error:
+        raise utils.UserError(f'{error}: take another --name') from None
     for name in {**before, **settings}:
         then, now = before.get(name), settings.get(name)
         if name == 'digest' and then != now:
