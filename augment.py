@@ -8,6 +8,7 @@ import config as cf
 if __name__ == '__main__':
     cf.answer_help('augment')  # before the slow imports
 
+import math
 import os
 import shlex
 import sys
@@ -56,12 +57,13 @@ def main(argv: list[str] | None = None):
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, **({'ema': ema} if ema else {}))
     checkpoint = parallel.from_main(lambda: run.open(data))
     best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
-    if checkpoint:
-        run.history, best = checkpoint['history'], checkpoint['best']
-        check_genotype(best, genotype, run)
-        run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
     log, hardware = run.logger.info, utils.describe_device(device, parallel.world_size())
-    state.load(checkpoint, log)
+    with run.reading():
+        if checkpoint:
+            run.history, best = checkpoint['history'], checkpoint['best']
+            check_best(best, genotype, net, run)
+            run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
+        state.load(checkpoint, log)
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev or ()), len(test), f'{n_params:,}', hardware)
     for line in (*datasets.describe(config, data), *origin.describe(config, data)):
@@ -199,10 +201,15 @@ class Origin:
             yield f'NOTE: features differ from those of the search: {", ".join(differ)}'
 
 
-def check_genotype(best, genotype, run):
-    """UserError if a resumed run began with another genotype."""
+def check_best(best, genotype, net, run):
+    """UserError if a resumed run began with another genotype. Other errors if `best` is not what a checkpoint holds."""
     if best['file']['genotype'] != (genotype and gt.to_str(genotype)):
         raise utils.UserError(f'--resume: {run.config.genotype} is another genotype than {run.path} began with')
+    expected = {name: x.shape for name, x in net.state_dict().items()}
+    if {name: x.shape for name, x in best['file']['weights'].items()} != expected:
+        raise ValueError('the best network has other weights')
+    if not isinstance(best['epoch'], int) or not (run.config.train_on_dev or best['ua'] - best['loss'] < math.inf):
+        raise ValueError('the best epoch has no scores')
 
 
 def portable(net, genotype, data, config, epoch: int) -> dict:
@@ -221,7 +228,14 @@ def portable(net, genotype, data, config, epoch: int) -> dict:
 
 def rebuild(best: dict) -> torch.nn.Module:
     """The trained network in eval mode, from the contents of a best.pt of this or an earlier version."""
-    config = cf.AugmentConfig(name='x', **{name: value for name, value in best['settings'].items() if value is not None})
+    with cf.contents_of('best.pt', 'name the best.pt of a run'):
+        return _rebuild(best)
+
+
+def _rebuild(best):
+    names = [*cf.names_of(cf.NetworkSettings, cf.FeatureSettings), 'model', 'params']
+    known = {name: best['settings'][name] for name in names if best['settings'].get(name) is not None}
+    config = cf.AugmentConfig(name='x', **{name: cf.checked(cf.AugmentConfig, name, value) for name, value in known.items()})
     n_classes = len(best['labels'])
     if best['genotype']:
         net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, best['auxiliary'],
@@ -276,8 +290,8 @@ def write_predictions(path, probabilities, config, data):
     rows = []
     for u, p in zip(test, probabilities):
         relative = u.path.removeprefix(os.path.join(root, ''))  # as a manifest names it
-        rows.append([relative, u.speaker, u.label, data.labels[p.argmax()], *(f'{value:.6f}' for value in p),
-                     *([u.start, u.end] if timed else [])])
+        cells = map(cf.csv_cell, (relative, u.speaker, u.label, data.labels[p.argmax()]))
+        rows.append([*cells, *(f'{value:.6f}' for value in p), *([u.start, u.end] if timed else [])])
     header = ['path', 'speaker', 'label', 'predicted', *(f'p_{label}' for label in data.labels)]
     utils.write_csv(path, header + (['start', 'end'] if timed else []), rows)
 

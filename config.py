@@ -6,9 +6,12 @@ neither torch nor librosa, so that `--help` answers at once.
 import argparse
 import contextlib
 import difflib
+import html
+import json
 import math
 import pkgutil
 import re
+import reprlib
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,12 +26,144 @@ WINDOW_MS = 32  # ms, length of an STFT frame
 
 
 class UserError(Exception):
-    """A user's mistake. Its message is one line that names the file, flag or row, and what to do."""
+    """A user's mistake. Its message is one line of at most MAX_MESSAGE characters that names the file, flag or row, and
+    what to do."""
+
+    def __init__(self, message: str = ''):
+        super().__init__(one_line(message))
 
 
-def setting(default, help, choices=None, low=None, high=None):
-    """A field with its description; `low` and `high` bound a number, both included."""
-    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
+# --- Untrusted text. Files that somebody else may have written are read here, and shown or written again by what follows. ---
+
+MAX_MESSAGE = 480  # characters
+MAX_YAML = 65_536  # bytes; a settings file has 1,000
+MAX_JSON = 64_000_000  # bytes
+WHATEVER = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)  # of a parser
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # how a cell begins that a spreadsheet would compute
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict, _repr.maxset, _repr.maxstring = 2, 3, 3, 3, 3, 60
+
+
+def one_line(text, limit: int = MAX_MESSAGE) -> str:
+    """Text on one line, without control characters; of a longer text the middle is left out."""
+    text = str(text)
+    if len(text) > 2 * limit:
+        text = f'{text[:limit]} ... {text[-limit:]}'
+    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in ' '.join(text.split()))
+    return text if len(text) <= limit else f'{text[:limit * 2 // 3]} ... {text[5 - limit // 3:]}'
+
+
+def short(value, limit: int = 60) -> str:
+    """repr(value) in a few characters, however large the value is."""
+    try:
+        return one_line(_repr.repr(value), limit)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return f'a number of {value.bit_length()} bits' if isinstance(value, int) else f'a {type(value).__name__}'
+
+
+def plain(value) -> str:
+    """A value as one would type it, in a few characters."""
+    return one_line(value, 60) if isinstance(value, str) else short(value)
+
+
+def read_text(path, limit: int = MAX_JSON) -> str:
+    """Text of a UTF-8 file. UserError if there is none, or more than `limit` bytes."""
+    try:
+        with open(path, 'rb') as f:
+            data = f.read(limit + 1)
+        if len(data) > limit:
+            raise UserError(f'{path}: is larger than {limit:,} bytes, too large for what it should hold')
+        return data.decode('utf-8-sig')
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    except UnicodeDecodeError:
+        raise UserError(f'{path}: is not a text file in UTF-8') from None
+    except ValueError as error:  # a path with a NUL
+        raise UserError(f'{path}: {error}') from None
+
+
+def read_json(path, kind: type = dict, limit: int = MAX_JSON):
+    """Contents of a JSON file, which must be a `kind`. UserError."""
+    return parse_json(read_text(path, limit), path, kind)
+
+
+def parse_json(text: str, where, kind: type = dict):
+    """The tree of a JSON text, which must be a `kind`. UserError."""
+    try:
+        tree = json.loads(text)
+    except WHATEVER as error:
+        raise UserError(f'{where}: not JSON ({short(str(error))})') from None
+    if not isinstance(tree, kind):
+        raise UserError(f'{where}: holds {short(tree)} instead of a {kind.__name__}')
+    return tree
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """SafeLoader without aliases, which can stand for more than any memory holds, and without a name given twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, 'aliases (*name) are not allowed', self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for i, key in enumerate(keys):
+            if isinstance(key, str) and key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f'{short(key)} is there twice', node.value[i][0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml_file(path, limit: int = MAX_YAML) -> dict:
+    """Lines "name: value" of a YAML file. UserError."""
+    text = read_text(path, limit)
+    try:
+        tree = yaml.load(text, _YamlLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f'line {error.problem_mark.line + 1}: ' if error.problem_mark else ''
+        raise UserError(f'{path}: not YAML: {line}{one_line(error.problem, 200)}') from None
+    except (yaml.YAMLError, *WHATEVER) as error:
+        raise UserError(f'{path}: not YAML: {type(error).__name__}: {one_line(error, 200)}') from None
+    if not isinstance(tree, dict | None):
+        raise UserError(f'{path}: must contain lines "name: value"')
+    return tree or {}
+
+
+@contextlib.contextmanager
+def contents_of(where, advice: str):
+    """Inside, what is wrong with the contents of a file that this program wrote once becomes a UserError."""
+    try:
+        yield
+    except (*WHATEVER, RuntimeError, AssertionError) as error:  # torch raises RuntimeErrors for tensors of another shape
+        what = f'{type(error).__name__}: {one_line(error, 150)}'
+        raise UserError(f'{where}: not what it should hold ({what}): {advice}') from None
+
+
+def escape_html(text) -> str:
+    """Text for an HTML page or attribute."""
+    return html.escape(one_line(text, 10_000))
+
+
+def escape_markdown(text) -> str:
+    """Text for a cell of a Markdown table, which has neither markup nor HTML."""
+    return re.sub(r'([\\`*_{}\[\]|~#!$])', r'\\\1', html.escape(one_line(text, 10_000), quote=False))
+
+
+def csv_cell(text: str) -> str:
+    """Text for a cell of a CSV file: ' in front of what a spreadsheet would compute as a formula."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_csv_cell(text: str) -> str:
+    """The text that csv_cell was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+# --- Settings ---
+
+def setting(default, help, choices=None, low=None, high=None, off=False):
+    """A field with its description; `low` and `high` bound a number, both included. off: 0 is allowed too."""
+    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high, off=off))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +174,7 @@ class RunSettings:
     seed: int = setting(0, 'seed of weights, batches and masks', low=0, high=2 ** 32 - 1)
     resume: bool = setting(False, 'continue from the last checkpoint of this run; begin if there is none')
     overwrite: bool = setting(False, 'delete an earlier run of this name')
-    threads: int = setting(0, 'CPU threads; 0: OMP_NUM_THREADS, or all cores but one', low=0)
+    threads: int = setting(0, 'CPU threads; 0: OMP_NUM_THREADS, or all cores but one', low=0, high=1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +188,9 @@ class DataSettings:
     scenarios: str | None = setting(None, 'required for msp_improv: letters from P,R,S,T, or all')
     folds: str = setting('default', 'default, session (leave one session out), speaker (leave one speaker out; the rest of the '
                          'session is dev), loso (leave one speaker out), official or official:Test2 (msp_podcast), or a number')
-    fold: int = setting(1, 'fold to use, from 1', low=1)
+    fold: int = setting(1, 'fold to use, from 1', low=1, high=100_000)
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
-    workers: int = setting(0, 'threads that extract features; 0: one per available core, at most 8', low=0)
+    workers: int = setting(0, 'threads that extract features; 0: one per available core, at most 8', low=0, high=256)
     resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device '
                             'if they fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
 
@@ -64,15 +199,16 @@ class DataSettings:
 class FeatureSettings:
     """features"""
     features: str = setting('logmel', 'input of the network', choices=('logmel', 'mfcc'))
-    n_mels: int = setting(32, 'mel bands, or cepstral coefficients', low=1)
+    n_mels: int = setting(32, 'mel bands, or cepstral coefficients', low=1, high=1024)
     hop_ms: float = setting(16., 'ms between frames', low=1., high=WINDOW_MS)
-    time_pool: int = setting(2, 'keep the maximum of this many frames', low=1)
-    trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming', low=0.)
+    time_pool: int = setting(2, 'keep the maximum of this many frames', low=1, high=100)
+    trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming',
+                             low=1., high=200., off=True)
     normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
                              'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
     embedding: str = setting('none', 'normalise what enters the classifier by all recordings of the same speaker, including '
                              'test speakers (speaker)', choices=('none', 'speaker'))
-    duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
+    duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05, high=600.)
 
     @property
     def hop_length(self):
@@ -101,7 +237,7 @@ class DeviceSettings:
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
     """augmentation of the training data"""
-    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0)
+    n_masks: int = setting(1, 'SpecAugment: masks along frequency, and as many along time', low=0, high=100)
     max_freq: float = setting(.15, 'SpecAugment: widest mask, as a fraction of the mel bands', low=0., high=1.)
     max_time: float = setting(.15, 'SpecAugment: widest mask, as a fraction of the window', low=0., high=1.)
     speed: float = setting(0., 'play utterances at 1 - SPEED to 1 + SPEED times their speed, which moves frequencies too; '
@@ -120,19 +256,19 @@ class AugmentationSettings:
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
     """network"""
-    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1)
-    layers: int = setting(3, 'CNN cells', low=1)
-    stem_multiplier: int = setting(2, 'width of the stem, as a multiple of C', low=1)
-    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0)
-    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1)
+    init_channels: int = setting(8, 'C: width of a node in the first CNN cell', low=1, high=4096)
+    layers: int = setting(3, 'CNN cells', low=1, high=100)
+    stem_multiplier: int = setting(2, 'width of the stem, as a multiple of C', low=1, high=64)
+    rnn_layers: int = setting(1, 'SeqNN cells; 0: a pure CNN', low=0, high=100)
+    rnn_channels: int = setting(32, 'width of a node in a SeqNN cell', low=1, high=4096)
     dropout: float = setting(.1, 'dropout after every cell', low=0., high=.99)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings:
     """search space, also of --genotype random"""
-    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
-    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
+    n_nodes: int = setting(3, 'nodes in a CNN cell', low=1, high=32)
+    rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1, high=32)
     cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
     rnn_ops: str = setting('mixed', 'operations of SeqNN cells: a set of genotypes.py, or names separated by commas')
 
@@ -140,23 +276,23 @@ class SpaceSettings:
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """search"""
-    epochs: int = setting(15, 'epochs', low=1)
-    batch_size: int = setting(16, 'utterances per step, for w and for alpha, over all processes', low=1)
+    epochs: int = setting(15, 'epochs', low=1, high=100_000)
+    batch_size: int = setting(16, 'utterances per step, for w and for alpha, over all processes', low=1, high=65_536)
     order: int = setting(1, 'order of the alpha gradient: 1, or 2 with one virtual step of w', choices=(1, 2))
     hessian: str = setting('exact', 'second derivative of order 2: exact, or DARTS\' finite difference (cheaper, approximate)',
                            choices=('exact', 'difference'))
     partial_channels: int = setting(1, 'K: only 1/K of the channels of CNN cells enter the mixtures, and edges get weights of '
-                                    'their own (PC-DARTS)', low=1)
+                                    'their own (PC-DARTS)', low=1, high=4096)
     alpha_split: str = setting('utterance', 'split the training data for w and alpha by utterance or by speaker',
                                choices=('utterance', 'speaker'))
-    alpha_warmup: int = setting(2, 'first epochs, which train w alone', low=0)
-    w_lr: float = setting(.025, 'initial learning rate of w (SGD, cosine schedule)', low=0.)
-    w_lr_min: float = setting(.001, 'final learning rate of w', low=0.)
-    w_momentum: float = setting(.9, 'momentum of w', low=0., high=1.)
-    w_weight_decay: float = setting(3e-4, 'weight decay of w', low=0.)
-    w_grad_clip: float = setting(5., 'largest gradient norm of w; 0: no clipping', low=0.)
-    alpha_lr: float = setting(3e-3, 'learning rate of alpha (Adam)', low=0.)
-    alpha_weight_decay: float = setting(1e-3, 'weight decay of alpha', low=0.)
+    alpha_warmup: int = setting(2, 'first epochs, which train w alone', low=0, high=100_000)
+    w_lr: float = setting(.025, 'initial learning rate of w (SGD, cosine schedule)', low=1e-8, high=100.)
+    w_lr_min: float = setting(.001, 'final learning rate of w', low=0., high=100.)
+    w_momentum: float = setting(.9, 'momentum of w', low=0., high=.9999)
+    w_weight_decay: float = setting(3e-4, 'weight decay of w', low=0., high=10.)
+    w_grad_clip: float = setting(5., 'largest gradient norm of w; 0: no clipping', low=1e-6, high=1e6, off=True)
+    alpha_lr: float = setting(3e-3, 'learning rate of alpha (Adam)', low=1e-8, high=10.)
+    alpha_weight_decay: float = setting(1e-3, 'weight decay of alpha', low=0., high=10.)
     fast: bool = setting(True, 'compute the supernet in its fast form; --no-fast: edge by edge, as in the paper')
 
 
@@ -173,22 +309,23 @@ class ModelSettings:
     model: str = setting('genotype', 'network: that of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
     genotype: str | None = setting(None, 'genotype.json, a folder of search.py, a text "Genotype(...)" or a file with one, or '
                                    'random: drawn from the search space by seed and fold')
-    params: int = setting(0, 'resize a hand-designed network to about this many parameters; 0: its own width', low=0)
+    params: int = setting(0, 'resize a hand-designed network to about this many parameters; 0: its own width', low=0,
+                          high=10 ** 9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainingSettings:
     """retraining"""
-    epochs: int = setting(60, 'epochs', low=1)
-    batch_size: int = setting(32, 'utterances per step, over all processes', low=1)
-    patience: int = setting(0, 'stop after this many epochs without a better dev UA; 0: never', low=0)
+    epochs: int = setting(60, 'epochs', low=1, high=100_000)
+    batch_size: int = setting(32, 'utterances per step, over all processes', low=1, high=65_536)
+    patience: int = setting(0, 'stop after this many epochs without a better dev UA; 0: never', low=0, high=100_000)
     optimizer: str = setting('sgd', 'optimizer of the weights', choices=('sgd', 'adamw'))
-    lr: float = setting(.025, 'learning rate, decays to 0 along a cosine', low=0.)
-    warmup: int = setting(0, 'epochs of linear warm-up of the learning rate', low=0)
-    momentum: float = setting(.9, 'momentum of SGD', low=0., high=1.)
-    weight_decay: float = setting(3e-4, 'weight decay of SGD or AdamW', low=0.)
-    grad_clip: float = setting(5., 'largest gradient norm; 0: no clipping', low=0.)
-    aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0.)
+    lr: float = setting(.025, 'learning rate, decays to 0 along a cosine', low=1e-8, high=100.)
+    warmup: int = setting(0, 'epochs of linear warm-up of the learning rate', low=0, high=100_000)
+    momentum: float = setting(.9, 'momentum of SGD', low=0., high=.9999)
+    weight_decay: float = setting(3e-4, 'weight decay of SGD or AdamW', low=0., high=10.)
+    grad_clip: float = setting(5., 'largest gradient norm; 0: no clipping', low=1e-6, high=1e6, off=True)
+    aux_weight: float = setting(.4, 'weight of the auxiliary head\'s loss; 0: no head', low=0., high=100.)
     drop_path_prob: float = setting(.1, 'drop-path probability at the last epoch, rising from 0', low=0., high=.99)
     ema: float = setting(0., 'score and keep an exponential moving average of the weights, with this decay per step; .99 '
                          'forgets half in 69 steps; 0: the weights themselves', low=0., high=.9999)
@@ -200,8 +337,10 @@ class Settings:
 
     def __post_init__(self):
         if not re.fullmatch(r'([\w-][\w.-]*/)*[\w-][\w.-]*', self.name):
-            raise UserError(f'--name {self.name!r}: use letters, digits, ".", "_" and "-", with "/" between folders; no name '
-                            'may begin with "."')
+            raise UserError(f'--name {short(self.name)}: use letters, digits, ".", "_" and "-", with "/" between folders; no '
+                            'name may begin with "."')
+        if max(len(part.encode()) for part in self.name.split('/')) > 200 or len(self.name.encode()) > 800:
+            raise UserError(f'--name {self.name}: longer than a file system takes')
         for f in fields(self):
             check(f, getattr(self, f.name))
         if self.resume and self.overwrite:
@@ -234,6 +373,7 @@ class Settings:
             (get('rnn_layers') == 0, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
+            (get('patience') and get('patience') >= get('epochs') - 1, f'--epochs {get("epochs")}', ['patience']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
@@ -249,6 +389,11 @@ class SearchConfig(SearchSettings, SpaceSettings, NetworkSettings, AugmentationS
                    DataSettings, RunSettings, Settings):
     GROUPS = (RunSettings, DataSettings, FeatureSettings, SpaceSettings, NetworkSettings, SearchSettings, AugmentationSettings,
               DeviceSettings)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.w_lr_min > self.w_lr:
+            raise UserError(f'--w_lr_min {self.w_lr_min} is above --w_lr {self.w_lr}: the learning rate must not rise')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,15 +448,15 @@ SHARED = set(names_of(*(group for group in _GROUPS if _GROUPS.count(group) > 1))
 
 def check(f, value):
     """UserError if the field does not allow `value`."""
-    choices, low, high = (f.metadata.get(key) for key in ('choices', 'low', 'high'))
+    choices, low, high, off = (f.metadata.get(key) for key in ('choices', 'low', 'high', 'off'))
     if choices and value not in choices:
-        near = difflib.get_close_matches(str(value).lower(), map(str, choices), 1)
+        near = difflib.get_close_matches(str(value)[:60].lower(), map(str, choices), 1)
         hint = f'; did you mean {near[0]}?' if near else ''
-        raise UserError(f'--{f.name} {value}: must be one of {", ".join(map(str, choices))}{hint}')
+        raise UserError(f'--{f.name} {plain(value)}: must be one of {", ".join(map(str, choices))}{hint}')
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f'--{f.name} {value}: must be a finite number')
-    if low is not None and value < low or high is not None and value > high:
-        raise UserError(f'--{f.name} {value}: must be ' + (f'{low} or more' if high is None else f'from {low} to {high}'))
+    if low is not None and not (low <= value <= high or off and value == 0):
+        raise UserError(f'--{f.name} {plain(value)}: must be {"0, or " if off else ""}from {low} to {high}')
 
 
 @dataclass(frozen=True)
@@ -375,13 +520,10 @@ def read_yaml(path, section: str) -> dict:
 def _load_yaml(path):
     """Tree of a settings file. UserError."""
     try:
-        with open(path, encoding='utf-8') as f:
-            tree = yaml.safe_load(f) or {}
-    except OSError as error:
-        raise UserError(f'--config {path}: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f'--config {path}: not YAML: {error}') from None
-    if not isinstance(tree, dict) or any(not isinstance(tree.get(part) or {}, dict) for part in SECTIONS):
+        tree = read_yaml_file(path)
+    except UserError as error:
+        raise UserError(f'--config {error}') from None
+    if any(not isinstance(tree.get(part) or {}, dict) for part in SECTIONS):
         raise UserError(f'--config {path}: must contain lines "name: value"')
     return tree
 
@@ -390,14 +532,15 @@ def _misplaced(key, where):
     """What is wrong with a key of a settings file, and where it belongs."""
     def homes(name):
         return ' or '.join(f'{section}:' for section in SECTIONS if name in NAMES[section])
+    text = str(key)[:60] if isinstance(key, str) else short(key)  # difflib takes long for a long word
     at, valid = (f'under {where}:', NAMES[where]) if where else ('at the top level', SHARED)
     if homes(key):
-        return f'{key!r} has no effect {at}; it belongs {"at the top level" if key in SHARED else f"under {homes(key)}"}'
-    if near := difflib.get_close_matches(str(key), [*valid, *SECTIONS], 1):
-        return f'unknown key {key!r} {at}; did you mean {near[0]}?'
-    if near := difflib.get_close_matches(str(key), sorted(set.union(*NAMES.values())), 1):
-        return f'unknown key {key!r} {at}; did you mean {near[0]}, under {homes(near[0])}?'
-    return f'unknown key {key!r} {at}; --help lists all settings'
+        return f'{short(key)} has no effect {at}; it belongs {"at the top level" if key in SHARED else f"under {homes(key)}"}'
+    if near := difflib.get_close_matches(text, [*valid, *SECTIONS], 1):
+        return f'unknown key {short(key)} {at}; did you mean {near[0]}?'
+    if near := difflib.get_close_matches(text, sorted(set.union(*NAMES.values())), 1):
+        return f'unknown key {short(key)} {at}; did you mean {near[0]}, under {homes(near[0])}?'
+    return f'unknown key {short(key)} {at}; --help lists all settings'
 
 
 def checked(cls, name: str, value):
@@ -420,12 +563,15 @@ def convert(cls, name, value):
             if target is not bool or not isinstance(value, bool):
                 raise ValueError
             return value
-        if isinstance(value, dict | list) or value is None or (target is int and isinstance(value, float)):
+        if not isinstance(value, int | float | str) or (target is int and isinstance(value, float)):
             raise ValueError
-        return target(value)
+        value = target(value)
+        if target is str and ('\0' in value or not value.isascii() and value.encode('utf-8', 'ignore').decode() != value):
+            raise ValueError  # no file name, nor can it be written to config.yaml
+        return value
     except (ValueError, OverflowError):
         kinds = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
-        raise UserError(f'--{name}: {value!r} is not {kinds[target]}') from None
+        raise UserError(f'--{name}: {short(value)} is not {kinds[target]}') from None
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,12 +14,15 @@ import os
 import re
 from collections import Counter, namedtuple
 
+from config import UserError, one_line, parse_json, read_text, short
+
 Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat rnn rnn_concat', defaults=([], []))
 KINDS = ('normal', 'reduce', 'rnn')
 
 NONE, SKIP = 'none', 'skip_connect'
 MAX_NODES = 32  # in a cell; DARTS has 4
-MAX_BYTES = 1_000_000  # in a file
+MAX_BYTES = 1_000_000  # in a file; its record lists the speakers
+MAX_TEXT = 100_000  # characters of a printed Genotype(...)
 _REST = (SKIP, NONE)
 _SEP, _DIL = ('sep_conv_3x3', 'sep_conv_5x5'), ('dil_conv_3x3', 'dil_conv_5x5')
 _POOL = ('max_pool_3x3', 'avg_pool_3x3')
@@ -60,10 +63,10 @@ def op_set(ops, kind: str = 'cnn') -> tuple[str, ...]:
         raise ValueError(f'sets of {kind} operations cannot be combined: name one set, or operations separated by commas')
     for name in names:
         if name not in _KNOWN[kind]:
-            raise ValueError(f'unknown {kind} operation or set {name!r}: sets are {", ".join(sets)}; '
+            raise ValueError(f'unknown {kind} operation or set {short(name)}: sets are {", ".join(sets)}; '
                              f'operations are {", ".join(sorted(_KNOWN[kind]))}')
     if len(set(names)) < len(names):
-        raise ValueError(f'repeated {kind} operation in {",".join(names)}')
+        raise ValueError(f'repeated {kind} operation in {short(",".join(names))}')
     if not set(names) - {NONE}:
         raise ValueError(f'{kind} operations: name at least one other than none')
     return tuple(n for n in names if n != NONE) + ((NONE,) if NONE in names else ())
@@ -117,11 +120,11 @@ def _check_gene(kind: str, gene) -> list:
             raise ValueError(f'{kind}[{i}] must be a list of 1 to {2 + i} edges (operation, state)')
         for edge in node:
             if not _is_edge(edge):
-                raise ValueError(f'{kind}[{i}]: {_short(edge)} is not (operation, state)')
+                raise ValueError(f'{kind}[{i}]: {short(edge)} is not (operation, state)')
             if edge[0] not in known:
-                raise ValueError(f'{kind}[{i}]: {_short(edge[0])} is not an operation of this kind of cell')
+                raise ValueError(f'{kind}[{i}]: {short(edge[0])} is not an operation of this kind of cell')
             if not 0 <= edge[1] < 2 + i:
-                raise ValueError(f'{kind}[{i}] reads state {_short(edge[1])}, but only 0 to {1 + i} come before it')
+                raise ValueError(f'{kind}[{i}] reads state {short(edge[1])}, but only 0 to {1 + i} come before it')
     return [[tuple(edge) for edge in node] for node in gene]
 
 
@@ -129,18 +132,13 @@ def _check_concat(kind: str, concat, n_nodes: int) -> list | range:
     states = range(2 + n_nodes if n_nodes else 0)
     if not isinstance(concat, list | tuple | range) or bool(concat) != bool(n_nodes) or len(concat) > len(states) \
             or any(type(c) is not int or c not in states for c in concat) or len(set(concat)) < len(concat):
-        raise ValueError(f'{kind}_concat {_short(concat)} must list states of a cell of {n_nodes} nodes, each once')
+        raise ValueError(f'{kind}_concat {short(concat)} must list states of a cell of {n_nodes} nodes, each once')
     whole = range(min(concat), max(concat) + 1) if concat else range(0)
     return whole if concat and list(concat) == list(whole) else list(concat)
 
 
 def _is_edge(edge) -> bool:
     return isinstance(edge, list | tuple) and len(edge) == 2 and isinstance(edge[0], str) and type(edge[1]) is int
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def to_str(genotype: Genotype) -> str:
@@ -172,11 +170,9 @@ def load(source) -> tuple[Genotype, dict]:
     is_text = isinstance(source, str) and re.match(r'\s*(\{|(\w+\s*=\s*)?Genotype\s*\()', source)
     try:
         return _parse(source if is_text else _read(source))
-    except FileNotFoundError:
-        raise ValueError(f'{source}: {_missing(source)}') from None
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f'{"Genotype(...)" if is_text else source}: {why}') from None
+        raise ValueError(one_line(f'{"Genotype(...)" if is_text else source}: {why}', 400)) from None
 
 
 def _missing(source) -> str:
@@ -189,29 +185,37 @@ def _missing(source) -> str:
     return f'no such file: run search.py --name {run[1]} first'
 
 
-def _read(path) -> str:
-    path = os.path.join(path, 'genotype.json') if os.path.isdir(path) else os.fspath(path)
-    with open(path, 'rb') as f:
-        data = f.read(MAX_BYTES + 1)
-    if data.startswith(b'PK\x03\x04') or path.endswith('.pt'):
-        raise ValueError('holds a trained network, not a genotype; name genotype.json')
-    if data.startswith((b'\x89PNG', b'%PDF', b'<?xml')):
-        raise ValueError('is a picture, not a genotype; name genotype.json')
-    if len(data) > MAX_BYTES:
-        raise ValueError(f'is larger than {MAX_BYTES:,} bytes, too large for a genotype')
+def _read(source) -> str:
+    path = os.fspath(source)
+    if not os.path.exists(path) or os.path.isdir(path) and not os.path.exists(os.path.join(path, 'genotype.json')):
+        raise ValueError(_missing(path))
+    path = os.path.join(path, 'genotype.json') if os.path.isdir(path) else path
     try:
-        return data.decode('utf-8-sig')
-    except UnicodeDecodeError:
-        raise ValueError('is not a text file; name genotype.json') from None
+        text = read_text(path, MAX_BYTES)
+    except UserError as error:
+        what = _what_else(path)
+        raise ValueError(f'{what}; name genotype.json' if what else str(error).removeprefix(f'{path}: ')) from None
+    if text.startswith('<?xml'):
+        raise ValueError('is a picture, not a genotype; name genotype.json')
+    return text
+
+
+def _what_else(path) -> str | None:
+    """What a file is that cannot be a genotype; None if that is not known."""
+    with open(path, 'rb') as f:
+        begins = f.read(4)
+    if begins == b'PK\x03\x04' or path.endswith('.pt'):
+        return 'holds a trained network, not a genotype'
+    return 'is a picture, not a genotype' if begins in (b'\x89PNG', b'%PDF') else None
 
 
 def _parse(text: str) -> tuple[Genotype, dict]:
     if not text.lstrip().startswith('{'):
         return check(_from_call(text)), {}
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'not JSON: {error}') from None
+        tree = parse_json(text, 'genotype')
+    except UserError as error:
+        raise ValueError(str(error).removeprefix('genotype: ')) from None
     found = tree.get('genotype', tree)
     if isinstance(found, str):  # results.json has the printed form
         return check(_from_call(found)), {key: value for key, value in tree.items() if key != 'genotype'}
@@ -222,6 +226,8 @@ def _parse(text: str) -> tuple[Genotype, dict]:
 
 def _from_call(text: str) -> Genotype:
     """From 'Genotype(...)', or an assignment such as 'PCDARTS = Genotype(...)'."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f'a Genotype(...) of more than {MAX_TEXT:,} characters')
     try:
         call = ast.parse(re.sub(r'^\w+\s*=\s*', '', text.strip()), mode='eval').body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -248,5 +254,5 @@ def _literal(node: ast.AST):
 def _fields(fields: dict) -> Genotype:
     for name in (*fields, *Genotype._fields[:4]):
         if name not in fields or name not in Genotype._fields:
-            raise ValueError(f'field {name} is missing' if name not in fields else f'unknown field {_short(name)}')
+            raise ValueError(f'field {name} is missing' if name not in fields else f'unknown field {short(name)}')
     return Genotype(**fields)

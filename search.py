@@ -19,7 +19,7 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import parallel, speaker_norm
+from models import memory, parallel, speaker_norm
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
@@ -51,9 +51,10 @@ def main(argv: list[str] | None = None):
 
     state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
     checkpoint = parallel.from_main(lambda: run.open(data))
-    run.history = checkpoint['history'] if checkpoint else []
     log = run.logger.info
-    state.load(checkpoint, log)
+    with run.reading():
+        run.history = checkpoint['history'] if checkpoint else []
+        state.load(checkpoint, log)
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
         len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device, parallel.world_size()))
@@ -94,11 +95,12 @@ def make_net(config, data, halves) -> SearchCNNController:
     """The supernet of these settings. UserError if there is none for these sizes. halves: indices for w and for alpha."""
     train = data.sets['train']
     try:
+        sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
+        memory.check(config, memory.of_space(config), train.n_frames, max(sizes) // train.world_size, train.device)
         net = SearchCNNController(
             1, config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights), config.n_nodes,
             config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops,
             config.dropout, partial_channels=config.partial_channels, fast=config.fast)
-        sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
         net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None

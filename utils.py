@@ -23,7 +23,7 @@ import torch
 import yaml
 from tensorboardX import SummaryWriter
 
-from config import UserError
+from config import UserError, contents_of, escape_markdown, read_yaml_file
 
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
 FORMAT = 2
@@ -62,12 +62,23 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
         end(2)
     except KeyboardInterrupt:
         end(130, f'interrupted; {advice}' if advice else 'interrupted')
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        end(2, out_of_memory(error))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USERS_ERRNO:
             end(2, f'{error.filename or "the disk"}: {error.strerror}')
         else:
             traceback.print_exc()
             end(1)
+
+
+def out_of_memory(error) -> str:
+    """What to do when the memory of a device, or of this machine, is full."""
+    gpu = isinstance(error, torch.OutOfMemoryError)
+    used = f' after {torch.cuda.max_memory_allocated() / 1e9:.1f} GB' if gpu and torch.cuda.is_available() else ''
+    sizes = [f' with --batch_size {run.config.batch_size}' for run in _open_runs if hasattr(run.config, 'batch_size')]
+    return (f'out of memory on the {"GPU" if gpu else "host"}{used}{"".join(sizes)}: lower --batch_size, --duration or '
+            '--init_channels in a run of another --name; the same command with --resume continues on a larger machine')
 
 
 def set_threads(n: int):
@@ -172,11 +183,33 @@ def write_csv(path, header, rows):
 def read_settings(path) -> dict:
     """Settings of a run from its config.yaml, those without effect included, and its `format`. UserError if it is damaged."""
     try:
-        with open(path, encoding='utf-8') as f:
-            tree = dict(yaml.safe_load(f))
-        return {'format': 1, **tree.pop('not_used', {}), **tree}
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise UserError(f'{path} is damaged: delete its folder, or begin anew with --overwrite') from None
+        tree = read_yaml_file(path)
+        tree = {'format': 1, **tree.pop('not_used', {}), **tree}
+        if 'name' in tree and isinstance(tree['format'], int):
+            return tree
+        why = 'it lacks settings'
+    except (UserError, TypeError) as error:
+        why = str(error).removeprefix(f'{path}: ')
+    raise UserError(f'{path} is damaged ({why}): delete its folder, or begin anew with --overwrite')
+
+
+def read_torch(path, advice: str) -> dict:
+    """A dict that write_torch wrote, on the CPU. Only tensors and plain values are read. UserError, with what to do."""
+    try:
+        tree = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f'{path} cannot be read ({type(error).__name__}): {advice}') from None
+    if not isinstance(tree, dict):
+        raise UserError(f'{path}: holds no dict, so it is not of this program: {advice}')
+    return tree
+
+
+def check_history(history) -> None:
+    """ValueError, TypeError or KeyError if these are not the rows of metrics.jsonl, from epoch 1 on."""
+    if [row['epoch'] for row in history] != list(range(1, len(history) + 1)):
+        raise ValueError('the rows of the epochs are not in order')
+    if not all(row['seconds'] >= 0 and isinstance(row['train'], dict) for row in history):
+        raise ValueError('a row of an epoch lacks its scores')
 
 
 def recorded(settings: dict, name: str):
@@ -269,7 +302,7 @@ class Run:
         if checkpoint:
             self.logger.info('resumed after epoch %d of %s', len(self.history), self.path)
         else:
-            rows = [f'|{name}|{value}|' for name, value in self.settings.items()]
+            rows = [f'|{name}|{escape_markdown(value)}|' for name, value in self.settings.items()]
             self.writer.add_text('parameters', '\n'.join(['|setting|value|', '|---|---|', *rows]), 0)
         defaults = {f.name: f.default for f in fields(self.config)}
         unused = [f'{name} {self.settings[name]} (with {why})' for name, why in self.config.unused().items()
@@ -313,19 +346,23 @@ class Run:
         path = self.file('checkpoint.pt')
         if not os.path.exists(path):
             return None
-        try:
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise UserError(f'{path} cannot be read ({type(error).__name__}): begin anew with --overwrite') from None
+        checkpoint = read_torch(path, 'begin anew with --overwrite')
         if 'digest' not in checkpoint:
             raise UserError(f'{path} was written by an earlier version: begin anew with --overwrite')
         if checkpoint['digest'] != self.data['digest']:
             raise UserError(f'--resume: utterances, labels or speakers differ from those {self.path} began with: begin anew '
                             'with --overwrite')
-        if any(not torch.equal(checkpoint[name], self.data[name]) for name in ('mean', 'std')):
+        with self.reading():
+            check_history(checkpoint['history'])
+            same = all(torch.equal(checkpoint[name], self.data[name]) for name in ('mean', 'std'))
+        if not same:
             raise UserError(f'--resume: the training audio differs from that which {self.path} began with: begin anew with '
                             '--overwrite')
         return checkpoint
+
+    def reading(self):
+        """Inside, what is wrong with the contents of the checkpoint becomes a UserError."""
+        return contents_of(self.file('checkpoint.pt'), 'begin anew with --overwrite')
 
     def _make_logger(self):
         logger = logging.getLogger(f'emodarts.{self.program}')

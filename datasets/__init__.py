@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from config import CORPORA, UserError
-from datasets import protocol
+from datasets import duplicates, protocol
 from datasets.dataset import ENOUGH, Moments, SpeechDataset, by_speaker, fits, statistics, to_logmel
 from datasets.faults import CorpusError
-from datasets.features import cached_features
+from datasets.features import Cached, cached_features
 from datasets.folds import Fold, make_folds
 from datasets.utterance import Utterance
 
@@ -133,7 +133,10 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     counts = _count(targets['train'], labels, config.fold)
     class_weights = counts.sum() / (len(labels) * counts.float())
 
-    features, prior, back, extracted = _features(parts, config, quiet)
+    notes = duplicates.check(utterances, map(duplicates.inode, (u.path for u in utterances)))
+    features, prior, back, cached = _features(parts, config, quiet)
+    notes += duplicates.check([u for part in parts.values() for u in part], cached.files)
+    report = {**report, 'notes': [*report.get('notes', ()), *dict.fromkeys(notes), *_counted(cached.notes)]}
     mean, std = statistics(features['train'])
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
@@ -143,7 +146,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
                                    rank, world_size, back.get(name))
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
-    return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, extracted)
+    return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, cached.extracted)
 
 
 def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
@@ -176,13 +179,20 @@ def _count(targets, labels, number):
     return counts
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moments, dict, int]:
+def _counted(notes):
+    """Notes on recordings, as at most two lines."""
+    yield from notes[:1]
+    if len(notes) > 1:
+        yield f'{len(notes) - 1} more recordings are silent or cut short; scripts/corpus.py lists them'
+
+
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moments, dict, Cached]:
     """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; the moments of the training
-    recordings before that; {set: the way back to log-mel}; and how many were extracted.
+    recordings before that; {set: the way back to log-mel}; and all that the cache says.
     """
     utterances = [u for part in parts.values() for u in part]
-    arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
-    arrays = iter(arrays)
+    cached = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
+    arrays = iter(cached.features)
     features, back = {name: [next(arrays) for _ in part] for name, part in parts.items()}, {}
     prior = statistics(features['train'])
     if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
@@ -190,7 +200,7 @@ def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moment
         if getattr(config, 'noise', 0):  # a setting that the SVM lacks
             back = {'train': to_logmel(parts['train'], features['train'], normalised['train'])}
         features = normalised
-    return features, prior, back, extracted
+    return features, prior, back, cached
 
 
 def _cache_dir(config):

@@ -2,16 +2,19 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from config import UserError
+from config import UserError, one_line
 from datasets.utterance import Utterance
 
 LISTED = 20  # faults that a message lists; it counts the others
 
 
 class CorpusError(UserError):
-    """The faults of a corpus, in one line."""
+    """The faults of a corpus, in one line, which may be as long as LISTED messages."""
     messages: list[str]  # all of them
     found: list[Utterance]  # those without a fault
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)
 
 
 class Faults:
@@ -36,7 +39,7 @@ class Faults:
 
     def check(self, found: Iterable[Utterance] = ()) -> None:
         """Raises a CorpusError if there were faults."""
-        messages = list(dict.fromkeys(self.messages))  # a file of many segments is at fault once
+        messages = list(dict.fromkeys(map(one_line, self.messages)))  # a file of many segments is at fault once
         if not messages:
             return
         n, listed = len(messages), '; '.join(messages[:LISTED])

@@ -2,10 +2,13 @@
 import hashlib
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import joblib
 import librosa
@@ -16,7 +19,7 @@ import torchaudio
 from tqdm import tqdm
 
 import utils
-from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError
+from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError, one_line
 from datasets.faults import Faults
 from datasets.index import Index
 from datasets.utterance import Utterance
@@ -29,6 +32,14 @@ FLOOR = 1e-6  # mel power of silence, added before the logarithm
 TRIM_FRAME, TRIM_HOP = 2_048, 512  # samples; frames whose loudness --trim_db compares
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
 THREADS = 8  # at most; more would wait for Python's lock
+RATES = 1_000, 768_000  # Hz: below, speech is lost and resampling multiplies the samples; above, the header is wrong
+MAX_SECONDS = 3_600  # of a recording or segment: its spectrogram takes 3 GB
+BLOCK = 1 << 20  # samples, over all channels, that are read at once: a header may promise more than there is
+CUT_SHORT = re.compile(r'^data : (\d+) \(should be (\d+)\)', re.MULTILINE)  # libsndfile's notes on a WAV header
+NPY_HEADER_BYTES = 128
+NPY_HEADER = re.compile(rb"\x93NUMPY\x01\x00\x76\x00\{'descr': '<f2', 'fortran_order': (?P<order>True|False), "
+                        rb"'shape': \((?P<bands>[1-9]\d{0,4}), (?P<frames>[1-9]\d{0,8})\), \} *\n\Z")  # as numpy.save writes it
+UNKNOWN_SIZE = 0x7fff_0000  # bytes; who writes to a pipe leaves a size from here on, or 0, in the header
 
 
 @lru_cache(maxsize=4)
@@ -67,39 +78,78 @@ def trim(wave: np.ndarray, top_db: float) -> np.ndarray:
     return wave[first:max(last, first + MIN_SAMPLES)]
 
 
-def read_audio(utterance: Utterance) -> tuple[np.ndarray, int]:
-    """(wave, rate): float32 (n_samples,), mono, and its samples per second.
+@dataclass(frozen=True)
+class Audio:
+    """What an audio file, or a segment of it, holds."""
+    wave: np.ndarray  # float32 (n_samples,), mono
+    rate: int  # samples per second
+    format: str  # such as 'WAV 16000 Hz 1 channel'
+    notes: tuple[str, ...]  # what is odd, though it can be used
 
-    UserError names a file from which features cannot be extracted.
-    """
-    start, end = utterance.start or 0., utterance.end
+
+def read_audio(utterance: Utterance) -> Audio:
+    """The samples of an utterance. UserError names a file from which features cannot be extracted."""
+    path, start, end = utterance.path, utterance.start or 0., utterance.end
     try:
-        with soundfile.SoundFile(utterance.path) as f:
+        with soundfile.SoundFile(path) as f:
             rate = f.samplerate
-            first = min(round(start * rate), f.frames)
-            last = f.frames if end is None else min(round(end * rate), f.frames)
+            if not RATES[0] <= rate <= RATES[1]:
+                raise UserError(f'{path}: {rate} samples per second; must be from {RATES[0]} to {RATES[1]}')
+            first = round(min(start * rate, f.frames))
+            last = f.frames if end is None else round(min(end * rate, f.frames))
+            if last - first > MAX_SECONDS * rate:
+                raise UserError(f'{path}: {(last - first) / rate / 3600:,.1f} hours by its header; cut it into '
+                                'utterances with start and end in a manifest')
             f.seek(first)
-            channels = f.read(last - first, dtype='float32', always_2d=True)  # (n_samples, n_channels)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f'{utterance.path}: cannot be read as audio ({error})') from None
-    wave = channels.mean(axis=1)
+            wave = _mono(f, last - first)
+            notes = _cut_short(f, end, len(wave) < last - first)
+            channels = f'{f.channels} channel{"s" * (f.channels > 1)}'
+            format = f'{f.format} {rate} Hz {channels}'
+    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f'{path}: cannot be read as audio ({one_line(error, 200)})') from None
     n_samples = math.ceil(len(wave) * (SAMPLE_RATE / rate))  # after resampling
     if n_samples < MIN_SAMPLES:
         since = f' from {start} s' if start else ''
-        raise UserError(f'{utterance.path}: {n_samples} samples of audio{since} at {SAMPLE_RATE} Hz, but '
+        raise UserError(f'{path}: {n_samples} samples of audio{since} at {SAMPLE_RATE} Hz, but '
                         f'features need {MIN_SAMPLES}; leave it out of the corpus')
     if not np.isfinite(wave).all():
-        raise UserError(f'{utterance.path}: contains samples that are not finite numbers; leave it out of '
+        raise UserError(f'{path}: contains samples that are not finite numbers; leave it out of '
                         'the corpus')
-    return wave, rate
+    if wave.min() == wave.max():
+        notes.append('is silent')
+    return Audio(wave, rate, format, tuple(notes))
+
+
+def _mono(f, n):
+    """Up to n samples of an open SoundFile, as the mean of its channels: float32 (n_samples,)."""
+    blocks, left = [], n
+    while left:
+        block = f.read(min(left, max(1, BLOCK // f.channels)), dtype='float32', always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block.mean(axis=1))
+        left -= len(block)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _cut_short(f, end, stopped):
+    """A list with a note if the file holds fewer samples than its header says. stopped: reading ended too early."""
+    if found := CUT_SHORT.search(f.extra_info):
+        promised, there = map(int, found.groups())
+        stopped |= end is None and 0 < there < promised < UNKNOWN_SIZE
+    return ['holds less audio than its header says: it was cut short'] if stopped else []
 
 
 def load_audio(utterance: Utterance) -> np.ndarray:
     """float32 (n_samples,), mono, at SAMPLE_RATE. UserError names a file that cannot be used."""
-    wave, rate = read_audio(utterance)
-    if rate == SAMPLE_RATE:
-        return wave
-    return librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
+    return resampled(read_audio(utterance))
+
+
+def resampled(audio: Audio) -> np.ndarray:
+    """float32 (n_samples,) at SAMPLE_RATE."""
+    if audio.rate == SAMPLE_RATE:
+        return audio.wave
+    return librosa.resample(audio.wave, orig_sr=audio.rate, target_sr=SAMPLE_RATE)
 
 
 def file_digest(path: str) -> 'hashlib._Hash':
@@ -142,15 +192,23 @@ def open_index(cache_dir: str, config: FeatureSettings) -> Index:
                  lambda utterance: cache_key(utterance, config, digest_of))
 
 
+class Cached(NamedTuple):
+    """Features of utterances, and what was learned on the way."""
+    features: list[np.ndarray]  # [(n_mels, n_frames) float16, ...]
+    extracted: int  # how many of them were not in the cache
+    files: list[str]  # for each utterance a digest of the bytes of its file
+    notes: list[str]  # what is odd about recordings that were read now
+
+
 def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_dir: str,
-                    workers: int = 0, quiet: bool = False) -> tuple[list[np.ndarray], int]:
-    """Features [(n_mels, n_frames) float16, ...], and how many of them had to be extracted.
+                    workers: int = 0, quiet: bool = False) -> Cached:
+    """Features from the cache, or extracted and put there.
 
     Every utterance has its own file in the cache, so that an interrupted extraction continues where
     it stopped. workers: threads; 0: one per available core, up to THREADS. All faults of the
     recordings are raised together.
     """
-    index, faults = open_index(cache_dir, config), Faults()
+    index, faults, notes, files = open_index(cache_dir, config), Faults(), [], []
     paths, found, missing = [], {}, {}  # in the cache; {path: features}; {path: utterances}
     with tqdm(total=len(utterances), desc=f'features in {cache_dir}', disable=quiet or None,
               leave=False) as bar:
@@ -159,27 +217,34 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                 key = index.key(u)
                 path = os.path.join(cache_dir, key[:2], f'{key}.npy')
                 paths.append(path)
-                if path not in found and path not in missing and (x := _read(path)) is not None:
+                whole = u.start is None and u.end is None
+                files.append(key if whole else index.key(replace(u, start=None, end=None)))
+                if path not in found and path not in missing and (x := _read(path, config)) is not None:
                     found[path] = x
                 if path in found:
                     bar.update()
                 else:
                     missing.setdefault(path, []).append(u)
         index.save()
-        for path, x in _extract_all(missing, config, workers, faults):
+        for path, x in _extract_all(missing, config, workers, faults, notes):
             found[path] = x
             bar.update()
     faults.check()
-    return [found[path] for path in paths], len(missing)
+    return Cached([found[path] for path in paths], len(missing), files, sorted(notes))
 
 
-def _extract_all(missing, config, workers, faults):
-    """Yields (path, features) when they are in the cache; UserErrors go to `faults`.
+def _extract_all(missing, config, workers, faults, notes):
+    """Yields (path, features) when they are in the cache; UserErrors go to `faults`, odd recordings to `notes`.
 
     missing: {path in the cache: utterances, which are the same audio}.
     """
     def job(path, utterance):
-        x = extract(load_audio(utterance), config).astype(np.float16)
+        audio = read_audio(utterance)
+        x = extract(resampled(audio), config).astype(np.float16)
+        notes.extend(f'{utterance.path} {note}' for note in audio.notes)
+        if not _finite(x):
+            raise UserError(f'{utterance.path}: its samples are so large that features overflow; leave it out '
+                            'of the corpus')
         os.makedirs(os.path.dirname(path), exist_ok=True)
         utils.write_aside(path, lambda f: np.save(f, x), shared=True)
         return x
@@ -204,9 +269,24 @@ def _extract_all(missing, config, workers, faults):
         torch.set_num_threads(n_threads)
 
 
-def _read(path):
-    """The array in the file, or None if there is none or it is damaged."""
+def _finite(x: np.ndarray) -> bool:
+    """Whether a float16 array holds neither infinity nor NaN, whose exponents have all bits set."""
+    return (x.view(np.uint16) & 0x7c00).max() < 0x7c00
+
+
+def _read(path, config):
+    """The features in a file, or None if there are none or they are damaged. The header is matched, not interpreted."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+        with open(path, 'rb') as f:
+            match = NPY_HEADER.match(f.read(NPY_HEADER_BYTES))
+            if not match:
+                return None
+            n_bands, n_frames = int(match['bands']), int(match['frames'])
+            n_bytes = n_bands * n_frames * 2
+            if n_bands != config.n_mels or os.fstat(f.fileno()).st_size != NPY_HEADER_BYTES + n_bytes:
+                return None
+            x = np.fromfile(f, '<f2')
+    except OSError:
         return None
+    x = x.reshape(n_frames, n_bands).T if match['order'] == b'True' else x.reshape(n_bands, n_frames)
+    return x if _finite(x) else None

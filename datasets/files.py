@@ -1,13 +1,24 @@
 """What readers of corpora with label files share: to list audio, to read labels, and to match the two."""
 import csv
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from config import UserError
+from config import UserError, short
 from datasets.faults import Faults
 from datasets.utterance import Utterance
+
+MAX_NAME = 4_096  # characters of a path, a label or a speaker
+
+
+def check_text(text: str, what: str, where: str) -> None:
+    """UserError if a cell of a table holds control characters or is far too long."""
+    if len(text) > MAX_NAME:
+        raise UserError(f'{where}: {what} has {len(text):,} characters')
+    if not text.isprintable() and any(unicodedata.category(c) in ('Cc', 'Cs') for c in text):
+        raise UserError(f'{where}: {what} {short(text)} holds a control character')
 
 
 def audio_in(folders: Iterable[Path], suffixes: tuple[str, ...] = ('.wav',)) -> dict[str, str]:
@@ -37,12 +48,19 @@ def table_rows(path: Path, columns: tuple[str, ...],
     try:
         with open(path, newline='', encoding='utf-8-sig') as f:
             reader = csv.DictReader(f, delimiter=delimiter, quoting=quoting)
-            if missing := [column for column in columns if column not in (reader.fieldnames or [])]:
+            names = reader.fieldnames or []
+            if missing := [column for column in columns if column not in names]:
                 raise UserError(f'{path}: column {missing[0]} is missing')
+            if twice := [column for column in columns if names.count(column) > 1]:
+                raise UserError(f'{path}: column {twice[0]} is there twice')
             for row in reader:
                 whole = None not in row and None not in row.values()
-                fields = [row[column].strip() for column in columns] if whole else None
-                yield f'{path}, line {reader.line_num}', fields
+                where, fields = f'{path}, line {reader.line_num}', None
+                if whole:
+                    fields = [row[column].strip() for column in columns]
+                    for column, field in zip(columns, fields):
+                        check_text(field, column, where)
+                yield where, fields
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'{path}: not a table in UTF-8 ({error})') from None
 

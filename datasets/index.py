@@ -2,14 +2,17 @@
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 
 import utils
-from config import UserError
+from config import UserError, read_json
 from datasets.utterance import Utterance
 
 SETTLED_NS = 2_000_000_000  # a file changed less than 2 s ago is not indexed: another change might leave the same time stamp
+
+KEY = re.compile(r'[0-9a-f]{64}\Z')  # becomes the name of a file
 
 
 class Index:
@@ -51,10 +54,9 @@ class Index:
 
     def _read(self):
         try:
-            with open(self.path, encoding='utf-8') as f:
-                entries = json.load(f)
-            if all(isinstance(key, str) for _, keys in entries.values() for key in keys.values()):
+            entries = read_json(self.path, limit=1 << 30)
+            if all(KEY.match(key) for _, keys in entries.values() for key in keys.values()):
                 return entries
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (UserError, ValueError, TypeError, AttributeError):
             pass
         return {}

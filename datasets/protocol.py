@@ -6,6 +6,7 @@ A reader may define PARTS = (flag, kinds), if the flag must be given, and EXAMPL
 Without them the flag does not apply, and all classes are used unless --labels says otherwise.
 """
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -149,23 +150,31 @@ def _escape(label):
 
 def _same_but_for_case(counts, class_of):
     """Notes on labels that differ by case alone and are not of one class. counts: {label: utterances}."""
-    for labels in _groups_without_case(counts):
+    for labels, how in _groups_that_look_alike(counts):
         if len({class_of.get(label) for label in labels}) > 1:
-            counted = ', '.join(f'{label} ({counts[label]})' for label in labels)
+            counted = ', '.join(f'{_visible(label)} ({counts[label]})' for label in labels)
             merged = '+'.join(map(_escape, labels))
-            yield f'labels {counted} differ by case alone; merge them with --labels {merged},...'
+            yield f'labels {counted} differ by {how} alone; merge them with --labels {merged},...'
 
 
 def _similar_speakers(utterances):
-    for names in _groups_without_case({u.speaker for u in utterances}):
-        yield f'speakers {", ".join(names)} differ by case alone, and count as different people'
+    for names, how in _groups_that_look_alike({u.speaker for u in utterances}):
+        yield f'speakers {", ".join(map(_visible, names))} differ by {how} alone, and count as different people'
 
 
-def _groups_without_case(names):
+def _groups_that_look_alike(names):
+    """[(names that a reader would take for one, what they differ by), ...]"""
     groups = {}
     for name in sorted(names):
-        groups.setdefault(name.casefold(), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
+        seen = ''.join(c for c in unicodedata.normalize('NFKC', name) if unicodedata.category(c) != 'Cf')
+        groups.setdefault(' '.join(seen.casefold().split()), []).append(name)
+    return [(group, 'case' if len({name.casefold() for name in group}) == 1 else 'case, spaces or the form of letters')
+            for group in groups.values() if len(group) > 1]
+
+
+def _visible(name):
+    """The name; letters that are written in an unusual form, or not seen at all, as numbers."""
+    return name if name.isprintable() and unicodedata.is_normalized('NFC', name) else ascii(name)[1:-1]
 
 
 def _drop_unofficial(selection, corpus, folds):

@@ -71,4 +71,6 @@ def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str],
         for j, text in enumerate(row):
             text.set(text=f'{recall[i, j]:.2f}\n{counts[i, j]}', fontsize=9)
     axes.set(xlabel='predicted', ylabel='true', title=title)
+    for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_parse_math(False)  # a label may hold two $
     return figure

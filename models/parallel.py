@@ -248,7 +248,10 @@ class State:
         begun = world_size()
         if checkpoint:
             for name, part in self.parts.items():
+                before = _kinds(part)
                 part.load_state_dict(checkpoint[name])
+                if _kinds(part) != before or not _fits_parameters(part):
+                    raise ValueError(f'the state of {name} is of another run')
             set_rng_state(checkpoint['rng'], self.draws, self.device)
             begun = len(checkpoint['rng']['ranks'])
         broadcast_(self.parts['net'].state_dict().values())
@@ -260,6 +263,20 @@ class State:
     def state_dict(self) -> dict:
         """Contents of a checkpoint; every rank must call this."""
         return {'rng': rng_state(self.draws, self.device), **{name: part.state_dict() for name, part in self.parts.items()}}
+
+
+def _kinds(part):
+    """The names and types of what an optimizer or scheduler counts; a network checks its tensors itself."""
+    if isinstance(part, torch.optim.Optimizer):
+        return [{name: type(value) for name, value in group.items() if name != 'params'} for group in part.param_groups]
+    if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
+        return {name: type(value) for name, value in part.state_dict().items()}
+
+
+def _fits_parameters(part):
+    """Whether the tensors of an optimizer have the shapes of their parameters."""
+    states = part.state.items() if isinstance(part, torch.optim.Optimizer) else ()
+    return all(x.shape in (p.shape, ()) for p, state in states for x in state.values() if torch.is_tensor(x))
 
 
 def rng_state(draws: torch.Generator, device: torch.device) -> dict:

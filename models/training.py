@@ -10,7 +10,7 @@ import utils
 from config import AugmentConfig
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
-from models import parallel, speaker_norm
+from models import memory, parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
@@ -19,6 +19,9 @@ from models.sync import CrossEntropyLoss
 def make_net(config, data, genotype) -> torch.nn.Module:
     """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
     train = data.sets['train']
+    if torch.get_default_device().type != 'meta':  # else only its size is asked for
+        cells = memory.of_genotype(genotype) if genotype else {}
+        memory.check(config, cells, train.n_frames, max(train.batch_sizes(config.batch_size)) // train.world_size, train.device)
     if not genotype:
         net = make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
         return speaker_norm.added(net, config, len(train.speakers))

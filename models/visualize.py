@@ -51,7 +51,7 @@ def plot(genotype: Genotype, title: str | None = None) -> Figure:
     size = INCHES * (STEP * (widest + 1) + 1.4), .4 * bool(title) + 3.6 * INCHES * len(kinds)
     figure = Figure(figsize=size, layout='constrained')
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)  # it may come from a stranger's file
     for row, kind in enumerate(kinds):
         axes = figure.add_subplot(len(kinds), 1, row + 1)
         axes.set_title(TITLES[kind], fontsize=11)

@@ -238,8 +238,9 @@ def main(argv=None):
     parser.add_argument('--counts', action='store_true', help='only count operations, without a GPU')
     parser.add_argument('--json', type=Path, help='write the figures to this file, and a table to .md beside it')
     args = parser.parse_args(argv)
-    if args.warmup < 1 or args.repeats < 1:
-        raise utils.UserError('--warmup and --repeats must be 1 or more')
+    for name, low, high in (('warmup', 1, 10_000), ('repeats', 1, 10_000), ('threads', 0, 1024)):
+        if not low <= getattr(args, name) <= high:
+            raise utils.UserError(f'--{name} must be from {low} to {high}')
     if args.json and not args.json.parent.is_dir():
         raise utils.UserError(f'--json {args.json}: {args.json.parent} is not a folder')
     found = {'command': ' '.join(['python', 'scripts/benchmark.py', *(sys.argv[1:] if argv is None else argv)]),

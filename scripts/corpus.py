@@ -7,19 +7,20 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets  # noqa: E402
 import utils  # noqa: E402
 from config import DataSettings  # noqa: E402
-from datasets import protocol  # noqa: E402
+from datasets import duplicates, protocol  # noqa: E402
 from datasets.faults import CorpusError, Faults  # noqa: E402
-from datasets.features import read_audio  # noqa: E402
+from datasets.features import file_digest, read_audio  # noqa: E402
 from datasets.utterance import Utterance  # noqa: E402
 
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'cache')
@@ -34,6 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         Faults([*error.messages, *faults.messages]).check()
     print('\n'.join(protocol.lines(report)))
     audio, faults = listen(utterances)
+    for line in notes_on(audio, faults):
+        print(f'NOTE: {line}')
     if audio:
         print_audio(args.dataset, utterances, audio)
     print_speakers(utterances)
@@ -58,25 +61,42 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def listen(utterances: list[Utterance]) -> tuple[list[tuple[float, str]], Faults]:
-    """([(seconds, format), ...] of the files that can be used, Faults of the others). Reads every sample."""
+class Heard(NamedTuple):
+    """What is known of a recording that can be used."""
+    utterance: Utterance
+    seconds: float
+    format: str
+    notes: tuple[str, ...]
+
+
+def listen(utterances: list[Utterance]) -> tuple[list[Heard], Faults]:
+    """The recordings that can be used, and Faults of the others. Reads every sample."""
     audio, faults = [], Faults()
     for u in tqdm(utterances, 'reading', disable=None, leave=False):
         with faults.collect():
-            wave, rate = read_audio(u)
-            info = soundfile.info(u.path)
-            channels = f'{info.channels} channel{"s" * (info.channels > 1)}'
-            audio.append((len(wave) / rate, f'{info.format} {rate} Hz {channels}'))
+            found = read_audio(u)
+            audio.append(Heard(u, len(found.wave) / found.rate, found.format, found.notes))
     return audio, faults
 
 
-def print_audio(dataset: str, utterances: list[Utterance], audio: list[tuple[float, str]]) -> None:
-    """audio: as `listen` returns it."""
-    seconds = np.array([s for s, _ in audio])
+def notes_on(audio: list[Heard], faults: Faults) -> list[str]:
+    """Odd recordings, and those that are there twice; those with two speakers or labels go to `faults`."""
+    notes = [f'{heard.utterance.path} {note}' for heard in audio for note in heard.notes]
+    digest = cache(lambda path: file_digest(path).hexdigest())
+    utterances = [heard.utterance for heard in audio]
+    try:
+        notes += duplicates.check(utterances, [digest(u.path) for u in utterances])
+    except CorpusError as error:
+        faults.messages += error.messages
+    return notes
+
+
+def print_audio(dataset: str, utterances: list[Utterance], audio: list[Heard]) -> None:
+    seconds = np.array([heard.seconds for heard in audio])
     print(f'{dataset}: {len(utterances)} utterances, {seconds.sum() / 60:.1f} minutes')
     print(f'durations: {seconds.min():.2f} to {seconds.max():.2f} s, mean {seconds.mean():.2f}, '
           f'median {np.median(seconds):.2f}, 90% are up to {np.quantile(seconds, .9):.2f}')
-    formats = Counter(name for _, name in audio).most_common()
+    formats = Counter(heard.format for heard in audio).most_common()
     print('formats:   ' + ', '.join(f'{name} ({n})' for name, n in formats))
 
 

@@ -17,7 +17,13 @@ FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev
                 'genotype']
 COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
            'search_heard_test_speakers']  # of runs.csv
+PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs
+RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds'), int | float),
+           'test_speakers': list}  # of results.json
 UNKNOWN = 'not known'  # in runs.csv: whether the search heard test speakers
+
+
+PREDICTION = {name: str for name in ('path', 'speaker', 'label', 'predicted')}  # of predictions.csv
 
 
 class Experiment:
@@ -44,12 +50,19 @@ class Experiment:
 
     def plan(self) -> dict | None:
         """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command."""
-        try:
-            return json.loads((self.path / 'plan.json').read_text())
-        except FileNotFoundError:
+        path = self.path / 'plan.json'
+        if not path.exists():
             return None
-        except ValueError:
-            raise UserError(f'{self.path}/plan.json is damaged: delete it, and name all models again') from None
+        try:
+            plan = cf.read_json(path)
+            for model, fold, seed in plan['runs']:
+                if model not in MODELS or type(fold) is not int or type(seed) is not int:
+                    raise ValueError(model)
+            if all(isinstance(plan[name], kind) for name, kind in PLAN.items()):
+                return plan
+        except (UserError, KeyError, TypeError, ValueError):
+            pass
+        raise UserError(f'{path} is damaged: delete it, and name all models again')
 
     def add_to_plan(self, asked: list[Job], test_speakers: list, digest: str, clean_folds: list, command: str):
         """Adds runs to plan.json. UserError if the corpus or its division into folds has changed."""
@@ -77,8 +90,9 @@ class Experiment:
         while finished != {job for job in jobs if job.done()}:  # another shard may finish a run meanwhile
             finished = {job for job in jobs if job.done()}
             publish(self.path / 'runs.csv', pd.DataFrame([row_of(job) for job in jobs]).to_csv(index=False))
-            tables = [pd.read_csv(Path(job.folder, 'predictions.csv'), dtype=str, keep_default_na=False)
-                      .assign(model=job.model, seed=job.seed, fold=job.fold) for job in jobs if job in finished]
+            tables = [read_table(Path(job.folder, 'predictions.csv'), PREDICTION, 'delete results.json beside it, and the run '
+                                 'will be repeated').assign(model=job.model, seed=job.seed, fold=job.fold)
+                      for job in jobs if job in finished]
             if tables:
                 table = pd.concat(tables)
                 names = ['model', 'seed', 'fold', 'path', 'speaker', 'label', 'predicted', 'start', 'end']
@@ -94,16 +108,18 @@ def row_of(job: Job) -> dict:
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
             'search_minutes': minutes(job.needs) if found and job.model == SEARCHED else None,
-            'minutes': minutes(job) if found else None, 'test_speakers': ' '.join(found.get('test_speakers', [])),
-            'search_heard_test_speakers': UNKNOWN if heard is None else ' '.join(heard)}
+            'minutes': minutes(job) if found else None, 'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
+            'search_heard_test_speakers': UNKNOWN if heard is None else cf.csv_cell(' '.join(heard))}
 
 
 def results(job: Job) -> dict:
-    """results.json of a finished run."""
-    try:
-        return json.loads(Path(job.product).read_text())
-    except ValueError:
-        raise UserError(f'{job.product} is damaged: delete it, and the run will be repeated') from None
+    """results.json of a finished run. UserError if it is damaged."""
+    with cf.contents_of(job.product, 'delete it, and the run will be repeated'):
+        found = cf.read_json(job.product)
+        for name, kind in RESULTS.items():
+            if name in found and not isinstance(found[name], kind):
+                raise ValueError(f'{name} is {cf.short(found[name])}')
+        return found
 
 
 def minutes(job: Job) -> float | None:
@@ -136,9 +152,20 @@ def check_finished(job: Job, values: dict):
 def read_yaml(path: Path, advice: str) -> dict:
     """A YAML file of this program's own making. UserError."""
     try:
-        return dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise UserError(f'{path} is damaged: {advice}') from None
+        return cf.read_yaml_file(path)
+    except UserError as error:
+        raise UserError(f'{error}: {advice}') from None
+
+
+def read_table(path: Path, columns: dict, advice: str) -> pd.DataFrame:
+    """A CSV file of this program's own making, with these columns and others as text. UserError."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if missing := [name for name in columns if name not in table]:
+            raise ValueError(f'column {missing[0]} is missing')
+        return table.astype(columns)
+    except (OSError, ValueError, OverflowError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f'{path} is damaged ({cf.one_line(error, 150)}): {advice}') from None
 
 
 def publish(path: Path, text: str):

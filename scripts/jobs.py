@@ -148,7 +148,10 @@ def _run(job, python, env):
             continue
         if job.done():  # after the lock was found free, which a run releases last
             return None
-        code, lines = _call(job, python, env)
+        try:
+            code, lines = _call(job, python, env)
+        except (KeyError, TypeError, ValueError):  # of the results of the run that this one takes its size from
+            return f'{job.needs.product} is damaged: delete it, and the run will be repeated'
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
         if job.done():
             return None

@@ -12,6 +12,7 @@ from config import UserError
 # Settings that the experiment chooses for each run, and the flag that decides.
 OWNED = {'name': '--name', 'config': '--config', 'seed': '--seeds', 'fold': '--only_folds', 'model': '--models',
          'genotype': '--models', 'params': '--models', 'resume': '--name', 'overwrite': '--name'}
+MANY = 10_000  # seeds or folds
 EXAMPLES = ['python scripts/cross_validate.py --name emodb --config configs/emodb.yaml --data_path DIR --dry_run',
             'python scripts/cross_validate.py --name mine --dataset manifest --data_path my.csv --seeds 0-2 '
             '--models searched,random,cnn_gru --search.epochs 30 --augment.epochs 60']
@@ -29,7 +30,7 @@ class ExperimentSettings:
     only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '
                                          'them separately too')
-    jobs: int = cf.setting(1, 'runs side by side on this machine; each uses one GPU if there are any', low=1)
+    jobs: int = cf.setting(1, 'runs side by side on this machine; each uses one GPU if there are any', low=1, high=1024)
     shard: str = cf.setting('1/1', 'i/n: run part i of n, for job arrays')
     dask: str | None = cf.setting(None, 'address of a dask scheduler whose workers make the runs')
     dry_run: bool = cf.setting(False, 'list all jobs with their state, expected minutes and command line; run nothing')
@@ -111,21 +112,23 @@ def parse_models(text: str) -> list[str]:
 
 def parse_numbers(flag: str, text: str, low: int = 0, high: int | None = None) -> list[int]:
     """'0,1,4-6' -> [0, 1, 4, 5, 6]. UserError."""
-    numbers = set()
+    numbers, high_or = set(), 2 ** 32 - 1 if high is None else high
     for part in text.split(','):
-        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+        match = re.fullmatch(r'\s*(\d{1,10})(?:-(\d{1,10}))?\s*', part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or first < low or (high is not None and last > high):
+        if first > last or first < low or last > high_or:
             bounds = f'of {low} or more' if high is None else f'from {low} to {high}'
-            raise UserError(f'--{flag} {text}: must be whole numbers {bounds}, such as 1,3 or 1-3')
+            raise UserError(f'--{flag} {cf.plain(text)}: must be whole numbers {bounds}, such as 1,3 or 1-3')
+        if last - first >= MANY or len(numbers) >= MANY:
+            raise UserError(f'--{flag} {cf.plain(text)}: more than {MANY:,} numbers')
         numbers.update(range(first, last + 1))
     return sorted(numbers)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
     """'2/4' -> (2, 4). UserError."""
-    match = re.fullmatch(r'(\d+)/(\d+)', text)
+    match = re.fullmatch(r'(\d{1,6})/(\d{1,6})', text, re.ASCII)
     i, n = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= i <= n:
-        raise UserError(f'--shard {text}: must be i/n with i from 1 to n, such as 2/4')
+        raise UserError(f'--shard {cf.plain(text)}: must be i/n with i from 1 to n, such as 2/4')
     return i, n

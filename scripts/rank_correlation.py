@@ -7,7 +7,7 @@ operations have weight 1 and all others 0, and batch norm gets the statistics of
 2002.04289). A tau near 0 means that the genotype a search ends with is no better than a random one.
 """
 import argparse
-import json
+import pickle
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -47,7 +47,8 @@ def main(argv=None):
     utils.set_seed(config.seed)
     net = search.make_net(config, data, [range(len(data.sets['train']))])
     net.pools_padding = settings['format'] < 2
-    net.load_state_dict(read(args.search / 'checkpoint.pt', read_weights))
+    with cf.contents_of(args.search / 'checkpoint.pt', 'name the folder of a finished search'):
+        net.load_state_dict(read(args.search / 'checkpoint.pt', read_weights))
     fitting = []
     for name, genotype, dev_ua in networks:
         try:
@@ -80,22 +81,23 @@ def retrained(folders, settings):
         if folder.is_dir() and not (folder / 'results.json').exists():
             passed.setdefault('not finished', []).append(folder)
             continue
-        results = read(folder / 'results.json', lambda path: json.loads(path.read_text()))
+        results = read(folder / 'results.json', cf.read_json)
         its = read(folder / 'config.yaml', utils.read_settings)
-        text = results.get('genotype')
-        others = [name for name in SAME if utils.recorded(its, name) != utils.recorded(settings, name)]
-        if not text:
-            why = 'no genotype'
-        elif others:
-            why = f'other {" ".join(others)}'
-        elif results['dev_ua'] is None:
-            why = 'trained on dev (--no-train_on_dev leaves a dev UA)'
-        elif text in seen:
-            why = 'a genotype that another run has'
-        else:
-            seen.add(text)
-            found.append((folder, gt.from_str(text), results['dev_ua']))
-            continue
+        with cf.contents_of(folder / 'results.json', 'name folders of finished runs'):
+            text = results.get('genotype')
+            others = [name for name in SAME if utils.recorded(its, name) != utils.recorded(settings, name)]
+            if not text:
+                why = 'no genotype'
+            elif others:
+                why = f'other {" ".join(others)}'
+            elif results['dev_ua'] is None:
+                why = 'trained on dev (--no-train_on_dev leaves a dev UA)'
+            elif text in seen:
+                why = 'a genotype that another run has'
+            else:
+                seen.add(text)
+                found.append((folder, gt.from_str(text), results['dev_ua']))
+                continue
         passed.setdefault(why, []).append(folder)
     return found, passed
 
@@ -121,8 +123,9 @@ def read(path, parse):
     """parse(path). UserError if the file cannot be read."""
     try:
         return parse(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise utils.UserError(f'{path}: cannot be read ({error}); name folders of finished runs') from None
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, utils.UserError) as error:
+        why = str(error).removeprefix(f'{path}: ')
+        raise utils.UserError(f'{path}: cannot be read ({cf.one_line(why, 200)}); name folders of finished runs') from None
 
 
 def one_hot_weights(net, genotype) -> dict:

@@ -8,6 +8,7 @@ from experiment import UNKNOWN
 from jobs import RANDOM, SEARCHED, SVM
 
 import genotypes as gt
+from config import escape_markdown
 
 OF_SCORES = '''In percent, from the predictions of all folds together; ± is the standard deviation over seeds. The 95% interval
 covers variation between speakers: they are resampled with all their utterances and seeds. With few speakers it is too narrow.
@@ -36,7 +37,7 @@ def page(results, parts: list, clean: list[int], pictures: list[str]) -> str:
         lines += [f'## {named(clean)} only: test speakers that influenced no choice of the recipe']
         lines += [verdict(*parts[1][1:]), *scores(results, *parts[1])] if len(parts) > 1 else ['These folds were not run.']
     speakers = results.runs.dropna(subset='test_speakers').groupby('fold')['test_speakers'].first()
-    heads = [f'fold {fold}: {speakers.get(fold, "")}' for fold in folds]
+    heads = [f'fold {fold}: {escape_markdown(speakers.get(fold, ""))}' for fold in folds]
     lines += ['## UA of each fold', 'The heads name the test speakers; ± is the standard deviation over seeds.', table(
         ['model', *heads], [[row['model'], *(spread(row['by_fold'].get(fold)) for fold in folds)] for row in summaries])]
     lines += [f'![{name}](figures/{name}.png)' for name in pictures]
@@ -71,7 +72,7 @@ def state(runs):
         parts += [f'{len(rows)} {name}: {", ".join(where)}'] * bool(where)
     yield '; '.join(parts) + '.'
     failed = runs[runs['state'] == 'failed'].itertuples()
-    if lines := [f'- {row.model}-f{row.fold}-s{row.seed}: {row.failed}' for row in failed]:
+    if lines := [f'- {row.model}-f{row.fold}-s{row.seed}: {escape_markdown(row.failed)}' for row in failed]:
         yield '\n'.join(['Failed:', '', *lines])
 
 
@@ -82,7 +83,7 @@ def warnings(results):
              for row in runs.dropna(subset='search_heard_test_speakers').itertuples()}
     if names := [name for name, who in heard.items() if who == UNKNOWN]:
         yield f'**WARNING: it is not known whether the search used test speakers in {", ".join(names)}.**'
-    if names := [f'{name} ({who})' for name, who in heard.items() if who != UNKNOWN]:
+    if names := [f'{name} ({escape_markdown(who)})' for name, who in heard.items() if who != UNKNOWN]:
         yield f'**WARNING: the search used test speakers in {", ".join(names)}. These scores are not speaker-independent.**'
     tested = defaultdict(set)
     for (_, _, fold), part in results.predictions.groupby(['model', 'seed', 'fold']):

@@ -1,4 +1,5 @@
 """What scripts/spread.py trains: its settings, the genotypes drawn from the space, the hand-designed networks, the folds."""
+import re
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -67,7 +68,7 @@ def fold_numbers(text: str, n_folds: int) -> list[int]:
     """Fold numbers of --only_folds, in order. UserError."""
     if text == 'all':
         return list(range(1, n_folds + 1))
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(',')]
+    numbers = [int(part) if re.fullmatch(r'\s*\d{1,9}\s*', part, re.ASCII) else 0 for part in text.split(',')]
     if not all(1 <= number <= n_folds for number in numbers):
         raise utils.UserError(f'--only_folds {text}: use numbers from 1 to {n_folds}, separated by commas, or all')
     return sorted(set(numbers))
@@ -98,10 +99,8 @@ def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> li
 def band(text: str | None) -> tuple[float, float]:
     """Fewest and most parameters of --band. UserError."""
     low, _, high = (text or '0-').partition('-')
-    try:
-        found = int(low), int(high) if text else float('inf')
-    except ValueError:
-        found = 1, 0
+    whole = re.fullmatch(r'\d{1,12}-\d{1,12}', text or '0-0', re.ASCII)
+    found = (int(low), int(high) if text else float('inf')) if whole else (1, 0)
     if found[0] > found[1]:
         raise utils.UserError(f'--band {text}: must be LOW-HIGH, such as 4000-7000')
     return found
@@ -113,7 +112,7 @@ def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) 
     texts = [text.strip() for text in own.hand_made.split(',')] if own.hand_made else []
     for text in dict.fromkeys(texts):
         name, _, size = text.partition(':')
-        if name not in cf.BASELINES or size and not size.isdecimal():
+        if name not in cf.BASELINES or not re.fullmatch(r'[0-9]{0,9}', size):
             raise utils.UserError(f'--hand_made {text}: must be NAME or NAME:PARAMETERS; names are '
                                   f'{", ".join(cf.BASELINES)}')
         its = replace(config, model=name, genotype=None, params=int(size or 0))

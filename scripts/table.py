@@ -5,7 +5,6 @@
 Writes table.csv (a row per model), table.md (for readers) and figures/. plan.json adds clean folds and the command.
 """
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -19,13 +18,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import report  # noqa: E402
 import significance as sig  # noqa: E402
-from experiment import COLUMNS, publish, rank  # noqa: E402
+from experiment import COLUMNS, publish, rank, read_table  # noqa: E402
 from jobs import SEARCHED  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
+import config as cf  # noqa: E402
+import genotypes as gt  # noqa: E402
 from config import UserError  # noqa: E402
 
 KEY = ['model', 'seed', 'fold']
+NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'minutes')
+REMAKE = 'the command in plan.json makes it anew'
 TEXT = {'path': str, 'speaker': str, 'label': str, 'predicted': str}
 SIZES = {'params': 'n_params', 'search_minutes': 'search_minutes', 'minutes': 'minutes'}  # column of table.csv: of runs.csv
 
@@ -57,16 +60,27 @@ def read(folder: Path, **only: list | None) -> Results:
         runs = pd.read_csv(folder / 'runs.csv', dtype={'test_speakers': str, 'search_heard_test_speakers': str})
     except FileNotFoundError:
         raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise UserError(f'{folder}/runs.csv is damaged ({cf.one_line(error, 150)}): {REMAKE}') from None
     runs = runs.reindex(columns=COLUMNS)  # older ones lack some
+    with cf.contents_of(folder / 'runs.csv', REMAKE):
+        runs = runs.astype({'seed': int, 'fold': int, 'model': str, 'state': str, **dict.fromkeys(NUMBERS, float)})
+        for name in ('test_speakers', 'search_heard_test_speakers'):
+            runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore')
+        for text in runs['genotype'].dropna():
+            gt.from_str(text)
     for column, values in only.items():
         runs = runs[runs[column].isin(values)] if values else runs
     if runs.empty:
         raise UserError(f'{folder}/runs.csv has no such runs')
     plan = folder / 'plan.json'
-    plan = json.loads(plan.read_text()) if plan.exists() else {}
+    plan = cf.read_json(plan) if plan.exists() else {}
     if not (runs['state'] == 'finished').any():
         return Results(folder.name, runs, pd.DataFrame(columns=[*KEY, *TEXT]), [], {}, plan)
-    predictions = pd.read_csv(folder / 'predictions.csv', dtype=TEXT, keep_default_na=False).merge(runs[KEY], on=KEY)
+    predictions = read_table(folder / 'predictions.csv', {**TEXT, **dict.fromkeys(KEY[1:], int), 'model': str}, REMAKE)
+    for name in TEXT:
+        predictions[name] = predictions[name].map(cf.from_csv_cell)
+    predictions = predictions.merge(runs[KEY], on=KEY)
     speakers, labels = ({*predictions['speaker']}, {*predictions['label'], *predictions['predicted']})
     places = {'speaker': pd.Index(sorted(speakers)), 'label': pd.Index(sorted(labels)), 'predicted': pd.Index(sorted(labels))}
     counts = {key: sig.count(*(index.get_indexer(part[name]) for name, index in places.items()), len(speakers), len(labels))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+import config as cf
 import utils
 
 
@@ -29,9 +30,9 @@ def check_settings(folder: Path, settings: dict, write: bool):
             utils.write_aside(path, lambda f: f.write(yaml.safe_dump(settings, sort_keys=False).encode()))
         return
     try:
-        before = dict(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise utils.UserError(f'{path} is damaged: take another --name') from None
+        before = cf.read_yaml_file(path)
+    except utils.UserError as error:
+        raise utils.UserError(f'{error}: take another --name') from None
     for name in {**before, **settings}:
         then, now = utils.recorded(before, name), settings.get(name)
         if name == 'digest' and then != now:
@@ -48,5 +49,5 @@ def read_rows(path: Path, columns: dict[str, type]) -> list[dict]:
     try:
         with open(path, newline='', encoding='utf-8') as f:
             return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(f)]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None

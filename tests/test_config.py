@@ -103,7 +103,8 @@ WITHOUT_EFFECT = [
     ('search', ['--n_masks', '0'], 'max_freq'), ('search', [], 'hessian'), ('svm', [], 'duration'),
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
-VALUES = {'drop_path_prob': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru', 'rnn_layers': '2'}
+VALUES = {'drop_path_prob': '.5', 'momentum': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru',
+          'rnn_layers': '2'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)

@@ -8,7 +8,7 @@ from conftest import FEATURES
 
 import augment
 import datasets
-from scripts import recipe, recipe_report, trainings
+from scripts import recipe, recipe_report
 from utils import UserError
 
 ARGS = ['--name', 'r', '--dataset', 'manifest', '--folds', '3', *FEATURES, '--model', 'rnn', '--params', '300', '--epochs', '2',

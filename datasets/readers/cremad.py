@@ -46,14 +46,17 @@ def _genders(path):
         raise UserError(f'{path}: no such file; it is part of the corpus, and folds with balanced '
                         'genders need it')
     gender, faults = {}, Faults()
-    with open(path, newline='', encoding='utf-8-sig', errors='replace') as f:
-        reader = csv.DictReader(f)
-        for row in reader:
-            actor, sex = row.get('ActorID'), row.get('Sex')
-            known = actor and sex in GENDERS
-            with faults.collect():
-                if not known or gender.setdefault(actor, GENDERS[sex]) != GENDERS[sex]:
-                    raise UserError(f'{path}, line {reader.line_num}: needs an ActorID that is unique, and '
-                                    'Sex, Male or Female')
+    try:
+        with open(path, newline='', encoding='utf-8-sig', errors='replace') as f:
+            reader = csv.DictReader(f)
+            for row in reader:
+                actor, sex = row.get('ActorID'), row.get('Sex')
+                known = actor and sex in GENDERS
+                with faults.collect():
+                    if not known or gender.setdefault(actor, GENDERS[sex]) != GENDERS[sex]:
+                        raise UserError(f'{path}, line {reader.line_num}: needs an ActorID that is '
+                                        'unique, and Sex, Male or Female')
+    except csv.Error as error:
+        raise UserError(f'{path}: not a CSV file ({error})') from None
     faults.check()
     return gender

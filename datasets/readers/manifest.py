@@ -5,10 +5,12 @@ file; start and end are in seconds; split is train, dev or test.
 """
 import csv
 import math
+import os
 from pathlib import Path
 
-from config import UserError
+from config import UserError, one_line, short
 from datasets.faults import Faults
+from datasets.files import check_text
 from datasets.utterance import Utterance
 
 REQUIRED = ('path', 'label', 'speaker')
@@ -20,6 +22,7 @@ OTHER_NAMES = {'path': ('file', 'filename', 'filepath', 'file_name', 'wav', 'aud
                'end': ('stop', 'offset')}
 GENDERS = {'m': 'm', 'male': 'm', 'man': 'm', 'f': 'f', 'female': 'f', 'woman': 'f', '': None}
 SPLITS = ('train', 'dev', 'test')
+MAX_SECONDS = 1e6  # eleven days
 
 
 def scan(root: str | Path) -> list[Utterance]:
@@ -65,11 +68,11 @@ def _check_columns(columns, root):
     if missing:
         mistake = f'column {missing[0]} is missing'
     else:
-        mistake = f'unknown column {unknown[0]!r}' if unknown else f'column {twice[0]} is there twice'
+        mistake = f'unknown column {short(unknown[0])}' if unknown else f'column {twice[0]} is there twice'
     renamings = [f'{column} to {name}' for name, others in OTHER_NAMES.items() for column in unknown
                  if column in others and name not in columns]
     advice = f'; rename {" and ".join(renamings)}' if renamings else ''
-    found = ', '.join(filter(None, columns)) or 'no columns'
+    found = one_line(', '.join(filter(None, columns)) or 'no columns', 120)
     raise UserError(f'{root}: {mistake}; the file has {found}{advice}; columns are {",".join(REQUIRED)} and, '
                     f'optionally, {",".join(OPTIONAL)}')
 
@@ -78,15 +81,17 @@ def _utterance(row, where, folder):
     if None in row or None in row.values():
         raise UserError(f'{where}: the number of fields differs from the header')
     row = {column: value.strip() for column, value in row.items()}
+    for column, value in row.items():
+        check_text(value, column, where)
     for column in REQUIRED:
         if not row[column]:
             raise UserError(f'{where}: {column} is empty')
     if row.get('gender', '').lower() not in GENDERS:
-        raise UserError(f'{where}: gender {row["gender"]!r} is not m or f')
+        raise UserError(f'{where}: gender {short(row["gender"])} is not m or f')
     if row.get('split') and row['split'] not in SPLITS:
-        raise UserError(f'{where}: split {row["split"]!r} is not {", ".join(SPLITS)}')
+        raise UserError(f'{where}: split {short(row["split"])} is not {", ".join(SPLITS)}')
     path = folder / row['path']
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         raise UserError(f'{where}: no file {path}')
     start, end = (_seconds(row.get(column), column, where) for column in ('start', 'end'))
     if end is not None and end <= (start or 0.):
@@ -103,6 +108,6 @@ def _seconds(text, column, where):
         seconds = float(text.replace(',', '.'))
     except ValueError:
         seconds = math.nan
-    if not 0. <= seconds < math.inf:
-        raise UserError(f'{where}: {column} {text!r} is not a time in seconds')
+    if not 0. <= seconds <= MAX_SECONDS:
+        raise UserError(f'{where}: {column} {short(text)} is not a time in seconds')
     return seconds

@@ -1,0 +1,98 @@
+"""A rough estimate of the memory that training takes, made before anything is built: what cannot fit is refused at once.
+
+It counts the feature maps and sequences that the backward pass needs, by operation. Tests hold it to a factor of two of
+what autograd really saves.
+"""
+import resource
+from pathlib import Path
+
+import torch
+
+import genotypes as gt
+from config import UserError
+from models.skeleton import N_BANDS, reduction_layers
+
+# Maps (N, C, F, T) that an operation saves, by its first word; matrices of C x C or H x H weights; other operations as OTHER.
+MAPS = {'none': 0, 'skip': .5, 'max': 3., 'avg': 2.5, 'sep': 7., 'dil': 4.}
+MATRICES = {'none': 0, 'skip': .3, 'max': 0, 'avg': 0, 'sep': 2, 'dil': 1, 'lstm': 8, 'gru': 6, 'rnn': 2}
+STEPS = {'none': 0, 'skip': .3, 'lstm': 10, 'gru': 11, 'rnn': 6}  # sequences (N, T, H) of one layer
+OTHER = 4
+FAST = .6  # share of the maps that models/fast saves
+OBJECT = 20_000  # bytes of the Python objects of one operation
+COPIES = 16  # bytes of a parameter: itself, its gradient, and what the optimizers keep
+
+
+def of_space(config) -> dict:
+    """{kind of cell: (nodes, {operation: how many})} of the supernet of these settings. ValueError as gt.op_set."""
+    cnn, rnn = gt.op_set(config.cnn_ops), gt.op_set(config.rnn_ops, 'rnn')
+    cells = {'normal': (config.n_nodes, cnn), 'reduce': (config.n_nodes, cnn), 'rnn': (config.rnn_nodes, rnn)}
+    return {kind: (n, dict.fromkeys(ops, n * (n + 3) / 2)) for kind, (n, ops) in cells.items()}  # 2 + 3 + ... edges
+
+
+def of_genotype(genotype: gt.Genotype) -> dict:
+    """{kind of cell: (states in its output, {operation: how many})} of a genotype."""
+    counts = gt.op_counts(genotype)
+    return {kind: (len(getattr(genotype, f'{kind}_concat')), counts[kind]) for kind in gt.KINDS}
+
+
+def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float, float]:
+    """(bytes of parameters and objects, bytes of float32 activations) of a network.
+
+    config: any with NetworkSettings. cells: see of_space. batch_size: windows of n_frames on one device.
+    """
+    K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.n_mels, n_frames
+    C_out, parameters, objects = config.stem_multiplier * C, 0., 0.
+    maps = 2 * C_out * F * T
+    for i in range(config.layers):
+        kind = 'reduce' if i in reduction_layers(config.layers) else 'normal'
+        if kind == 'reduce':
+            C, F, T = 2 * C, -(-F // 2), -(-T // 2)
+        n_nodes, ops = cells[kind]
+        maps += (_sum(MAPS, ops) / K + 6 + n_nodes) * C * F * T
+        parameters += _sum(MATRICES, ops) * (C / K) ** 2 + 2 * C_out * C
+        objects, C_out = objects + sum(ops.values()), C * n_nodes
+    n_nodes, ops = cells['rnn']
+    H, H_in, steps = config.rnn_channels, N_BANDS * C_out, 0.
+    for _ in range(config.rnn_layers):
+        parameters += _sum(MATRICES, ops) * H ** 2 + 2 * H_in * H
+        steps += (_sum(STEPS, ops) + 6) * H * T
+        objects, H_in = objects + sum(ops.values()), n_nodes * H
+    maps *= FAST if getattr(config, 'fast', False) else 1
+    return COPIES * parameters + OBJECT * objects, 4. * batch_size * (maps + steps)
+
+
+def _sum(table: dict, ops: dict) -> float:
+    """Sum over operations; a recurrent one such as lstm_att_2 counts per layer, and twice with attention."""
+    total = 0.
+    for name, n in ops.items():
+        family, *more = name.split('_')
+        layers = int(more[-1]) if more and more[-1].isdigit() else 1
+        total += n * layers * (2 if 'att' in more else 1) * table.get(family, OTHER)
+    return total
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process can still have on a device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit > 0]
+    for path, name in (('/proc/meminfo', 'MemAvailable:'), ('/sys/fs/cgroup/memory.max', '')):
+        try:
+            words = Path(path).read_text().split()
+            found.append(int(words[words.index(name) + 1]) * 1024 if name else int(words[0]))
+        except (OSError, ValueError, IndexError):  # another system, or no limit
+            pass
+    return min(found, default=2 ** 62)
+
+
+def check(config, cells: dict, n_frames: int, batch_size: int, device: torch.device) -> None:
+    """UserError if training this network cannot fit on the device. cells: {} for a network without them, of config.params."""
+    fixed, activations = estimate(config, cells, n_frames, batch_size) if cells else (COPIES * config.params, 0.)
+    if device.type == 'cuda' and config.amp:
+        activations /= 2  # bfloat16
+    needed, there = fixed + activations, free(device)
+    if needed > there:
+        raise UserError(
+            f'training this network takes about {needed / 1e9:,.1f} GB of memory ({fixed / 1e9:,.1f} of them for parameters) '
+            f'with {batch_size} utterances per step, but {device} has {there / 1e9:,.1f} GB: lower --batch_size, --duration, '
+            + ('--init_channels, --layers, --n_nodes or --rnn_channels' if cells else 'or --params'))
