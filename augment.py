@@ -27,6 +27,7 @@ from datasets.transforms import SpecAugment
 from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.predictor import rebuild  # noqa: F401  (kept under its first name)
 from models.sync import CrossEntropyLoss
 from models.visualize import plot
 
@@ -267,21 +268,8 @@ def portable(net, genotype, data, config, epoch: int) -> dict:
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
+            'raw': data.raw if config.normalise == 'speaker' else None,
             'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
-
-
-def rebuild(best: dict) -> torch.nn.Module:
-    """The trained network in eval mode, from the contents of a best.pt of this or an earlier version."""
-    config = cf.AugmentConfig(name='x', **{name: value for name, value in best['settings'].items() if value is not None})
-    n_classes = len(best['labels'])
-    if best['genotype']:
-        net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, best['auxiliary'],
-                         gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
-    else:
-        net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
-    net.load_state_dict(best['weights'])
-    net.pools_padding = best.get('format', 1) < 2
-    return net.eval()
 
 
 def report(run, probabilities, config, data, facts: dict, chosen: str):
