@@ -11,8 +11,6 @@ from datasets.transforms import SpecAugment
 from datasets.utterance import Utterance
 
 AHEAD = 2  # batches that the host prepares before the device needs them
-# Recordings per speaker. With fewer, on EMO-DB, --normalise speaker scored below corpus; see docs/results.md.
-FEW = 10
 
 Batch = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # ((x, valid), y)
 
@@ -35,25 +33,11 @@ def by_speaker(utterances: list[Utterance], features: list[np.ndarray]) -> list[
     for u, x in zip(utterances, features, strict=True):
         of_speaker.setdefault(u.speaker, []).append(x)
     moments = {speaker: statistics(frames) for speaker, frames in of_speaker.items()}
-    return [scaled(x, *moments[u.speaker]) for u, x in zip(utterances, features)]
-
-
-def scaled(x: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> np.ndarray:
-    """x (F, T) with each band normalised by mean and std (F, 1), in the dtype of x."""
-    return ((x - mean.numpy()) / std.numpy()).astype(x.dtype)
-
-
-def shrunk(own: tuple, corpus: tuple, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Statistics (mean, std) of a speaker with n recordings, drawn towards those of the corpus if n < FEW.
-
-    Mean and variance are weighted means of both; the speaker's own have the weight n / FEW.
-    """
-    weight = min(1., n / FEW)
-    if weight == 1.:
-        return own
-    (mean, std), (corpus_mean, corpus_std) = own, corpus
-    variance = weight * std.square() + (1. - weight) * corpus_std.square()
-    return weight * mean + (1. - weight) * corpus_mean, variance.sqrt()
+    normalised = []
+    for u, x in zip(utterances, features):
+        mean, std = (moment.numpy() for moment in moments[u.speaker])
+        normalised.append(((x - mean) / std).astype(x.dtype))
+    return normalised
 
 
 def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
