@@ -70,6 +70,8 @@ class FeatureSettings:
     trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming', low=0.)
     normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
                              'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
+    embedding: str = setting('none', 'normalise what enters the classifier by all recordings of the same speaker, including '
+                             'test speakers (speaker)', choices=('none', 'speaker'))
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
 
     @property
@@ -191,6 +193,8 @@ class Settings:
             check(f, getattr(self, f.name))
         if self.resume and self.overwrite:
             raise UserError('--overwrite and --resume exclude each other')
+        if self.embedding == 'speaker' and self.normalise != 'speaker':
+            raise UserError('--embedding speaker needs --normalise speaker: both use all recordings of a test speaker')
 
     def unused(self) -> dict:
         """{name: why} of the settings that have no effect, given the others."""

@@ -19,7 +19,7 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment
-from models import parallel
+from models import parallel, speaker_norm
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None):
         parallel.check_equal(net, epoch)
         net.eval()
         with autocast:
+            speaker_norm.adapt(net, dev, config.batch_size)
             dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
         net.train()
         genotype = net.genotype()
@@ -101,6 +102,7 @@ def make_net(config, data, halves) -> SearchCNNController:
         net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
+    speaker_norm.added(net.net, config, len(train.speakers))
     return net
 
 

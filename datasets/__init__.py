@@ -17,14 +17,11 @@ import torch
 
 from config import CORPORA, UserError
 from datasets import protocol
-from datasets.dataset import SpeechDataset, by_speaker, fits, statistics
+from datasets.dataset import ENOUGH, Moments, SpeechDataset, by_speaker, fits, statistics
 from datasets.faults import CorpusError
 from datasets.features import cached_features
 from datasets.folds import Fold, make_folds
 from datasets.utterance import Utterance
-
-# Recordings per speaker. With fewer, on EMO-DB, --normalise speaker scored below corpus; see docs/results.md.
-FEW = 10
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Data:
     fold: Fold
     mean: torch.Tensor  # (F, 1), of the set 'train'
     std: torch.Tensor
+    prior: Moments  # the same before --normalise speaker; speakers of few recordings are shrunk towards it
     sets: dict[str, SpeechDataset]  # the sets that were asked for, of 'train', 'dev' and 'test'
     class_weights: torch.Tensor  # (n_classes,): n / (n_classes * n_c) over the training set
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
@@ -135,7 +133,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     counts = _count(targets['train'], labels, config.fold)
     class_weights = counts.sum() / (len(labels) * counts.float())
 
-    features, extracted = _features(parts, config, quiet)
+    features, prior, extracted = _features(parts, config, quiet)
     mean, std = statistics(features['train'])
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
@@ -145,7 +143,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
                                    rank, world_size)
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
-    return Data(labels, fold, mean, std, sets, class_weights, report, *digests, extracted)
+    return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, extracted)
 
 
 def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
@@ -178,15 +176,18 @@ def _count(targets, labels, number):
     return counts
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], int]:
-    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; and how many were extracted."""
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moments, int]:
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; the moments of the training
+    recordings before that; and how many were extracted.
+    """
     utterances = [u for part in parts.values() for u in part]
     arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
     arrays = iter(arrays)
     features = {name: [next(arrays) for _ in part] for name, part in parts.items()}
+    prior = statistics(features['train'])
     if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
-        features = {name: by_speaker(parts[name], part) for name, part in features.items()}
-    return features, extracted
+        features = {name: by_speaker(parts[name], part, prior) for name, part in features.items()}
+    return features, prior, extracted
 
 
 def _cache_dir(config):
@@ -224,9 +225,9 @@ def describe(config, data: Data) -> Iterator[str]:
         fewest = min(counts, key=counts.get)
         yield (f'each speaker is normalised by their own recordings; the fewest are {counts[fewest]}, of '
                f'{fewest}')
-        if few := [speaker for speaker, n in counts.items() if n < FEW]:
-            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings, which '
-                   'may be too few; consider --normalise corpus')
+        if few := [speaker for speaker, n in counts.items() if n < ENOUGH]:
+            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {ENOUGH} recordings: their '
+                   'statistics are shrunk towards those of the training speakers')
 
 
 def _shared_sessions(data):

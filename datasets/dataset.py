@@ -2,6 +2,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +12,19 @@ from datasets.transforms import SpecAugment
 from datasets.utterance import Utterance
 
 AHEAD = 2  # batches that the host prepares before the device needs them
+# Recordings of a speaker. With fewer, a speaker's own statistics scored below the corpus' on EMO-DB.
+ENOUGH = 10
 
-Batch = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # ((x, valid), y)
+
+class Inputs(NamedTuple):
+    """What a network reads: forward(*inputs)."""
+    x: torch.Tensor  # (N, C_in, F, T)
+    valid: torch.Tensor | None = None  # (N, T) bool, False where a frame is padding
+    prosody: torch.Tensor | None = None  # (N, P, T)
+    speaker: torch.Tensor | None = None  # (N,) indices into SpeechDataset.speakers
+
+
+Batch = tuple[Inputs, torch.Tensor]  # (X, y)
 
 
 def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,20 +36,42 @@ def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
-def by_speaker(utterances: list[Utterance], features: list[np.ndarray]) -> list[np.ndarray]:
+Moments = tuple[torch.Tensor, torch.Tensor]  # mean and deviation, of one shape
+
+
+def shrunk(own: Moments, n: torch.Tensor | int, corpus: Moments) -> Moments:
+    """Moments of a speaker of n recordings, filled up to ENOUGH with recordings of the corpus' moments.
+
+    With ENOUGH or more they are the speaker's own, with none the corpus'. Between them, w = n / ENOUGH:
+    mean = w m + (1 - w) M, and E[x^2] is mixed likewise. n: a number, or a tensor that broadcasts.
+    """
+    n = torch.as_tensor(n, dtype=own[0].dtype, device=own[0].device)
+    w = (n / ENOUGH).clamp(max=1.)
+    step = own[0] - corpus[0]
+    variance = w * own[1] ** 2 + (1 - w) * corpus[1] ** 2 + w * (1 - w) * step ** 2
+    return corpus[0] + w * step, variance.sqrt()
+
+
+def by_speaker(utterances: list[Utterance], features: list[np.ndarray], corpus: Moments) -> list[np.ndarray]:
     """Features [(F, T), ...] in their dtype, each band normalised over all frames of the speaker.
 
-    No label is used, but scoring one utterance needs the others of its speaker.
+    No label is used, but scoring one utterance needs the others of its speaker. corpus: `statistics` of
+    the training recordings, towards which a speaker of fewer than ENOUGH recordings is `shrunk`.
     """
     of_speaker = {}
     for u, x in zip(utterances, features, strict=True):
         of_speaker.setdefault(u.speaker, []).append(x)
     moments = {speaker: statistics(frames) for speaker, frames in of_speaker.items()}
-    normalised = []
-    for u, x in zip(utterances, features):
-        mean, std = (moment.numpy() for moment in moments[u.speaker])
-        normalised.append(((x - mean) / std).astype(x.dtype))
-    return normalised
+    for speaker, frames in of_speaker.items():
+        if len(frames) < ENOUGH:
+            moments[speaker] = shrunk(moments[speaker], len(frames), corpus)
+    return [scaled(x, moments[u.speaker]) for u, x in zip(utterances, features)]
+
+
+def scaled(x: np.ndarray, moments: Moments) -> np.ndarray:
+    """x (F, T) with each band normalised by `moments` (F, 1), in the dtype of x."""
+    mean, std = (moment.numpy() for moment in moments)
+    return ((x - mean) / std).astype(x.dtype)
 
 
 def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
@@ -79,9 +113,7 @@ def batch_sizes(n: int, batch_size: int, world_size: int = 1) -> list[int]:
 
 
 class SpeechDataset:
-    """Utterances as batches on `device`: x (N, 1, F, n_frames), valid (N, n_frames), labels y (N,).
-
-    valid is True where a frame is audio, and False where it is padding.
+    """Utterances as batches (Inputs, y) on `device`: x is (N, 1, F, n_frames), the labels y are (N,).
 
     features: [(F, T_i), ...]; they keep their dtype and are normalised batch by batch. labels:
     class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
@@ -101,6 +133,9 @@ class SpeechDataset:
         self.frames = frames.to(device) if resident else frames
         self.mean, self.std = mean[:, :, None].to(device), std[:, :, None].to(device)  # (F, 1, 1)
         self.labels = torch.tensor(labels, device=device)
+        self.speakers = sorted({u.speaker for u in utterances})
+        numbers = {speaker: i for i, speaker in enumerate(self.speakers)}
+        self.speaker = torch.tensor([numbers[u.speaker] for u in utterances], device=device)
         # Random draws are made on the host, so that a seed gives the same windows on every device.
         self.lengths = torch.tensor(lengths)
         self.offsets = self.lengths.cumsum(0) - self.lengths
@@ -125,8 +160,8 @@ class SpeechDataset:
         return torch.tensor(owner), torch.tensor(start)
 
     def windows(self, indices: torch.Tensor, starts: torch.Tensor,
-                sizes: int | list[int]) -> Iterator[tuple]:
-        """Yields batches (x, valid, indices (N,)), on the device. The host never waits for the device.
+                sizes: int | list[int]) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """Yields batches (Inputs, indices (N,)), on the device. The host never waits for the device.
 
         indices (n,): utterances. starts (n,): first frame of each window, negative for padding in
         front. Both are on the host. sizes: of the batches.
@@ -143,7 +178,8 @@ class SpeechDataset:
         t = torch.arange(self.n_frames, device=self.device)
         for x, (chosen, _, begin, end) in zip(cut, on_device.split(sizes, dim=1)):
             valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
-            yield self._finish(x.to(self.device, non_blocking=True), valid), valid, chosen
+            x = self._finish(x.to(self.device, non_blocking=True), valid)
+            yield Inputs(x, valid, speaker=self.speaker[chosen]), chosen
 
     def _gather(self, first):
         """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
@@ -161,7 +197,7 @@ class SpeechDataset:
 
     def batches(self, batch_size: int, indices=None, generator: torch.Generator | None = None,
                 augment: SpecAugment | None = None) -> Iterator[Batch]:
-        """One epoch in random order and at random time shifts: this process's shares ((x, valid), y).
+        """One epoch in random order and at random time shifts: this process's shares (Inputs, y).
 
         batch_size: of all processes together. Generators in the same state give the same epoch in
         every process.
@@ -175,10 +211,10 @@ class SpeechDataset:
         shares = [part[self.rank::self.world_size] for part in torch.arange(len(order)).split(sizes)]
         own = torch.cat(shares)  # positions in the epoch
         windows = self.windows(order[own], starts[own], [len(share) for share in shares])
-        for n, (x, valid, chosen) in zip(sizes, windows):
+        for n, (X, chosen) in zip(sizes, windows):
             if augment is not None:
-                x = augment(x, generator, n, self.rank, self.world_size)
-            yield (x, valid), self.labels[chosen]
+                X = X._replace(x=augment(X.x, generator, n, self.rank, self.world_size))
+            yield X, self.labels[chosen]
 
     def batch_sizes(self, batch_size: int, indices=None) -> list[int]:
         """Sizes of the batches of an epoch, over all processes."""
@@ -191,13 +227,16 @@ class SpeechDataset:
     def _chosen(self, indices):
         return torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
 
+    def scoring_windows(self, batch_size: int) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """Yields the windows that are scored, (Inputs, indices (N,) of their utterances)."""
+        return self.windows(self.window_owner, self.window_start, batch_size)
+
     @torch.no_grad()
-    def score(self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-              batch_size: int) -> torch.Tensor:
-        """Probabilities (n, n_classes): the softmax of forward(x, valid), averaged over windows."""
+    def score(self, forward: Callable[..., torch.Tensor], batch_size: int) -> torch.Tensor:
+        """Probabilities (n, n_classes): the softmax of forward(*Inputs), averaged over windows."""
         total = None
-        for x, valid, owner in self.windows(self.window_owner, self.window_start, batch_size):
-            p = torch.softmax(forward(x, valid).float(), dim=-1)
+        for X, owner in self.scoring_windows(batch_size):
+            p = torch.softmax(forward(*X).float(), dim=-1)
             if total is None:
                 total = p.new_zeros(len(self), p.shape[1])
             total.index_add_(0, owner, p)

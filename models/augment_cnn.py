@@ -48,12 +48,12 @@ class AugmentCNN(JointNetwork):
         if fast:
             use_fast_depthwise(self)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None):
+    def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
         """x (N, C_in, F, T) -> logits (N, n_classes), auxiliary logits (None in eval mode or without the head).
 
-        valid: (N, T) bool, False where a frame is padding.
+        Arguments as in datasets.dataset.Inputs.
         """
-        logits, tapped = self.forward_cells(x, tap=self.aux_pos, valid=valid)
+        logits, tapped = self.forward_cells(x, None, self.aux_pos, valid, prosody, speaker)
         return logits, self.aux_head(tapped) if self.training and self.aux_head is not None else None
 
     def drop_path_prob(self, p: float):

@@ -28,9 +28,16 @@ class Baseline(nn.Module):
 
     pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
-    def forward(self, x: Tensor, valid: Tensor | None = None):
-        """(N, 1, F, T) -> logits (N, n_classes), None: there is no auxiliary head. valid: (N, T) bool, False: padding."""
-        return self.logits(x, None if self.pools_padding else valid), None
+    def __init__(self):
+        super().__init__()
+        self.speaker_norm = None  # see models/speaker_norm.py
+        self.dropout = nn.Identity()
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
+        """(N, 1, F, T) -> logits (N, n_classes), None: there is no auxiliary head. Arguments as in datasets.dataset.Inputs."""
+        pooled = self.pooled(x, None if self.pools_padding else valid)
+        pooled = pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)
+        return self.linear(self.dropout(pooled)), None
 
     def drop_path_prob(self, p: float):
         """Does nothing: there is no drop-path."""
@@ -64,8 +71,8 @@ class ConvBaseline(Baseline):
         self.conv = ConvBlock(width, dropout)
         self.linear = classifier(width * ConvBlock.size(n_mels) * ConvBlock.size(n_frames), n_classes, dropout)
 
-    def logits(self, x, valid):
-        return self.linear(self.conv(x).flatten(1))
+    def pooled(self, x, valid):
+        return self.conv(x).flatten(1)
 
 
 class RecurrentBaseline(Baseline):
@@ -76,9 +83,9 @@ class RecurrentBaseline(Baseline):
         self.rnn = family(n_mels, width, depth, batch_first=True)
         self.linear = classifier(width, n_classes, dropout)
 
-    def logits(self, x, valid):
+    def pooled(self, x, valid):
         h = run_rnn(self.rnn, x.squeeze(1).transpose(1, 2))  # (N, 1, F, T) -> (N, T, F) -> (N, T, H)
-        return self.linear(mean_pool(h, valid))
+        return mean_pool(h, valid)
 
 
 class ConvLstmBaseline(Baseline):
@@ -92,10 +99,10 @@ class ConvLstmBaseline(Baseline):
         self.pool = AttentionPool(2 * width) if attention else None
         self.linear = classifier(2 * width, n_classes, dropout)
 
-    def logits(self, x, valid):
+    def pooled(self, x, valid):
         x = self.conv(x)  # (N, 1, F, T) -> (N, C, F', T')
         h = run_rnn(self.lstm, x.flatten(1, 2).transpose(1, 2))  # (N, C*F', T') -> (N, T', C*F') -> (N, T', 2H)
-        return self.linear(mean_pool(h, valid) if self.pool is None else self.pool(h, valid))
+        return mean_pool(h, valid) if self.pool is None else self.pool(h, valid)
 
 
 def mean_pool(h: Tensor, valid: Tensor | None) -> Tensor:
@@ -138,10 +145,10 @@ class ConvGruBaseline(Baseline):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(4 * width, n_classes)
 
-    def logits(self, x, valid):
+    def pooled(self, x, valid):
         x = self.conv(x)  # (N, 1, F, T) -> (N, C, F/8, T/4)
         h = run_rnn(self.gru, to_sequence(x, x.shape[-1]))  # (N, T', 4C) -> (N, T', 4 * width)
-        return self.linear(self.dropout(self.pool(h, valid)))
+        return self.pool(h, valid)
 
 
 # The functions that config.BASELINES names. Widths are the paper's numbers of hidden units or channels.

@@ -15,9 +15,10 @@ import genotypes as gt
 import utils
 from config import SAMPLE_RATE, UserError
 from datasets import recording
-from datasets.dataset import FEW, SpeechDataset, scaled, shrunk, statistics
+from datasets.dataset import ENOUGH, SpeechDataset, scaled, shrunk, statistics
 from datasets.features import MIN_SAMPLES
 from datasets.utterance import Utterance
+from models import speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 
@@ -48,7 +49,7 @@ class Predictor:
         self.device, self.batch_size = device, batch_size
         self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
         self.config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
-        self.raw = best.get('raw')  # mean and std of the corpus before --normalise speaker
+        self.prior = best.get('prior')  # moments of the training speakers before --normalise speaker
         self.moments = None  # of the speaker
 
     @property
@@ -64,15 +65,18 @@ class Predictor:
         if not features:
             raise UserError('--speaker_files: there is no recording')
         n, own = len(features), statistics(features)
-        if n < FEW:
-            if self.raw is None:
-                raise UserError(f'--speaker_files: {n} recordings, but this network needs {FEW}: its best.pt is of a version '
-                                'that did not keep the statistics of the corpus')
-            warn(f'NOTE: {n} recordings of the speaker, and {FEW} or more are advisable; their statistics are drawn towards '
-                 'those of the corpus')
-            own = shrunk(own, self.raw, n)
+        if n < ENOUGH:
+            if self.prior is None:
+                raise UserError(f'--speaker_files: there are {n} recordings, and this network needs {ENOUGH}: its best.pt was '
+                                'made before statistics of the corpus were kept in it')
+            warn(f'NOTE: the speaker has {n} recordings, and {ENOUGH} are advisable: their statistics are shrunk towards '
+                 'those of the training speakers')
+            own = shrunk(own, n, self.prior)
         found = copy.copy(self)
         found.moments = own
+        if self.net.speaker_norm is not None:
+            found.net = copy.deepcopy(self.net)
+            speaker_norm.adapt(found.net, self._dataset([scaled(x, own) for x in features]), self.batch_size)
         return found
 
     def __call__(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Prediction:
@@ -128,7 +132,7 @@ class Predictor:
             x, skipped = recording.features(os.fspath(audio), self.config)
         else:
             x, skipped = recording.of_wave(_wave(audio, rate), self.config)
-        return (scaled(x, *self.moments) if self.needs_speaker else x), skipped
+        return (scaled(x, self.moments) if self.needs_speaker else x), skipped
 
     def probabilities(self, features: list[np.ndarray]) -> np.ndarray:
         """(n, n_classes) of the results of `features`."""
@@ -208,10 +212,11 @@ def _check(best):
     if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(label, str) for label in labels) \
             or len(set(labels)) < len(labels):
         raise ValueError('labels must be two or more different names')
-    if not isinstance(best['settings'], dict) or not isinstance(best['genotype'], str | None):
-        raise ValueError('settings must be a table, genotype a text')
+    if not isinstance(best['settings'], dict) or not isinstance(best['weights'], dict) \
+            or not isinstance(best['genotype'], str | None):
+        raise ValueError('settings and weights must be tables, genotype a text')
     n_mels = _known(best['settings'], cf.FeatureSettings).get('n_mels', 32)
-    pairs = [(best['mean'], best['std']), *([best['raw']] if best.get('raw') is not None else [])]
+    pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(
                 isinstance(x, torch.Tensor) and x.shape == (n_mels, 1) and x.isfinite().all() for x in pair) \
@@ -235,7 +240,7 @@ def rebuild(best: dict) -> torch.nn.Module:
     """
     net, weights = skeleton(best, len(best['labels'])), best['weights']
     expected = net.state_dict()
-    if not isinstance(weights, dict) or weights.keys() != expected.keys() or any(
+    if weights.keys() != expected.keys() or any(
             not isinstance(x, torch.Tensor) or x.shape != expected[name].shape or x.dtype != expected[name].dtype
             for name, x in weights.items()):
         raise ValueError('the weights are not those of the network that the settings describe')
@@ -250,11 +255,14 @@ def rebuild(best: dict) -> torch.nn.Module:
 def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
     """The network that a best.pt describes, with so many classes and without memory for its weights. ValueError."""
     config = cf.AugmentConfig(name='x', **_known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings))
+    n_speakers = len(best['weights'].get('speaker_norm.sums', ()))
     with torch.device('meta'):
-        if not best['genotype']:
-            return make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
-        return AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, bool(best.get('auxiliary')),
-                          gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
+        if best['genotype']:
+            net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, bool(best.get('auxiliary')),
+                             gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
+        else:
+            net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
+        return speaker_norm.added(net, config, n_speakers)
 
 
 def head(best: dict) -> set[str]:

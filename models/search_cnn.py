@@ -47,10 +47,11 @@ class SearchCNN(JointNetwork):
 
         super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
 
-    def forward(self, x: Tensor, weights_normal, weights_reduce, weights_rnn=(), valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weights_normal, weights_reduce, weights_rnn=(), valid: Tensor | None = None,
+                prosody: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
         """x (N, C_in, F, T) -> logits (N, n_classes)"""
         weights = {'normal': weights_normal, 'reduce': weights_reduce, 'rnn': weights_rnn}
-        return self.forward_cells(x, weights, valid=valid)[0]
+        return self.forward_cells(x, weights, None, valid, prosody, speaker)[0]
 
 
 class SearchCNNController(nn.Module):
@@ -102,9 +103,16 @@ class SearchCNNController(nn.Module):
     def pools_padding(self, value: bool):
         self.net.pools_padding = value
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """x (N, C_in, F, T) -> logits (N, n_classes). valid: (N, T) bool, False where a frame is padding."""
-        return self.net(x, *(self.cell_weights(kind) for kind in ('normal', 'reduce', 'rnn')), valid=valid)
+    @property
+    def speaker_norm(self) -> nn.Module | None:
+        """The supernet's normalisation of the pooled vector."""
+        return self.net.speaker_norm
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None,
+                speaker: Tensor | None = None) -> Tensor:
+        """x (N, C_in, F, T) -> logits (N, n_classes). Arguments as in datasets.dataset.Inputs."""
+        weights = (self.cell_weights(kind) for kind in ('normal', 'reduce', 'rnn'))
+        return self.net(x, *weights, valid, prosody, speaker)
 
     def cell_weights(self, kind: str) -> list:
         """The weights of a cell's operations: `op_weights`, times the edge's share in its node in PC-DARTS."""
@@ -121,9 +129,8 @@ class SearchCNNController(nn.Module):
         return [F.softmax(beta, dim=-1) for beta in betas] if len(betas) else None
 
     def loss(self, X, y: Tensor) -> Tensor:
-        """X: x, or the pair (x, valid)."""
-        x, valid = X if isinstance(X, tuple | list) else (X, None)
-        return self.criterion(self(x, valid), y)
+        """X: datasets.dataset.Inputs, a tuple of its first fields, or x alone."""
+        return self.criterion(self(*X) if isinstance(X, tuple | list) else self(X), y)
 
     def kinds(self) -> list:
         """Kinds of cell in this supernet: a shallow one has no normal cell, a pure CNN no SeqNN cell."""

@@ -95,13 +95,15 @@ class JointNetwork(nn.Module):
             self.seq_cells.append(make_seq_cell(H_pp, H_p, C_rnn))
             H_pp, H_p = H_p, self.seq_cells[-1].C_out
         self.dropout = nn.Dropout(dropout)
+        self.speaker_norm = None  # see models/speaker_norm.py
         self.linear = nn.Linear(2 * H_p, n_classes)
 
-    def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None):
+    def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None,
+                      prosody: Tensor | None = None, speaker: Tensor | None = None):
         """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
 
         weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet. valid: (N, T) bool, False where a
-        frame is padding, which then takes no part in the pooling over time.
+        frame is padding, which then takes no part in the pooling over time. speaker: (N,) indices, for SpeakerNorm.
         """
         if x.ndim != 4 or x.shape[1] != self.C_in:
             raise ValueError(f'expected (N, {self.C_in}, F, T), got {tuple(x.shape)}')
@@ -116,7 +118,8 @@ class JointNetwork(nn.Module):
         for cell in self.seq_cells:
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
         mask = None if valid is None or self.pools_padding else valid_steps(valid, n_steps)
-        return self.linear(statistics_pool(s1, mask)), tapped
+        pooled = statistics_pool(s1, mask)
+        return self.linear(pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)), tapped
 
     def check_batches(self, n_mels: int, n_frames: int, sizes):
         """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
