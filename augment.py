@@ -24,9 +24,8 @@ import genotypes as gt
 import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
-from models import parallel, speaker_norm
-from models.augment_cnn import AugmentCNN
-from models.baselines import make_baseline
+from models import parallel
+from models.predictor import rebuild  # noqa: F401  (kept under its first name)
 from models.sync import CrossEntropyLoss
 from models.training import averaged, evaluate, make_net, make_optimizer, schedule, train_epoch
 from models.visualize import plot
@@ -222,30 +221,7 @@ def portable(net, genotype, data, config, epoch: int) -> dict:
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
-            'prior': list(data.prior),
-            'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
-
-
-def rebuild(best: dict) -> torch.nn.Module:
-    """The trained network in eval mode, from the contents of a best.pt of this or an earlier version."""
-    with cf.contents_of('best.pt', 'name the best.pt of a run'):
-        return _rebuild(best)
-
-
-def _rebuild(best):
-    names = [*cf.names_of(cf.NetworkSettings, cf.FeatureSettings), 'model', 'params']
-    known = {name: best['settings'][name] for name in names if best['settings'].get(name) is not None}
-    config = cf.AugmentConfig(name='x', **{name: cf.checked(cf.AugmentConfig, name, value) for name, value in known.items()})
-    n_classes = len(best['labels'])
-    if best['genotype']:
-        net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, best['auxiliary'],
-                         gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
-    else:
-        net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
-    speaker_norm.added(net, config, len(best['weights'].get('speaker_norm.sums', ())))
-    net.load_state_dict(best['weights'])
-    net.pools_padding = best.get('format', 1) < 2
-    return net.eval()
+            'prior': list(data.prior), 'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
 
 
 def report(run, probabilities, config, data, facts: dict, chosen: str):

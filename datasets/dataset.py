@@ -67,11 +67,13 @@ def by_speaker(utterances: list[Utterance], features: list[np.ndarray], corpus: 
     for speaker, frames in of_speaker.items():
         if len(frames) < ENOUGH:
             moments[speaker] = shrunk(moments[speaker], len(frames), corpus)
-    normalised = []
-    for u, x in zip(utterances, features):
-        mean, std = (moment.numpy() for moment in moments[u.speaker])
-        normalised.append(((x - mean) / std).astype(x.dtype))
-    return normalised
+    return [scaled(x, moments[u.speaker]) for u, x in zip(utterances, features)]
+
+
+def scaled(x: np.ndarray, moments: Moments) -> np.ndarray:
+    """x (F, T) with each band normalised by `moments` (F, 1), in the dtype of x."""
+    mean, std = (moment.numpy() for moment in moments)
+    return ((x - mean) / std).astype(x.dtype)
 
 
 def to_logmel(utterances: list[Utterance], features: list[np.ndarray],

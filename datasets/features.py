@@ -73,9 +73,20 @@ def trim(wave: np.ndarray, top_db: float) -> np.ndarray:
 
     As librosa.effects.trim, but at least MIN_SAMPLES are kept.
     """
+    first, last = trimmed(wave, top_db)
+    return wave[first:last]
+
+
+def trimmed(wave: np.ndarray, top_db: float) -> tuple[int, int]:
+    """First sample that `trim` keeps, and the one behind the last."""
     _, (first, last) = librosa.effects.trim(wave, top_db=top_db, frame_length=TRIM_FRAME, hop_length=TRIM_HOP)
-    first = max(0, min(first, (first + last - MIN_SAMPLES) // 2, len(wave) - MIN_SAMPLES))
-    return wave[first:max(last, first + MIN_SAMPLES)]
+    return at_least_min(int(first), int(last), len(wave))
+
+
+def at_least_min(first: int, last: int, n_samples: int) -> tuple[int, int]:
+    """Widens first:last to MIN_SAMPLES around its middle, within n_samples."""
+    first = max(0, min(first, (first + last - MIN_SAMPLES) // 2, n_samples - MIN_SAMPLES))
+    return first, min(n_samples, max(last, first + MIN_SAMPLES))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Features of one recording of any length: a long one is read, resampled and transformed block by block."""
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import librosa
+import numpy as np
+import soundfile
+import soxr
+
+from config import SAMPLE_RATE, FeatureSettings, UserError
+from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, load_audio, trimmed
+from datasets.utterance import Utterance
+
+LONG = 120  # s; a longer recording is read in blocks of this length
+MARGIN = .5  # s around a block; a frame sees less than this of its neighbourhood
+
+
+def features(path: str, config: FeatureSettings) -> tuple[np.ndarray, float]:
+    """The features (n_mels, n_frames) of a file, float16 as in the cache, and the s trimmed off its beginning.
+
+    UserError if the file cannot be used.
+    """
+    try:
+        info = soundfile.info(path)
+        long = info.frames > LONG * info.samplerate
+    except (soundfile.LibsndfileError, OSError):
+        long = False  # load_audio says what is wrong
+    if not long:
+        return of_wave(load_audio(Utterance(path, '', '')), config)
+    first, last = kept(read(path), config.trim_db) if config.trim_db else (0, None)
+    x = in_blocks(part(read(path), first, last), config)
+    return x, first / SAMPLE_RATE
+
+
+def of_wave(wave: np.ndarray, config: FeatureSettings) -> tuple[np.ndarray, float]:
+    """As `features`, of a float32 wave (n_samples,) at SAMPLE_RATE."""
+    first = trimmed(wave, config.trim_db)[0] if config.trim_db else 0
+    return extract(wave, config).astype(np.float16), first / SAMPLE_RATE
+
+
+def read(path: str) -> Iterator[np.ndarray]:
+    """The blocks of the wave that load_audio returns: float32 (n,), mono, at SAMPLE_RATE. UserError."""
+    n_read = n_given = 0
+    try:
+        with soundfile.SoundFile(path) as f:
+            rate = f.samplerate
+            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype='float32', quality='HQ')
+            for channels in f.blocks(LONG * rate, dtype='float32', always_2d=True):  # (n, n_channels)
+                wave = channels.mean(axis=1)
+                if not np.isfinite(wave).all():
+                    raise UserError(f'{path}: contains samples that are not finite numbers; leave it out')
+                n_read += len(wave)
+                if rate != SAMPLE_RATE:
+                    wave = resampler.resample_chunk(wave)
+                n_given += len(wave)
+                yield wave
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f'{path}: cannot be read as audio ({error})') from None
+    if rate != SAMPLE_RATE:  # librosa cuts or pads the last samples so that the length is that of the ratio
+        rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        missing = math.ceil(n_read * SAMPLE_RATE / rate) - n_given
+        yield np.pad(rest[:missing], (0, max(0, missing - len(rest))))
+
+
+def part(waves: Iterable[np.ndarray], first: int, last: int | None) -> Iterator[np.ndarray]:
+    """Samples first:last of a wave in blocks."""
+    begin = 0
+    for wave in waves:
+        yield wave[max(0, first - begin):None if last is None else max(0, last - begin)]
+        begin += len(wave)
+
+
+def kept(waves: Iterable[np.ndarray], top_db: float) -> tuple[int, int]:
+    """`trimmed` of a wave in blocks."""
+    squares, rest, n = [], np.zeros(0, np.float32), 0
+    for wave in waves:
+        n += len(wave)
+        wave = np.concatenate([rest, wave])
+        whole = len(wave) // TRIM_HOP * TRIM_HOP
+        squares.append(_squares(wave[:whole]))
+        rest = wave[whole:]
+    squares.append(_squares(np.pad(rest, (0, -len(rest) % TRIM_HOP))))
+    hops = TRIM_FRAME // TRIM_HOP  # in a frame, whose middle is at a multiple of a hop
+    q = np.pad(np.concatenate(squares), (hops // 2, hops // 2))
+    sums = np.convolve(q, np.ones(hops), 'valid')[:1 + n // TRIM_HOP]
+    rms = np.sqrt(np.maximum(sums, 0.) / TRIM_FRAME)
+    loud = np.flatnonzero(librosa.amplitude_to_db(rms, ref=np.max, top_db=None) > -top_db)
+    first, last = loud[0] * TRIM_HOP, min(n, (loud[-1] + 1) * TRIM_HOP)
+    return at_least_min(int(first), int(last), n)
+
+
+def _squares(wave):
+    """Sum of squares of every hop: (n_hops,) float64."""
+    return np.square(wave.astype(np.float64)).reshape(-1, TRIM_HOP).sum(axis=1)
+
+
+def in_blocks(waves: Iterable[np.ndarray], config: FeatureSettings) -> np.ndarray:
+    """`extract`, without trimming, of a wave in blocks; float16 (n_mels, n_frames).
+
+    Every block is extracted with a margin on both sides, whose frames are dropped.
+    """
+    config = replace(config, trim_db=0.)
+    step = config.hop_length * config.time_pool  # samples between the frames that are kept
+    margin, size = (step * math.ceil(seconds * SAMPLE_RATE / step) for seconds in (MARGIN, LONG))
+    take = _buffered(waves)
+    parts, wave, before = [], np.zeros(0, np.float32), 0  # before: samples of the margin in front
+    while True:
+        wave = np.concatenate([wave, take(before + size + margin - len(wave))])
+        whole = len(wave) == before + size + margin
+        x = extract(wave, config).astype(np.float16)
+        parts.append(x[:, before // step:(before + size) // step if whole else None])
+        if not whole:
+            return np.concatenate(parts, axis=1)
+        wave, before = wave[before + size - margin:], margin
+
+
+def _buffered(waves) -> Callable[[int], np.ndarray]:
+    """take(n): the next n samples of a wave in blocks, fewer at its end."""
+    waves, held = iter(waves), [np.zeros(0, np.float32)]
+
+    def take(n):
+        while sum(map(len, held)) < n and (wave := next(waves, None)) is not None:
+            held.append(wave)
+        wave = np.concatenate(held)
+        held[:] = [wave[n:]]
+        return wave[:n]
+    return take

@@ -1,0 +1,272 @@
+"""A trained network with everything around it: from a recording to the probabilities that augment.py's test gives it."""
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import joblib
+import librosa
+import numpy as np
+import torch
+
+import config as cf
+import genotypes as gt
+import utils
+from config import SAMPLE_RATE, UserError
+from datasets import recording
+from datasets.dataset import ENOUGH, SpeechDataset, scaled, shrunk, statistics
+from datasets.features import MIN_SAMPLES
+from datasets.utterance import Utterance
+from models import speaker_norm
+from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
+
+AT_ONCE = 64  # recordings whose features are held together
+KEYS = ('settings', 'weights', 'genotype', 'labels', 'mean', 'std')  # that every best.pt has
+
+
+class Prediction(NamedTuple):
+    label: str
+    probabilities: dict[str, float]  # of every class
+
+
+class Timeline(NamedTuple):
+    """The windows of a recording, in s, and their probabilities (n_windows, n_classes); a Prediction is their mean."""
+    begin: np.ndarray
+    end: np.ndarray
+    probabilities: np.ndarray
+
+
+class Predictor:
+    """Scores recordings as augment.py scored its test speakers, in float32.
+
+    best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it.
+    """
+
+    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32):
+        self.net = rebuild(best).to(device)
+        self.device, self.batch_size = device, batch_size
+        self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
+        self.config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
+        self.prior = best.get('prior')  # moments of the training speakers before --normalise speaker
+        self.moments = None  # of the speaker
+
+    @property
+    def needs_speaker(self) -> bool:
+        """Whether the network was trained with each speaker normalised."""
+        return self.config.normalise == 'speaker'
+
+    def of_speaker(self, paths: Iterable[str], warn: Callable[[str], None] = lambda line: None) -> 'Predictor':
+        """A Predictor for one speaker, whose recordings `paths` are; warn(line) is told if they are few. UserError."""
+        if not self.needs_speaker:
+            raise UserError('this network does not normalise speakers: leave --speaker_files out')
+        features = [x for x, _ in _in_threads(lambda path: recording.features(path, self.config), list(paths))]
+        if not features:
+            raise UserError('--speaker_files: there is no recording')
+        n, own = len(features), statistics(features)
+        if n < ENOUGH:
+            if self.prior is None:
+                raise UserError(f'--speaker_files: there are {n} recordings, and this network needs {ENOUGH}: its best.pt was '
+                                'made before statistics of the corpus were kept in it')
+            warn(f'NOTE: the speaker has {n} recordings, and {ENOUGH} are advisable: their statistics are shrunk towards '
+                 'those of the training speakers')
+            own = shrunk(own, n, self.prior)
+        found = copy.copy(self)
+        found.moments = own
+        if self.net.speaker_norm is not None:
+            found.net = copy.deepcopy(self.net)
+            speaker_norm.adapt(found.net, self._dataset([scaled(x, own) for x in features]), self.batch_size)
+        return found
+
+    def __call__(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Prediction:
+        """audio: a file, or a wave of floats (n_samples,) or (n_samples, n_channels) of this rate. UserError."""
+        return self._predictions([self.features(audio, rate)[0]])[0]
+
+    def many(self, paths: Iterable[str | os.PathLike],
+             failed: Callable[[UserError], None] | None = None) -> Iterator[tuple[str, Prediction]]:
+        """Yields (path, Prediction) in the order of paths, in constant memory.
+
+        failed(error) is told of a file that cannot be used, which is then left out; without it the error is raised.
+        """
+        def attempt(path):
+            try:
+                return self.features(path)[0]
+            except UserError as error:
+                return error
+        paths = list(paths)
+        for i in range(0, len(paths), AT_ONCE):
+            chunk = paths[i:i + AT_ONCE]
+            good = []
+            for path, found in zip(chunk, _in_threads(attempt, chunk)):
+                if not isinstance(found, UserError):
+                    good.append((path, found))
+                elif failed is None:
+                    raise found
+                else:
+                    failed(found)
+            if good:
+                yield from zip([path for path, _ in good], self._predictions([x for _, x in good]))
+
+    def timeline(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Timeline:
+        """The windows whose mean a Prediction is. UserError."""
+        x, skipped = self.features(audio, rate)
+        data = self._dataset([x])
+        logits = []
+
+        def forward(*X):
+            logits.append(self.net(*X)[0])
+            return logits[-1]
+        data.score(forward, self.batch_size)
+        probabilities = torch.softmax(torch.cat(logits).float(), dim=1).cpu().numpy()
+        frames = data.window_start.numpy()[:, None] + [0, data.n_frames]  # (n_windows, 2)
+        begin, end = skipped + frames.clip(0, x.shape[1]).T / self.config.frame_rate
+        return Timeline(begin, end, probabilities)
+
+    def features(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> tuple[np.ndarray, float]:
+        """Features (F, T) float16 as the network's set would hold them, and the s trimmed off the beginning. UserError."""
+        if self.needs_speaker and self.moments is None:
+            raise UserError('this network was trained with each speaker normalised by all their recordings: name a folder with '
+                            'recordings of the one speaker, --speaker_files FOLDER or Predictor.of_speaker(files)')
+        if isinstance(audio, str | os.PathLike):
+            x, skipped = recording.features(os.fspath(audio), self.config)
+        else:
+            x, skipped = recording.of_wave(_wave(audio, rate), self.config)
+        return (scaled(x, self.moments) if self.needs_speaker else x), skipped
+
+    def probabilities(self, features: list[np.ndarray]) -> np.ndarray:
+        """(n, n_classes) of the results of `features`."""
+        return self._dataset(features).score(lambda *X: self.net(*X)[0], self.batch_size).cpu().numpy()
+
+    def _dataset(self, features):
+        nobody = [Utterance('', '', '')] * len(features)
+        return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device)
+
+    def _predictions(self, features):
+        return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
+
+
+def _in_threads(function, items) -> list:
+    """[function(item) for each item], side by side."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    n_threads = torch.get_num_threads()
+    try:  # torch works with one thread in each of ours, as in datasets.features
+        with ThreadPoolExecutor(min(8, joblib.cpu_count()), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _wave(audio, rate):
+    """float32 (n_samples,) at SAMPLE_RATE. UserError."""
+    wave = np.asarray(audio)
+    if wave.dtype.kind != 'f' or wave.ndim not in (1, 2):
+        raise UserError(f'a wave must be floats between -1 and 1, (n_samples,) or (n_samples, n_channels), not {wave.dtype} '
+                        f'{wave.shape}')
+    wave = wave.astype(np.float32)
+    wave = wave.mean(axis=1) if wave.ndim == 2 else wave
+    if not np.isfinite(wave).all():
+        raise UserError('the wave contains samples that are not finite numbers')
+    if len(wave) * SAMPLE_RATE / rate < MIN_SAMPLES:
+        raise UserError(f'the wave has {len(wave)} samples at {rate} Hz; {MIN_SAMPLES / SAMPLE_RATE:.3f} s are needed')
+    return wave if rate == SAMPLE_RATE else librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
+
+
+def load(run: str | os.PathLike, device: str | torch.device = 'cpu', batch_size: int = 32) -> Predictor:
+    """The Predictor of a folder of augment.py or its best.pt. UserError if there is none, or it is damaged."""
+    try:
+        return Predictor(read_best(run), device, batch_size)
+    except ValueError as error:
+        raise UserError(f'{best_file(run)}: {error}') from None
+
+
+def best_file(run: str | os.PathLike) -> str:
+    """Path of the best.pt of a run, which may be named itself."""
+    return os.path.join(run, 'best.pt') if os.path.isdir(run) else os.fspath(run)
+
+
+def read_best(run: str | os.PathLike) -> dict:
+    """Contents of a best.pt, which anyone may have written: nothing in it is executed. UserError."""
+    path = best_file(run)
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such file; name a folder of augment.py that has finished an epoch, or its best.pt')
+    try:
+        best = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f'{path}: cannot be read as a trained network ({type(error).__name__})') from None
+    try:
+        _check(best)
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from None
+    return best
+
+
+def _check(best):
+    """ValueError if this is not the content of a best.pt. Weights are checked by `rebuild`."""
+    if not isinstance(best, dict) or any(key not in best for key in KEYS):
+        raise ValueError('not a best.pt of augment.py')
+    if not isinstance(version := best.get('format', 1), int) or version > utils.FORMAT:
+        raise ValueError('made by a newer version of emoDARTS: update')
+    labels = best['labels']
+    if not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(label, str) for label in labels) \
+            or len(set(labels)) < len(labels):
+        raise ValueError('labels must be two or more different names')
+    if not isinstance(best['settings'], dict) or not isinstance(best['weights'], dict) \
+            or not isinstance(best['genotype'], str | None):
+        raise ValueError('settings and weights must be tables, genotype a text')
+    n_mels = _known(best['settings'], cf.FeatureSettings).get('n_mels', 32)
+    pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(
+                isinstance(x, torch.Tensor) and x.shape == (n_mels, 1) and x.isfinite().all() for x in pair) \
+                or not (pair[1] > 0).all():
+            raise ValueError(f'mean and std must be finite tensors ({n_mels}, 1), and std positive')
+
+
+def _known(settings, *groups) -> dict:
+    """The settings of these groups, checked. ValueError."""
+    try:
+        return {name: cf.checked(cf.AugmentConfig, name, settings[name]) for name in cf.names_of(*groups)
+                if settings.get(name) is not None}
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def rebuild(best: dict) -> torch.nn.Module:
+    """The trained network in eval mode, from the contents of a best.pt of this or an earlier version.
+
+    ValueError if the weights are not those of the network that its settings describe.
+    """
+    net, weights = skeleton(best, len(best['labels'])), best['weights']
+    expected = net.state_dict()
+    if weights.keys() != expected.keys() or any(
+            not isinstance(x, torch.Tensor) or x.shape != expected[name].shape or x.dtype != expected[name].dtype
+            for name, x in weights.items()):
+        raise ValueError('the weights are not those of the network that the settings describe')
+    if not all(x.isfinite().all() for x in weights.values()):
+        raise ValueError('weights are not finite numbers')
+    net.load_state_dict(weights, assign=True)
+    net.requires_grad_(False)
+    net.pools_padding = best.get('format', 1) < 2
+    return net.eval()
+
+
+def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
+    """The network that a best.pt describes, with so many classes and without memory for its weights. ValueError."""
+    config = cf.AugmentConfig(name='x', **_known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings))
+    n_speakers = len(best['weights'].get('speaker_norm.sums', ()))
+    with torch.device('meta'):
+        if best['genotype']:
+            net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, bool(best.get('auxiliary')),
+                             gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
+        else:
+            net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
+        return speaker_norm.added(net, config, n_speakers)
+
+
+def head(best: dict) -> set[str]:
+    """Names of the weights whose shape depends on the number of classes."""
+    n = len(best['labels'])
+    a, b = (skeleton(best, size).state_dict() for size in (n, n + 1))
+    return {name for name, x in a.items() if x.shape != b[name].shape}

@@ -1,0 +1,147 @@
+"""A trained network as one module, waveform in and probabilities out, that torch.export and ONNX can hold.
+
+It computes what models/predictor.py does. Shapes depend on the number of samples alone: what trimming removes is masked, not cut.
+"""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor
+
+import config as cf
+from config import SAMPLE_RATE, UserError
+from datasets.features import FLOOR, MIN_SAMPLES, N_FFT, TRIM_FRAME, TRIM_HOP, WIN_LENGTH, mel_spectrogram
+from models.predictor import Predictor
+
+QUIETEST = 1e-5  # amplitude below which librosa.amplitude_to_db does not go
+KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'duration'}  # settings that this module computes
+
+
+class Waveform(nn.Module):
+    """(1, n_samples) float32 at SAMPLE_RATE -> probabilities (1, n_classes); n_samples must be MIN_SAMPLES or more.
+
+    A network that normalises speakers also takes the mean and deviation of the speaker's features, (n_mels, 1) each.
+    UserError if the features are of a kind that this module does not compute.
+    """
+
+    def __init__(self, predictor: Predictor):
+        super().__init__()
+        self.config, self.net = predictor.config, predictor.net
+        defaults = cf.FeatureSettings()
+        for name, value in cf.pick(self.config, cf.FeatureSettings).items():
+            if name not in KNOWN and value != getattr(defaults, name):
+                raise UserError(f'a network trained with --{name} {value} cannot be exported; scripts/predict.py runs it')
+        config = self.config
+        taps = torch.arange(WIN_LENGTH, dtype=torch.float64)
+        bins = torch.arange(N_FFT // 2 + 1, dtype=torch.float64)
+        phase = 2 * torch.pi * bins[:, None] * taps / N_FFT
+        window = torch.hann_window(WIN_LENGTH, dtype=torch.float64)
+        self.register_buffer('dft', torch.cat([phase.cos(), phase.sin()]).mul(window)[:, None].float())  # (2 n_bins, 1, taps)
+        self.register_buffer('mel', mel_spectrogram(config.n_mels, config.hop_length).mel_scale.fb.T.clone())  # (F, n_bins)
+        dct = torchaudio.functional.create_dct(config.n_mels, config.n_mels, 'ortho').T if config.features == 'mfcc' else None
+        self.register_buffer('dct', dct)
+        self.register_buffer('mean', predictor.mean)
+        self.register_buffer('std', predictor.std)
+
+    def forward(self, waveform: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
+        x, n_frames = self.features(waveform[0])
+        if speaker_mean is not None:
+            x = ((x - speaker_mean) / speaker_std).half().float()
+        x, valid, there = self.windows(x, n_frames)
+        p = torch.softmax(self.net(x, valid)[0], dim=1)
+        p = torch.where(there[:, None], p, 0.).sum(dim=0, keepdim=True)
+        return p / p.sum()
+
+    def features(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """(n_samples,) -> (F, T) rounded to float16 as in the cache, and how many of the T frames exist."""
+        hop, pool, n = self.config.hop_length, self.config.time_pool, wave.shape[0]
+        first, length = self.trimmed(wave)
+        i = (torch.arange(n + WIN_LENGTH, device=wave.device) - WIN_LENGTH // 2).abs()  # reflected at the beginning
+        i = torch.where(i < length, i, 2 * (length - 1) - i)  # and at the end
+        wave = wave[(first + i).clamp(0, n - 1)]
+        re, im = F.conv1d(wave[None, None], self.dft, stride=hop)[0].chunk(2)  # the short-time Fourier transform
+        x = torch.log(self.mel @ (re.square() + im.square()) + FLOOR)  # (F, T)
+        if self.dct is not None:
+            x = self.dct @ x
+        n_frames = 1 + length // hop
+        if pool > 1:
+            T = n // hop + 1
+            x = torch.where(torch.arange(T, device=x.device) < n_frames, x, -torch.inf)
+            T_pooled = (T + pool - 1) // pool
+            x = F.pad(x, (0, T_pooled * pool - T), value=-torch.inf)
+            x = F.max_pool2d(x[None], (1, pool))[0]
+            n_frames = (n_frames + pool - 1) // pool
+        return x.half().float(), n_frames
+
+    def trimmed(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """The first sample that trimming keeps, and how many it keeps; as datasets.features.trimmed."""
+        n = wave.shape[0]
+        end = torch.full((), n, dtype=torch.int64, device=wave.device)
+        if not self.config.trim_db:
+            return torch.zeros_like(end), end
+        padded = F.pad(wave.square(), (TRIM_FRAME // 2, TRIM_FRAME // 2))[None, None]
+        sums = F.conv1d(padded, torch.ones(1, 1, TRIM_FRAME, device=wave.device), stride=TRIM_HOP).flatten()
+        level = 20. * torch.log10((sums / TRIM_FRAME).sqrt().clamp_min(QUIETEST))  # dB
+        loud = level > level.amax() - self.config.trim_db
+        k = torch.arange(n // TRIM_HOP + 1, device=wave.device)
+        first = torch.where(loud, k, n).amin() * TRIM_HOP
+        last = torch.minimum(end, (torch.where(loud, k, -1).amax() + 1) * TRIM_HOP)
+        middle = torch.div(first + last - MIN_SAMPLES, 2, rounding_mode='floor')
+        first = torch.minimum(torch.minimum(first, middle), end - MIN_SAMPLES).clamp_min(0)
+        return first, torch.minimum(end, torch.maximum(last, first + MIN_SAMPLES)) - first
+
+    def windows(self, x: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows as SpeechDataset scores them: (N, 1, F, size), valid (N, size), and which of the N windows exist."""
+        size, T = self.config.n_frames, x.shape[1]
+        n_windows = torch.div(n_frames + size - 1, size, rounding_mode='floor')
+        # One more window than there is, and its number as a plain one: torch.export would fix a number that may be 1, and
+        # cannot calculate with one that depends on the number of samples.
+        n = (n_windows + 1).item()
+        torch._check(n >= 2)
+        i = torch.arange(n, device=x.device)
+        there, i = i < n_windows, torch.minimum(i, n_windows - 1)
+        room = n_frames - size
+        spread = (i.double() * (room.double() / (n_windows - 1).clamp_min(1).double())).round().long()
+        centred = torch.div(room, 2, rounding_mode='floor')
+        start = torch.where(n_windows > 1, spread, centred)
+        t = start[:, None] + torch.arange(size, device=x.device)
+        valid = (t >= 0) & (t < n_frames)
+        x = x[:, t.clamp(0, T - 1)]  # (F, N, size)
+        x = ((x - self.mean[:, :, None]) / self.std[:, :, None]).masked_fill(~valid, 0.)
+        return x.transpose(0, 1).unsqueeze(1), valid, there
+
+
+def exported(predictor: Predictor) -> torch.export.ExportedProgram:
+    """The Waveform of a predictor, for recordings of any length. UserError if it cannot be exported."""
+    module = Waveform(predictor).eval()
+    arguments = [torch.randn(1, round(2.5 * predictor.config.duration * SAMPLE_RATE) + N_FFT)]
+    shapes = [{1: torch.export.Dim('n_samples', min=MIN_SAMPLES)}]
+    if predictor.needs_speaker:
+        arguments += [predictor.mean, predictor.std]
+        shapes += [None, None]
+    with torch.no_grad():
+        return torch.export.export(module, tuple(arguments), dynamic_shapes=tuple(shapes))
+
+
+def for_onnx(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without operations that have no counterpart in ONNX."""
+    aten, table = torch.ops.aten, torch.export.default_decompositions()
+    table[aten.adaptive_avg_pool2d.default] = table[aten._adaptive_avg_pool2d.default] = \
+        lambda x, size: _pooled(x, size, torch.mean)
+    table[aten.adaptive_max_pool2d.default] = _max_pooled
+    return program.run_decompositions(table)
+
+
+def _max_pooled(x, size):
+    y = _pooled(x, size, torch.amax)
+    return y, torch.zeros_like(y, dtype=torch.int64)  # nothing here reads the indices
+
+
+def _pooled(x, size, reduce):
+    """Adaptive pooling of the last two axes: cell i of m reads positions floor(i n / m) to ceil((i + 1) n / m)."""
+    for axis, m in zip((-2, -1), size):
+        n = x.shape[axis]
+        if n != m:
+            cells = [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+            x = torch.cat([reduce(x.narrow(axis, a, b - a), dim=axis, keepdim=True) for a, b in cells], dim=axis)
+    return x
