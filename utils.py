@@ -182,6 +182,15 @@ def recorded(settings: dict, name: str):
     return settings.get(name, BEFORE_THE_SETTING.get(name))
 
 
+def time_left(run) -> str:
+    """', 12 min left', from the mean time of the epochs so far; '' after the last one."""
+    seconds = [row['seconds'] for row in run.history]
+    left = sum(seconds) / len(seconds) * (run.config.epochs - len(seconds))
+    if not left:
+        return ''
+    return f', {left:.0f} s left' if left < 90 else f', {left / 60:.0f} min left'
+
+
 class Run:
     """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
 
@@ -196,6 +205,7 @@ class Run:
         self.path = os.path.join(self.root, config.name)
         self.settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
         self.format, self.history, self.lock = FORMAT, [], None
+        self.tag = lambda group, name: f'{group}/{name}' if name else group  # of a number of a row, in TensorBoard
         self.logger, self.writer = logging.getLogger('emodarts.silent'), _Nothing()
         self._check()
 
@@ -347,7 +357,16 @@ class Run:
         for group, value in row.items():
             for name, number in (value.items() if isinstance(value, dict) else [(None, value)]):
                 if isinstance(number, float):
-                    self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
+                    self.writer.add_scalar(self.tag(group, name), number, row['epoch'])
+
+    def draw(self, tag: str, make_figure: Callable, step: int):
+        """Adds the figure that make_figure() returns to TensorBoard. If it cannot be drawn, the log says so."""
+        if not self.writes:
+            return
+        try:
+            self.writer.add_figure(tag, make_figure(), step)
+        except Exception as error:
+            self.logger.warning('WARNING: the picture %s could not be drawn (%s: %s)', tag, type(error).__name__, error)
 
     def save(self, name: str, tree: dict):
         """torch.save to a file of this run."""

@@ -1,10 +1,9 @@
-"""Pictures as matplotlib Figures: the cells of a genotype as graphs, and the alphas over the epochs."""
+"""Pictures as matplotlib Figures: the cells of a genotype as graphs, two genotypes compared, and the alphas."""
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from genotypes import NONE, Genotype
 
@@ -17,6 +16,7 @@ SAGS = (.15, -.15, .3, -.3, .45, -.45)  # by how much the middle of an edge may 
 CLEAR, TOP = .45, 1.5  # an edge keeps this distance from other states, and below this height
 LETTER, LINE = .085, .2  # size of a label: width of a letter, height of a line
 INCHES = .95  # of one data unit
+ROWS = 30  # of a heat map
 
 
 @dataclass
@@ -132,32 +132,36 @@ def _room(point, width, taken, others):
     return min(boxes, 1.5) + .5 * min(curves, 1.5)
 
 
-def plot_alphas(history: list, primitives, gene: list | None = None) -> Figure:
-    """Heat map of softmax(alpha) over the epochs: one line for each edge and operation, the lines of an edge together.
+def plot_alphas(nodes: list, primitives, gene: list | None = None, title: str | None = None) -> Figure:
+    """Heat map of softmax(alpha): a row per edge, a column per operation; the chosen operations are framed.
 
-    history: for each epoch a list over nodes of (n_inputs, n_ops) nested lists. primitives: operation names. gene: the chosen
-    edges, which are marked; without it, the best operation of every edge. Colours mean the same in every epoch and every run.
+    nodes: for each node (n_inputs, n_ops) nested lists. primitives: operation names. gene: the chosen edges; without it, the
+    best operation of every edge is framed. A colour means the same in every picture: how many times the uniform weight.
+    Of more than ROWS edges, only those of the gene are drawn.
     """
-    epochs = [np.concatenate([np.asarray(edges) for edges in nodes]) for nodes in history]  # (n_edges, n_ops)
-    image = np.stack(epochs, axis=-1).reshape(-1, len(epochs))  # (n_edges * n_ops, n_epochs)
-    edges = [(source, 2 + i) for i, node in enumerate(history[0]) for source in range(len(node))]
-    rows = [(edge, name) for edge in edges for name in primitives]
+    edges = [(source, 2 + i) for i, node in enumerate(nodes) for source in range(len(node))]
+    weights = dict(zip(edges, np.concatenate([np.asarray(node) for node in nodes])))  # {edge: (n_ops,)}
     if gene is None:
         allowed = [i for i, name in enumerate(primitives) if name != NONE]
-        chosen = {(edge, primitives[max(allowed, key=weights.__getitem__)]) for edge, weights in zip(edges, epochs[-1])}
+        chosen = {(edge, primitives[max(allowed, key=w.__getitem__)]) for edge, w in weights.items()}
     else:
         chosen = {((source, 2 + i), name) for i, node in enumerate(gene) for name, source in node}
-    figure = Figure(figsize=(7.5, 1.2 + .15 * len(rows)), layout='constrained')
+    if len(edges) > ROWS:
+        edges = [edge for edge in edges if edge in {edge for edge, _ in chosen}]
+    image = np.stack([weights[edge] for edge in edges])  # (n_edges, n_ops)
+    figure = Figure(figsize=(2.2 + .7 * len(primitives), 1.6 + .34 * len(edges)), layout='constrained')
     axes = figure.add_subplot()
-    shown = axes.imshow(image, aspect='auto', interpolation='nearest', norm=PowerNorm(.5, 0., 1.),
-                        extent=(.5, len(epochs) + .5, len(rows) - .5, -.5))
-    axes.set_yticks(range(len(rows)), [f'{source} \N{RIGHTWARDS ARROW} {node}  {name}' for (source, node), name in rows],
-                    fontsize=7)
-    for row, label in zip(rows, axes.get_yticklabels()):
-        if row in chosen:
-            label.set(fontweight='bold', color='#b53a5a')
-    for line in range(len(primitives), len(rows), len(primitives)):
-        axes.axhline(line - .5, color='white', lw=1)
-    axes.set(xlabel='epoch', title='edge (state \N{RIGHTWARDS ARROW} node) and operation; bold: chosen')
-    figure.colorbar(shown, ax=axes, label='softmax(alpha)', ticks=(0, .05, .125, .25, .5, 1))
+    shown = axes.imshow(np.log2(np.maximum(image * len(primitives), 1e-9)), aspect='auto', cmap='RdBu_r', vmin=-2., vmax=2.)
+    axes.set_xticks(range(len(primitives)), primitives, rotation=35, ha='right')
+    axes.set_yticks(range(len(edges)), [f'{source} \N{RIGHTWARDS ARROW} {node}' for source, node in edges])
+    for (row, column), weight in np.ndenumerate(image):
+        mark = (edges[row], primitives[column]) in chosen
+        axes.text(column, row, f'{100 * weight:.1f}', ha='center', va='center', fontsize=9,
+                  fontweight='bold' if mark else 'normal', color='white' if abs(np.log2(weight * len(primitives) + 1e-9)) > 1.2
+                  else 'black', gid='chosen' if mark else None)
+        if mark:
+            axes.add_patch(Rectangle((column - .47, row - .45), .94, .9, fill=False, ec='black', lw=1.8))
+    axes.set(ylabel='edge: state \N{RIGHTWARDS ARROW} node', title=title or 'softmax(alpha) in percent; framed: chosen')
+    bar = figure.colorbar(shown, ax=axes, ticks=range(-2, 3))
+    bar.ax.set_yticklabels(['1/4', '1/2', 'uniform', '\N{MULTIPLICATION SIGN}2', '\N{MULTIPLICATION SIGN}4'])
     return figure
