@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 from config import UserError
 
@@ -35,6 +36,8 @@ BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
                errno.EMFILE, errno.ENAMETOOLONG}
 
+LINE_EVERY = 30  # s between lines about a long task
+
 _open_runs = set()
 
 
@@ -44,9 +47,12 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
     speaks() tells whether this process prints the line, since several may end for one reason. leave(code) ends it.
     advice: what to do after an interruption.
     """
-    def end(code, message=None):
+    def end(code, message=None, why=None):
         if message and speaks():
             print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
+        for run in list(_open_runs) if code != 130 else ():
+            with contextlib.suppress(OSError), open(run.file(f'{run.program}.log'), 'a') as f:  # scripts/runs.py reads this
+                f.write(f'FAILED: {" ".join((message or why or "see the output of the program").split())}\n')
         for run in list(_open_runs):  # flush TensorBoard: a resumed run does not draw old epochs again
             with contextlib.suppress(OSError):  # the disk may be full
                 run.close()
@@ -65,7 +71,7 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
             end(2, f'{error.filename or "the disk"}: {error.strerror}')
         else:
             traceback.print_exc()
-            end(1)
+            end(1, why=repr(error))
 
 
 def set_threads(n: int):
@@ -180,6 +186,25 @@ def read_settings(path) -> dict:
 def recorded(settings: dict, name: str):
     """A setting of an earlier run, or what runs did before the setting existed; None if neither is known."""
     return settings.get(name, BEFORE_THE_SETTING.get(name))
+
+
+def progress(total: int, what: str, quiet: bool = False) -> tqdm:
+    """A progress bar; without a terminal, a line on stderr every LINE_EVERY seconds."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, disable=quiet, leave=False)
+    return tqdm(total=total, desc=what, disable=quiet, leave=False, file=_Lines(), ncols=100, delay=LINE_EVERY,
+                mininterval=LINE_EVERY, maxinterval=LINE_EVERY, bar_format='{desc}: {n_fmt} of {total_fmt}, {remaining} left')
+
+
+class _Lines:
+    """Writes what tqdm draws as lines on stderr."""
+
+    def write(self, text):
+        if text := text.strip('\r\n '):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self):
+        pass
 
 
 def time_left(run) -> str:

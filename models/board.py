@@ -21,12 +21,12 @@ from models.visualize import TITLES, plot, plot_alphas
 SHARE = .1  # of the time of the epochs that pictures may take
 HARDEST = 8  # test utterances that can be heard
 SECONDS = 10  # at most this much of them
-UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS = (
-    '1_UA', '2_loss', '2_confusion', '3_recall', '3_alpha', '4_cells', '5_progress')
-GROUPS = {'ua': UA, 'loss': LOSS, 'wa': '6_WA', 'macro_f1': '7_macro_F1'}  # of the scores of a set
+UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS, SUMMARY = (
+    '1_UA', '2_loss', '2_confusion', '3_recall', '3_alpha', '4_cells', '5_progress', '7_summary')
+GROUPS = {'ua': UA, 'loss': LOSS, 'wa': '6_WA', 'macro_f1': '6_macro_F1'}  # of the scores of a set
 NAMES = {'alpha_loss': f'{LOSS}/alpha', 'lr': f'{PROGRESS}/lr', 'seconds': f'{PROGRESS}/seconds'}
 SIZES = ('epochs', 'batch_size', 'init_channels', 'layers', 'n_nodes', 'rnn_layers', 'rnn_nodes', 'rnn_channels')
-TESTED, BEST = f'{UA}/test', f'{UA}/best_dev'  # the columns of the HParams tab
+TESTED, BEST, CHANCE = f'{SUMMARY}/test_UA', f'{SUMMARY}/best_dev_UA', f'{SUMMARY}/chance_UA'
 
 
 def tag(group: str, name: str | None) -> str:
@@ -66,23 +66,23 @@ def begin(run, data, n_params: int):
     config = run.config
     if run.history:
         return  # resumed: all this is there
-    what = {'search': 'Search for an architecture', 'augment': f'Training of {getattr(config, "model", "an SVM")}'}[run.program]
-    fold = {part: ' '.join(getattr(data.fold, part)) for part in ('train', 'dev', 'test')}
+    model = 'search' if run.program == 'search' else getattr(config, 'model', 'svm')
+    if model == 'genotype':
+        model = 'random genotype' if config.genotype == 'random' else 'searched network'
+    what = 'Search for an architecture' if model == 'search' else f'Training of a {model}'
     classes = ', '.join(data.labels)
     run.writer.add_text('0_about', '\n\n'.join([
         f'## {what}', f'**{plain(config.dataset)}**, fold {config.fold}, seed {config.seed}, {n_params:,} parameters; '
         f'classes: {plain(classes)} (chance of UA: {100 * run.chance:.1f}%)',
-        *(f'{part} speakers: {plain(names)}' for part, names in fold.items()),
-        'Command:', f'    {shlex.join(["python", *sys.argv])}', f'Folder: `{run.path}`']), 0)
-    numbers = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
-    model = 'search' if run.program == 'search' else getattr(config, 'model', 'svm')
-    if model == 'genotype' and config.genotype == 'random':
-        model = 'random genotype'
-    session = {'model': model, 'corpus': config.dataset, 'fold': config.fold, 'seed': config.seed, 'parameters': n_params}
-    for summary in hparams({**session, **numbers}, {BEST: 0., TESTED: 0.}):
+        *(f'{part} speakers: {plain(" ".join(getattr(data.fold, part)))}' for part in ('train', 'dev', 'test')),
+        'Command:', '    ' + shlex.join(['python', *sys.argv]).replace(' --', ' \\\n        --'), f'Folder: `{run.path}`']), 0)
+    # The first five columns are those that the tab shows; fold and seed are texts, so that they can be chosen there.
+    session = {'model': model, 'corpus': config.dataset, 'fold': str(config.fold), 'seed': str(config.seed),
+               'parameters': n_params, **{name: getattr(config, name) for name in SIZES if hasattr(config, name)}}
+    session = {f'{i:02}_{name}': value for i, (name, value) in enumerate(session.items(), 1)}
+    for summary in hparams(session, {BEST: 0., TESTED: 0.}):
         run.writer.file_writer.add_summary(summary)
-    sets = ('train', 'dev', 'chance')
-    layout = {'UA': {'UA': ['Multiline', [f'{UA}/{part}$' for part in sets]]},
+    layout = {'UA': {'UA': ['Multiline', [f'{UA}/.*', CHANCE]]},
               'loss': {'loss': ['Multiline', [f'{LOSS}/.*']]}}
     if run.program == 'search':
         layout['alpha'] = {name: ['Multiline', [f'{ALPHA}/{name}_.*']] for name in ('entropy', 'skips')}
@@ -103,7 +103,7 @@ def search_epoch(run, net, genotype):
     """The last epoch of a search: operation counts, alphas, cells."""
     row, writer, epoch = run.history[-1], run.writer, run.history[-1]['epoch']
     best = max(past['dev']['ua'] for past in run.history)
-    writer.add_scalar(f'{UA}/chance', run.chance, epoch)
+    writer.add_scalar(CHANCE, run.chance, epoch)
     writer.add_scalar(BEST, best, epoch)
     for kind in net.kinds():
         counts, primitives = row['ops'][kind], net.primitives_of(kind)
@@ -123,15 +123,17 @@ def search_epoch(run, net, genotype):
         run.draw(f'{CELLS}/genotype', lambda: plot(genotype, title(run)), epoch)
         run.drawn = row['genotype']
     for kind in net.kinds():
-        run.draw(f'{ALPHA}/{kind}', lambda kind=kind: plot_alphas(
-            row['alpha'][kind], net.primitives_of(kind), getattr(genotype, kind),
-            f'{TITLES[kind]}, epoch {epoch}: softmax(alpha) in percent; framed: chosen'), epoch)
+        run.draw(f'{ALPHA}/{kind}', functools.partial(
+            plot_alphas, row['alpha'][kind], net.primitives_of(kind), getattr(genotype, kind),
+            f'{TITLES[kind]}, epoch {epoch}', True), epoch)
 
 
 def draw_curves(run):
+    """UA, and what else tells how it goes, small enough that TensorBoard need not shrink it."""
     panels = charts.curves(run.history, run.chance)
-    epochs = [row['epoch'] for row in run.history]
-    run.draw(f'{UA}/curves', lambda: charts.lines({'UA, %': panels['UA, %']}, epochs), epochs[-1])
+    second = 'entropy of alpha, nats' if run.program == 'search' else 'loss'
+    epochs, shown = [row['epoch'] for row in run.history], {name: panels[name] for name in ('UA, %', second)}
+    run.draw(f'{UA}/curves', lambda: charts.lines(shown, epochs, 2.25, 2.15, font=7), epochs[-1])
 
 
 def title(run) -> str:
@@ -163,7 +165,7 @@ def network(run, genotype):
 def retraining(run, data, probabilities, best: dict):
     """The last epoch of a retraining. probabilities: (n_dev, n_classes), or None without dev. best: epoch and UA."""
     epoch = run.history[-1]['epoch']
-    run.writer.add_scalar(f'{UA}/chance', run.chance, epoch)
+    run.writer.add_scalar(CHANCE, run.chance, epoch)
     if probabilities is not None:
         labels, predicted = data.sets['dev'].labels.cpu().numpy(), probabilities.argmax(axis=1)
         run.writer.add_scalar(BEST, best['ua'], epoch)
@@ -193,7 +195,7 @@ def test(run, data, probabilities, found: dict, step: int):
     part = data.sets['test']
     labels, predicted = part.labels.cpu().numpy(), probabilities.argmax(axis=1)
     for name, value in found.items():
-        run.writer.add_scalar(f'{GROUPS[name]}/test', value, step)
+        run.writer.add_scalar(f'{SUMMARY}/test_{GROUPS[name][2:]}', value, step)
     what = f'{run.config.dataset}, fold {run.config.fold}: test UA {100 * found["ua"]:.1f}, n = {len(labels)}'
     run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what), step)
     of_class = scoring.recalls(labels, predicted, data.labels)
@@ -220,7 +222,7 @@ def hardest(run, data, probabilities, step: int):
         name = f'4_hardest/{rank}_{re.sub(r"[^-.0-9A-Za-z]", "_", u.label)}_as_{re.sub(r"[^-.0-9A-Za-z]", "_", guess)}'
         rows.append('|' + '|'.join(plain(str(x)) for x in (rank, u.path, u.speaker, u.label, guess, f'{own[i]:.3f}')) + '|')
         wave = features.load_audio(u)
-        run.writer.add_audio(name, np.clip(wave[:SECONDS * SAMPLE_RATE], -1, 1), step, SAMPLE_RATE)
+        run.writer.add_audio(name.replace('/', '_audio/'), np.clip(wave[:SECONDS * SAMPLE_RATE], -1, 1), step, SAMPLE_RATE)
         begin, length = int(part.offsets[i]), int(part.lengths[i])
         frames = part.frames[:, begin:begin + length].float().cpu().numpy()
         said = f'{u.label} taken for {guess}; probability of {u.label}: {own[i]:.2f}'

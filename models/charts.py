@@ -8,7 +8,8 @@ CHANCE = 'chance'  # a series of this name is a dotted black line
 LEADING = 3  # operations per edge that get a colour
 
 
-def lines(panels: dict, epochs: list, width: float = 4.6, height: float = 3.2, columns: int = 2) -> Figure:
+def lines(panels: dict, epochs: list, width: float = 4.6, height: float = 3.2, columns: int = 2,
+          font: int = 9) -> Figure:
     """A panel per title: {title: {name: a value per epoch, None where there is none}}. Panels without values are left out."""
     panels = {title: {name: values for name, values in series.items() if any(v is not None for v in values)}
               for title, series in panels.items()}
@@ -20,12 +21,15 @@ def lines(panels: dict, epochs: list, width: float = 4.6, height: float = 3.2, c
         axes = figure.add_subplot(rows, columns, i)
         for k, (name, values) in enumerate(series.items()):
             look = dict(color='black', ls=':', lw=1) if name == CHANCE else dict(
-                color=PALETTE[k % len(PALETTE)], ls=DASHES[k % len(DASHES)], marker='o', ms=3)
+                color=PALETTE[k % len(PALETTE)], ls=DASHES[k % len(DASHES)], marker='o', ms=font / 3)
             axes.plot(epochs, [np.nan if v is None else v for v in values], label=name, **look)
-        axes.set(xlabel='epoch', ylabel=title)
+        axes.set_xlabel('epoch', fontsize=font)
+        axes.set_ylabel(title, fontsize=font)
+        axes.tick_params(labelsize=font)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=.3)
-        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=9)
+        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=font,
+                    columnspacing=1, handletextpad=.4, borderpad=0, handlelength=1.6)
     return figure
 
 
