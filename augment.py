@@ -24,11 +24,10 @@ import genotypes as gt
 import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
-from models import parallel
+from models import board, parallel
 from models.predictor import rebuild  # noqa: F401  (kept under its first name)
 from models.sync import CrossEntropyLoss
 from models.training import averaged, evaluate, make_net, make_optimizer, schedule, train_epoch
-from models.visualize import plot
 
 
 def main(argv: list[str] | None = None):
@@ -67,9 +66,8 @@ def main(argv: list[str] | None = None):
         config.dataset, config.fold, len(train), len(dev or ()), len(test), f'{n_params:,}', hardware)
     for line in (*datasets.describe(config, data), *origin.describe(config, data)):
         log('%s', line)
-    if genotype and run.writes:
-        run.writer.add_figure('genotype', plot(genotype, f'{config.dataset}, fold {config.fold}'), 0)
-
+    board.begin(run, data, n_params)
+    board.network(run, genotype)
     if config.warmup >= config.epochs:
         log('WARNING: warmup %d leaves no epoch at the full learning rate', config.warmup)
 
@@ -91,14 +89,13 @@ def main(argv: list[str] | None = None):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
                     'file': portable(judged, genotype, data, config, epoch)}
             run.save('best.pt', best['file'])
-            if dev and run.writes:
-                figure = scoring.plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
-                run.writer.add_figure('confusion/dev', figure, epoch)
         run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
+        board.retraining(run, data, probabilities if dev else None, best)
         run.save_checkpoint({'best': best, **state.state_dict()})
-        shown = ' | '.join(f'{part} loss {s["loss"]:.3f} UA {s["ua"]:.3f} WA {s["wa"]:.3f}' for part, s in scores.items())
-        log('epoch %d/%d: %s%s', epoch, config.epochs, shown,
-            f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})' if dev else '')
+        shown = ' | '.join(f'{part} UA {s["ua"]:.3f} WA {s["wa"]:.3f} loss {s["loss"]:.3f}'
+                           for part, s in reversed(scores.items()))
+        log('epoch %d/%d: %s%s | %.0f s%s', epoch, config.epochs, shown, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})'
+            if dev else '', run.history[-1]['seconds'], utils.time_left(run))
 
     judged.load_state_dict(best['file']['weights'])
     _, probabilities = evaluate(judged, test, criterion, autocast, config)  # the test speakers, once
@@ -242,17 +239,15 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'embedding': config.embedding,
         'seed': config.seed, 'format': run.format,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
-    title = f'{config.dataset}, fold {config.fold}: UA {100 * found["ua"]:.1f}, n = {len(test)}'
-    figure = scoring.plot_confusion(labels, predicted, data.labels, title)
-    run.writer.add_figure('confusion/test', figure, facts['best_epoch'])
-    for name, value in found.items():
-        run.writer.add_scalar(f'test/{name}', value, facts['best_epoch'])
+    board.test(run, data, probabilities, found, facts['best_epoch'])
     log = run.logger.info
     log('network:     %s', config.genotype if facts['genotype'] else facts['model'])
     log('test (%d utterances of unseen speakers %s), %s%s:', len(test), ' '.join(speakers), chosen,
         ', each speaker normalised by all their recordings' if config.normalise == 'speaker' else '')
     log('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'], found['wa'],
         chance['wa'], found['macro_f1'])
+    log('  recall: %s', ', '.join(f'{name} {recall:.2f} of {n}' for name, (recall, n) in
+                                 scoring.recalls(labels, predicted, data.labels).items()))
     log('results:     %s', run.file('results.json'))
     tensorboard = os.path.join(os.path.dirname(sys.executable), 'tensorboard')  # of this environment
     log('TensorBoard: %s --logdir runs', os.path.relpath(tensorboard) if os.path.exists(tensorboard) else 'tensorboard')

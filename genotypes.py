@@ -93,6 +93,30 @@ def op_counts(genotype: Genotype) -> dict[str, dict[str, int]]:
     return {kind: dict(Counter(sorted(name for node in getattr(genotype, kind) for name, _ in node))) for kind in KINDS}
 
 
+def compare(a: Genotype, b: Genotype) -> dict[str, list]:
+    """How the edges of two genotypes differ: {kind: [(node, (operation, state) of a or None, of b or None, word), ...]}.
+
+    word: 'same'; 'operation', another operation on the same edge; 'moved', the same operation from another state; 'only', an
+    edge without a partner. Every edge is in one row; pairs are looked for in this order. Nodes are numbered as states.
+    """
+    found = {}
+    for kind in KINDS:
+        rows, genes = [], [[sorted(node) for node in getattr(one, kind)] for one in (a, b)]
+        for i in range(max(map(len, genes))):
+            left, right = ([*gene[i]] if i < len(gene) else [] for gene in genes)
+            for word, alike in (('same', lambda x, y: x == y), ('operation', lambda x, y: x[1] == y[1]),
+                                ('moved', lambda x, y: x[0] == y[0])):
+                for x in [*left]:
+                    if (y := next((y for y in right if alike(x, y)), None)) is not None:
+                        left.remove(x)
+                        right.remove(y)
+                        rows.append((2 + i, x, y, word))
+            rows += [(2 + i, x, None, 'only') for x in left] + [(2 + i, None, y, 'only') for y in right]
+        if rows:
+            found[kind] = rows
+    return found
+
+
 def collapsed(genotype: Genotype) -> list[str]:
     """The kinds of cell in which skip_connect has more than half of the edges: the known failure of DARTS."""
     return [kind for kind, counts in op_counts(genotype).items() if 2 * counts.get(SKIP, 0) > sum(counts.values())]

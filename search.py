@@ -19,11 +19,11 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import memory, parallel, speaker_norm
+from models import board, memory, parallel, speaker_norm
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
-from models.visualize import plot, plot_alphas
+from models.visualize import plot
 
 ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None):
         utils.describe_device(device, parallel.world_size()))
     for line in datasets.describe(config, data):
         log('%s', line)
+    board.begin(run, data, utils.count_parameters(net.weights()))
     warmup = min(config.alpha_warmup, config.epochs - 1)
     if warmup < config.alpha_warmup:
         log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None):
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
                        'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
-        draw_epoch(run, net, genotype)
+        board.search_epoch(run, net, genotype)
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
 
@@ -159,48 +160,27 @@ def entropies(net) -> dict:
     return found
 
 
-def draw_epoch(run, net, genotype):
-    """Draws the last epoch in TensorBoard: operation counts, alphas, cells."""
-    row, writer = run.history[-1], run.writer
-    if not run.writes:
-        return
-    for kind in net.kinds():
-        counts = row['ops'][kind]
-        for name in net.primitives_of(kind):
-            if name not in (gt.NONE, gt.SKIP):
-                writer.add_scalar(f'ops_{kind}/{name}', counts.get(name, 0), row['epoch'])
-        writer.add_scalar(f'skips/{kind}', counts.get(gt.SKIP, 0), row['epoch'])
-        alphas = [past['alpha'][kind] for past in run.history]
-        writer.add_figure(f'alpha/{kind}', plot_alphas(alphas, net.primitives_of(kind), getattr(genotype, kind)),
-                          row['epoch'])
-    writer.add_figure('genotype', plot(genotype, title(run)), row['epoch'])
-
-
 def log_epoch(run):
     """Writes the scores of the last epoch to the log, and its genotype if that has changed."""
     row, log = run.history[-1], run.logger.info
-    log('epoch %d/%d: train loss %.3f UA %.3f WA %.3f | dev loss %.3f UA %.3f WA %.3f | %.0f s', row['epoch'],
-        run.config.epochs, *(row[part][name] for part in ('train', 'dev') for name in ('loss', 'ua', 'wa')), row['seconds'])
+    dev, train = row['dev'], row['train']
+    log('epoch %d/%d: dev UA %.3f WA %.3f loss %.3f | train UA %.3f WA %.3f loss %.3f | %.0f s%s', row['epoch'],
+        run.config.epochs, dev['ua'], dev['wa'], dev['loss'], train['ua'], train['wa'], train['loss'], row['seconds'],
+        utils.time_left(run))
     if len(run.history) < 2 or run.history[-2]['genotype'] != row['genotype']:
         log('  %s', row['genotype'])
-
-
-def title(run) -> str:
-    """What a picture of the current genotype is of."""
-    row = run.history[-1]
-    return (f'{run.config.dataset}, fold {run.config.fold}, epoch {row["epoch"]}: dev UA {100 * row["dev"]["ua"]:.1f} of the '
-            'supernet')
 
 
 def finish(run, net, config, data):
     """Writes the genotype to files and to the log."""
     genotype, log = net.genotype(), run.logger.info
     net.print_alphas(run.logger)
-    plot(genotype, title(run)).savefig(run.file('genotype.png'), dpi=110)
+    plot(genotype, board.title(run)).savefig(run.file('genotype.png'), dpi=110)
     gt.save(run.file('genotype.json'), genotype, record(config, net, data))
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
+    board.search_result(run, genotype)
     minutes = sum(row['seconds'] for row in run.history) / 60
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
     flags = [(f'--{name}', value) for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]

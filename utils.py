@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 from config import UserError, contents_of, escape_markdown, read_yaml_file
 
@@ -37,6 +38,8 @@ BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
                errno.EMFILE, errno.ENAMETOOLONG}
 
+LINE_EVERY = 30  # s between lines about a long task
+
 _open_runs = set()
 
 
@@ -46,9 +49,12 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
     speaks() tells whether this process prints the line, since several may end for one reason. leave(code) ends it.
     advice: what to do after an interruption.
     """
-    def end(code, message=None):
+    def end(code, message=None, why=None):
         if message and speaks():
             print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
+        for run in list(_open_runs) if code != 130 else ():
+            with contextlib.suppress(OSError), open(run.file(f'{run.program}.log'), 'a') as f:  # scripts/runs.py reads this
+                f.write(f'FAILED: {" ".join((message or why or "see the output of the program").split())}\n')
         for run in list(_open_runs):  # flush TensorBoard: a resumed run does not draw old epochs again
             with contextlib.suppress(OSError):  # the disk may be full
                 run.close()
@@ -69,7 +75,7 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
             end(2, f'{error.filename or "the disk"}: {error.strerror}')
         else:
             traceback.print_exc()
-            end(1)
+            end(1, why=repr(error))
 
 
 def out_of_memory(error) -> str:
@@ -217,6 +223,34 @@ def recorded(settings: dict, name: str):
     return settings.get(name, BEFORE_THE_SETTING.get(name))
 
 
+def progress(total: int, what: str, quiet: bool = False) -> tqdm:
+    """A progress bar; without a terminal, a line on stderr every LINE_EVERY seconds."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, disable=quiet, leave=False)
+    return tqdm(total=total, desc=what, disable=quiet, leave=False, file=_Lines(), ncols=100, delay=LINE_EVERY,
+                mininterval=LINE_EVERY, maxinterval=LINE_EVERY, bar_format='{desc}: {n_fmt} of {total_fmt}, {remaining} left')
+
+
+class _Lines:
+    """Writes what tqdm draws as lines on stderr."""
+
+    def write(self, text):
+        if text := text.strip('\r\n '):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self):
+        pass
+
+
+def time_left(run) -> str:
+    """', 12 min left', from the mean time of the epochs so far; '' after the last one."""
+    seconds = [row['seconds'] for row in run.history]
+    left = sum(seconds) / len(seconds) * (run.config.epochs - len(seconds))
+    if not left:
+        return ''
+    return f', {left:.0f} s left' if left < 90 else f', {left / 60:.0f} min left'
+
+
 class Run:
     """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
 
@@ -231,6 +265,7 @@ class Run:
         self.path = os.path.join(self.root, config.name)
         self.settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
         self.format, self.history, self.lock = FORMAT, [], None
+        self.tag = lambda group, name: f'{group}/{name}' if name else group  # of a number of a row, in TensorBoard
         self.logger, self.writer = logging.getLogger('emodarts.silent'), _Nothing()
         self._check()
 
@@ -386,7 +421,16 @@ class Run:
         for group, value in row.items():
             for name, number in (value.items() if isinstance(value, dict) else [(None, value)]):
                 if isinstance(number, float):
-                    self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
+                    self.writer.add_scalar(self.tag(group, name), number, row['epoch'])
+
+    def draw(self, tag: str, make_figure: Callable, step: int):
+        """Adds the figure that make_figure() returns to TensorBoard. If it cannot be drawn, the log says so."""
+        if not self.writes:
+            return
+        try:
+            self.writer.add_figure(tag, make_figure(), step)
+        except Exception as error:
+            self.logger.warning('WARNING: the picture %s could not be drawn (%s: %s)', tag, type(error).__name__, error)
 
     def save(self, name: str, tree: dict):
         """torch.save to a file of this run."""

@@ -16,7 +16,6 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
-from tqdm import tqdm
 
 import utils
 from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError, one_line
@@ -221,8 +220,7 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
     """
     index, faults, notes, files = open_index(cache_dir, config), Faults(), [], []
     paths, found, missing = [], {}, {}  # in the cache; {path: features}; {path: utterances}
-    with tqdm(total=len(utterances), desc=f'features in {cache_dir}', disable=quiet or None,
-              leave=False) as bar:
+    with utils.progress(len(utterances), f'features in {cache_dir}', quiet) as bar:
         for u in utterances:
             with faults.collect():
                 key = index.key(u)

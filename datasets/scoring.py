@@ -18,6 +18,13 @@ def scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
             'macro_f1': float(f1_score(labels, predicted, average='macro', zero_division=0))}
 
 
+def recalls(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> dict[str, tuple[float, int]]:
+    """{class: (recall, n)} of the classes that occur in labels. Both arrays are class indices (n,). names: of all classes."""
+    present = np.unique(labels)
+    found = recall_score(labels, predicted, labels=present, average=None, zero_division=0)
+    return {names[i]: (float(recall), int((labels == i).sum())) for i, recall in zip(present, found)}
+
+
 def evaluate(forward: Callable, dataset: SpeechDataset, batch_size: int,
              class_weights: torch.Tensor) -> tuple[dict[str, float], np.ndarray]:
     """Scores of a dataset, with 'loss' (of the probabilities averaged over windows); and its probabilities (n, n_classes)."""

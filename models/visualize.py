@@ -1,22 +1,26 @@
-"""Pictures as matplotlib Figures: the cells of a genotype as graphs, and the alphas over the epochs."""
+"""Pictures as matplotlib Figures: the cells of a genotype as graphs, two genotypes compared, and the alphas."""
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from genotypes import NONE, Genotype
+from genotypes import NONE, Genotype, compare
 
 TITLES = {'normal': 'normal CNN cell', 'reduce': 'reduction CNN cell', 'rnn': 'SeqNN cell'}
 COLORS = {'skip': '#777777', 'max': '#b96d00', 'avg': '#d98c21', 'sep': '#2f6db5', 'dil': '#6a4fb0', 'lstm': '#217a4b',
           'gru': '#b53a5a', 'rnn': '#0f8a9d'}  # by the first word of an operation
+DIFFERENCES = {'same': ('#777777', '-', 'the same'), 'operation': ('#d55e00', '--', 'another operation on the edge'),
+               'moved': ('#0072b2', ':', 'the operation moved to another edge'),
+               'only': ('#000000', '-.', 'in one of them only')}  # colour (Okabe and Ito), stroke, words
 OUT = 'out'
 STEP = 2.2  # between the columns of two nodes; all sizes below are in the same data units
 SAGS = (.15, -.15, .3, -.3, .45, -.45)  # by how much the middle of an edge may leave the straight line
 CLEAR, TOP = .45, 1.5  # an edge keeps this distance from other states, and below this height
 LETTER, LINE = .085, .2  # size of a label: width of a letter, height of a line
 INCHES = .95  # of one data unit
+ROWS = 30  # of a heat map
 
 
 @dataclass
@@ -59,7 +63,25 @@ def plot(genotype: Genotype, title: str | None = None) -> Figure:
     return figure
 
 
-def _plot_cell(axes, gene, concat):
+def plot_comparison(a: Genotype, b: Genotype, names: tuple[str, str] = ('A', 'B')) -> Figure:
+    """Two genotypes side by side; colour and stroke of an edge say how it differs (see genotypes.compare)."""
+    found = compare(a, b)
+    widest = max((len(getattr(one, kind)) for one in (a, b) for kind in found), default=1)
+    size = 2 * INCHES * (STEP * (widest + 1) + 1.4), .9 + 3.6 * INCHES * max(1, len(found))
+    figure = Figure(figsize=size, layout='constrained')
+    for row, (kind, rows) in enumerate(found.items()):
+        for side, (one, name) in enumerate(zip((a, b), names)):
+            axes = figure.add_subplot(len(found), 2, 2 * row + side + 1)
+            axes.set_title(f'{TITLES[kind]}, {name}'.replace('$', r'\$'), fontsize=11)
+            words = {(node, *pair[side]): word for node, *pair, word in rows if pair[side]}
+            _plot_cell(axes, getattr(one, kind), getattr(one, f'{kind}_concat'), words)
+    handles = [Line2D([], [], color=color, ls=stroke, lw=2, label=text) for color, stroke, text in DIFFERENCES.values()]
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles), frameon=False)
+    return figure
+
+
+def _plot_cell(axes, gene, concat, words=None):
+    """words: {(node, operation, state): how the edge differs from that of another genotype}"""
     n = len(gene)
     place = {0: (0., .75), 1: (0., -.75), OUT: (STEP * (n + 1), 0.),
              **{2 + i: (STEP * (i + 1), 1.1 * (-1) ** i) for i in range(n)}}
@@ -72,8 +94,11 @@ def _plot_cell(axes, gene, concat):
             edges.append(max(candidates, key=lambda edge: _clearance(edge, others, edges)))
     for state in concat:
         axes.add_patch(_arrow(_edge(place[state], place[OUT], 'skip', 0.), color='#cccccc', lw=1.2, zorder=1))
-    for edge in edges:
-        axes.add_patch(_arrow(edge, color=edge.color, lw=1.5, zorder=2))
+    for edge, key in zip(edges, [(2 + i, name, source) for i, node in enumerate(gene) for name, source in node]):
+        stroke = '-'
+        if words:
+            edge.color, stroke, _ = DIFFERENCES[words[key]]
+        axes.add_patch(_arrow(edge, color=edge.color, lw=1.5, ls=stroke, zorder=2))
     for edge, (x, y) in zip(edges, _label_places(edges, list(place.values()))):
         axes.text(x, y, edge.name, fontsize=8, color=edge.color, ha='center', va='center', zorder=4, gid='label',
                   bbox=dict(boxstyle='square,pad=0.08', fc='white', ec='none'))
@@ -132,32 +157,42 @@ def _room(point, width, taken, others):
     return min(boxes, 1.5) + .5 * min(curves, 1.5)
 
 
-def plot_alphas(history: list, primitives, gene: list | None = None) -> Figure:
-    """Heat map of softmax(alpha) over the epochs: one line for each edge and operation, the lines of an edge together.
+def plot_alphas(nodes: list, primitives, gene: list | None = None, title: str | None = None, small: bool = False) -> Figure:
+    """Heat map of softmax(alpha): a row per edge, a column per operation; the chosen operations are framed.
 
-    history: for each epoch a list over nodes of (n_inputs, n_ops) nested lists. primitives: operation names. gene: the chosen
-    edges, which are marked; without it, the best operation of every edge. Colours mean the same in every epoch and every run.
+    nodes: for each node (n_inputs, n_ops) nested lists. primitives: operation names. gene: the chosen edges; without it, the
+    best operation of every edge is framed. A colour means the same in every picture: how many times the uniform weight.
+    Of more than ROWS edges, only those of the gene are drawn. small: as large as TensorBoard shows it, without numbers.
     """
-    epochs = [np.concatenate([np.asarray(edges) for edges in nodes]) for nodes in history]  # (n_edges, n_ops)
-    image = np.stack(epochs, axis=-1).reshape(-1, len(epochs))  # (n_edges * n_ops, n_epochs)
-    edges = [(source, 2 + i) for i, node in enumerate(history[0]) for source in range(len(node))]
-    rows = [(edge, name) for edge in edges for name in primitives]
+    edges = [(source, 2 + i) for i, node in enumerate(nodes) for source in range(len(node))]
+    weights = dict(zip(edges, np.concatenate([np.asarray(node) for node in nodes])))  # {edge: (n_ops,)}
     if gene is None:
         allowed = [i for i, name in enumerate(primitives) if name != NONE]
-        chosen = {(edge, primitives[max(allowed, key=weights.__getitem__)]) for edge, weights in zip(edges, epochs[-1])}
+        chosen = {(edge, primitives[max(allowed, key=w.__getitem__)]) for edge, w in weights.items()}
     else:
         chosen = {((source, 2 + i), name) for i, node in enumerate(gene) for name, source in node}
-    figure = Figure(figsize=(7.5, 1.2 + .15 * len(rows)), layout='constrained')
+    if len(edges) > ROWS:
+        edges = [edge for edge in edges if edge in {edge for edge, _ in chosen}]
+    image = np.stack([weights[edge] for edge in edges])  # (n_edges, n_ops)
+    size = (3.5, .95 + .125 * len(edges)) if small else (2.2 + .7 * len(primitives), 1.6 + .34 * len(edges))
+    font = 7 if small else 10
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.add_subplot()
-    shown = axes.imshow(image, aspect='auto', interpolation='nearest', norm=PowerNorm(.5, 0., 1.),
-                        extent=(.5, len(epochs) + .5, len(rows) - .5, -.5))
-    axes.set_yticks(range(len(rows)), [f'{source} \N{RIGHTWARDS ARROW} {node}  {name}' for (source, node), name in rows],
-                    fontsize=7)
-    for row, label in zip(rows, axes.get_yticklabels()):
-        if row in chosen:
-            label.set(fontweight='bold', color='#b53a5a')
-    for line in range(len(primitives), len(rows), len(primitives)):
-        axes.axhline(line - .5, color='white', lw=1)
-    axes.set(xlabel='epoch', title='edge (state \N{RIGHTWARDS ARROW} node) and operation; bold: chosen')
-    figure.colorbar(shown, ax=axes, label='softmax(alpha)', ticks=(0, .05, .125, .25, .5, 1))
+    shown = axes.imshow(np.log2(np.maximum(image * len(primitives), 1e-9)), aspect='auto', cmap='RdBu_r', vmin=-2., vmax=2.)
+    axes.set_xticks(range(len(primitives)), primitives, rotation=35, ha='right')
+    axes.set_yticks(range(len(edges)), [f'{source} \N{RIGHTWARDS ARROW} {node}' for source, node in edges])
+    axes.tick_params(labelsize=font)
+    for (row, column), weight in np.ndenumerate(image):
+        mark = (edges[row], primitives[column]) in chosen
+        if not small:
+            axes.text(column, row, f'{100 * weight:.1f}', ha='center', va='center', fontsize=9,
+                      fontweight='bold' if mark else 'normal', gid='chosen' if mark else None,
+                      color='white' if abs(np.log2(weight * len(primitives) + 1e-9)) > 1.2 else 'black')
+        if mark:
+            axes.add_patch(Rectangle((column - .47, row - .45), .94, .9, fill=False, ec='black', lw=1 if small else 1.8))
+    axes.set_title(title or 'softmax(alpha) in percent; framed: chosen', fontsize=font + 1)
+    if not small:
+        axes.set_ylabel('edge: state \N{RIGHTWARDS ARROW} node')
+    bar = figure.colorbar(shown, ax=axes, ticks=range(-2, 3))
+    bar.ax.set_yticklabels(['1/4', '1/2', 'uniform', '\N{MULTIPLICATION SIGN}2', '\N{MULTIPLICATION SIGN}4'], fontsize=font)
     return figure

@@ -11,10 +11,9 @@ MARKERS = 'Do<>Pv^sX'
 SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the same number of parameters
 
 
-def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
-    """Writes FIGURE.png for each figure and returns their names. Removes confusion matrices of models no longer asked for."""
+def make(results, summaries: list[dict]) -> dict[str, Figure]:
+    """{name: Figure}"""
     from datasets.scoring import plot_confusion  # loads torch
-    from utils import write_aside
     figures = {'folds': of_folds(summaries, results), 'parameters': against_parameters(summaries, results)}
     for row in summaries:
         part = results.predictions[results.predictions['model'] == row['model']]
@@ -22,6 +21,13 @@ def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
         labels, predicted = (np.searchsorted(results.labels, part[name].to_numpy(str)) for name in ('label', 'predicted'))
         title = f'{row["model"]}: UA {100 * row["ua"]:.1f}, {len(part)} predictions'
         figures[f'confusion-{row["model"]}'] = plot_confusion(labels, predicted, results.labels, title)
+    return figures
+
+
+def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
+    """Writes FIGURE.png for each figure and returns their names. Removes confusion matrices of models no longer asked for."""
+    from utils import write_aside  # loads torch
+    figures = make(results, summaries)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('confusion-*.png'):
         if path.stem not in figures:

@@ -27,6 +27,7 @@ import datasets  # noqa: E402
 import utils  # noqa: E402
 from augment import report  # noqa: E402
 from datasets import dataset, scoring  # noqa: E402
+from models import board  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
 PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C; the smallest of equals wins
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None):
     values = machine.decision_function(x['test'])  # (n, n_classes), or (n,) for two classes
     values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
     n_params = len(data.labels) * (x['train'].shape[1] + 1)
+    board.begin(run, data, n_params)
     report(run, softmax(values, axis=1), config, data, dict(
         model='svm', n_params=n_params, C=best_C, dev_ua=best_ua, genotype=None, search=None, search_heard_test_speakers=[],
         device='cpu', best_epoch=0, seconds=time.time() - began), chosen)

@@ -16,8 +16,8 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
-import report  # noqa: E402
 import significance as sig  # noqa: E402
+import table_text  # noqa: E402
 from experiment import COLUMNS, publish, rank, read_table  # noqa: E402
 from jobs import SEARCHED  # noqa: E402
 from options import parse_numbers  # noqa: E402
@@ -101,7 +101,7 @@ def describe(results: Results, pairs: list, folds: list[int], *models: str) -> d
     partial = len(pairs) < len(scored) * len(folds)
     runs = results.runs[results.runs['fold'].isin(folds)]
     asked = set.intersection(*({*runs.loc[runs['model'] == model, 'seed']} for model in models))
-    return {'seeds': f'partial: {report.pairs(pairs)}' if partial else ' '.join(map(str, scored)),
+    return {'seeds': f'partial: {table_text.pairs(pairs)}' if partial else ' '.join(map(str, scored)),
             'seeds_left_out': len(asked - scored.keys()), 'partial': partial}
 
 
@@ -161,14 +161,20 @@ def compare(results: Results, folds: list[int]) -> list[dict]:
     return rows
 
 
-def make(folder: Path, target: Path | None = None, figures: bool = True, clean: list[int] | None = None,
-         **only: list | None) -> str:
-    """Writes table.csv, table.md and figures. clean: folds reported separately too. Returns the verdict."""
-    folder = Path(folder)
-    target, results = Path(target or folder), read(folder, **only)
+def analyse(folder: Path, clean: list[int] | None = None, **only: list | None) -> tuple[Results, list, list[int]]:
+    """(results, parts, clean folds); parts as table_text.page takes them."""
+    results = read(Path(folder), **only)
     folds, clean = sorted({*results.runs['fold']}), clean or results.plan.get('clean_folds', [])
     parts = [(some, [row for model in results.models() if (row := summarise(results, model, some))], compare(results, some))
              for some in (folds, [fold for fold in folds if fold in clean]) if some]
+    return results, parts, clean
+
+
+def make(folder: Path, target: Path | None = None, figures: bool = True, clean: list[int] | None = None,
+         **only: list | None) -> str:
+    """Writes table.csv, table.md and figures. clean: folds reported separately too. Returns the verdict."""
+    target = Path(target or folder)
+    results, parts, clean = analyse(folder, clean, **only)
     columns = ['model', 'seeds', 'seeds_left_out', 'n_folds', 'n_test', 'n_speakers',
                *(name + end for name in sig.MEASURES for end in ('', '_sd', '_low', '_high', '_folds', '_folds_sd')),
                *(name + end for name in SIZES for end in ('', '_sd'))]
@@ -177,7 +183,7 @@ def make(folder: Path, target: Path | None = None, figures: bool = True, clean: 
     if figures and parts[0][1]:
         import figures as drawing  # loads matplotlib and torch
         pictures = drawing.draw(target / 'figures', results, parts[0][1])
-    text = report.page(results, parts, clean, pictures)
+    text = table_text.page(results, parts, clean, pictures)
     publish(target / 'table.md', text)
     return text.partition('\n')[0]
 

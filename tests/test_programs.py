@@ -184,14 +184,33 @@ def test_tensorboard_holds_what_is_promised(finished):
         events.Reload()
         return events
     search, augment = tags('runs/search/a'), tags('runs/augment/a')
-    for part in ('train', 'dev'):
-        for events in (search, augment):
-            assert {f'{part}/{name}' for name in ('loss', 'ua', 'wa')} <= set(events.Tags()['scalars'])
-    assert {'entropy/normal', 'entropy/rnn', 'skips/normal', 'skips/rnn', 'ops_rnn/lstm_1', 'ops_normal/sep_conv_3x3',
-            'alpha_loss'} <= set(search.Tags()['scalars'])
-    assert not [tag for tag in search.Tags()['scalars'] if tag.startswith('ops_') and 'skip' in tag]
-    assert {'alpha/normal', 'alpha/reduce', 'alpha/rnn', 'genotype'} <= set(search.Tags()['images'])
-    assert [e.step for e in search.Images('genotype')] == [1, 2, 3]
-    assert {'confusion/dev', 'confusion/test', 'genotype'} <= set(augment.Tags()['images'])
     for events in (search, augment):
-        assert any(tag.startswith('parameters') for tag in events.Tags()['tensors'])
+        scalars = {*events.Tags()['scalars']}
+        assert {f'{group}/{part}' for group in ('1_UA', '2_loss', '6_WA', '6_macro_F1') for part in ('train', 'dev')} <= scalars
+        assert {'7_summary/chance_UA', '7_summary/best_dev_UA', '5_progress/lr', '5_progress/seconds'} <= scalars
+        assert {'1_UA/curves', '4_cells/genotype'} <= {*events.Tags()['images']}
+        assert {'0_about/text_summary', '0_result/text_summary', 'custom_scalars__config__'} <= {*events.Tags()['tensors']}
+        assert [event.value for event in events.Scalars('7_summary/chance_UA')] == [.5] * len(events.Scalars('1_UA/dev'))
+    scalars = {*search.Tags()['scalars']}
+    assert {'2_loss/alpha', '3_alpha/entropy_normal', '3_alpha/skips_rnn', '8_operations_rnn/lstm_1'} <= scalars
+    assert not [tag for tag in scalars if tag.startswith('8_operations') and ('skip' in tag or 'none' in tag)]
+    assert {'3_alpha/normal', '3_alpha/reduce', '3_alpha/rnn'} <= {*search.Tags()['images']}
+    assert search.Images('4_cells/genotype')[-1].step == 3
+    last = rows(finished / 'runs/search/a/metrics.jsonl')[-1]
+    assert search.Scalars('9_edges_normal/1-2/skip_connect')[-1].value == pytest.approx(last['alpha']['normal'][0][1][2])
+    found = json.loads((finished / 'runs/augment/a/results.json').read_text())
+    assert augment.Scalars('7_summary/test_UA')[-1].value == pytest.approx(found['ua'])
+    assert augment.Scalars('7_summary/best_dev_UA')[-1].value == pytest.approx(found['dev_ua'])
+    recall = [row[i] / sum(row) for i, row in enumerate(found['confusion'])]
+    assert [augment.Scalars(f'3_recall/test_{name}')[-1].value for name in found['labels']] == pytest.approx(recall)
+    assert {'2_confusion/dev', '2_confusion/test', '3_recall/test'} <= {*augment.Tags()['images']}
+    heard = [tag for tag in augment.Tags()['audio'] if tag.startswith('4_hardest_audio/')]
+    assert len(heard) == min(8, found['n_test'])
+    assert {tag.replace('_audio', '') for tag in heard} <= {*augment.Tags()['images']}
+    first = min(heard)
+    with open(finished / 'runs/augment/a/predictions.csv', newline='') as f:
+        predicted = [*csv.DictReader(f)]
+    worst = min(predicted, key=lambda row: float(row[f'p_{row["label"]}']))
+    assert first == f'4_hardest_audio/1_{worst["label"]}_as_{worst["predicted"]}'
+    for log in ('search/a/search.log', 'augment/a/augment.log'):
+        assert 'could not be' not in (finished / 'runs' / log).read_text()

@@ -81,19 +81,25 @@ def test_titles():
     assert not plot(GENOTYPES[0]).texts
 
 
-def test_alphas_keep_their_colours_and_mark_what_is_chosen():
+def test_alphas_keep_their_colours_and_frame_what_is_chosen():
     ops = ('sep_conv_3x3', 'skip_connect', 'none')
-    history = [[[[.3, .3, .4], [.2, .5, .3]]], [[[.1, .2, .7], [.6, .3, .1]]]]  # two epochs, one node, two edges
-    figures = [plot_alphas(history[:1], ops), plot_alphas(history, ops), plot_alphas(history, ops, [[('skip_connect', 1)]])]
-    for figure, bold in zip(figures, ([0, 4], [1, 3], [4])):
-        rendered(figure)
-        axes = figure.axes[0]
-        assert axes.images[0].get_clim() == (0., 1.)
-        labels = axes.get_yticklabels()
-        assert [label.get_text() for label in labels][::3] == ['0 \N{RIGHTWARDS ARROW} 2  sep_conv_3x3',
-                                                               '1 \N{RIGHTWARDS ARROW} 2  sep_conv_3x3']
-        assert [i for i, label in enumerate(labels) if label.get_fontweight() == 'bold'] == bold
-    assert np.allclose(figures[1].axes[0].images[0].get_array(), [[.3, .1], [.3, .2], [.4, .7], [.2, .6], [.5, .3], [.3, .1]])
+    nodes = [[[.1, .2, .7], [.6, .3, .1]]]  # one node, two edges
+    figures = [plot_alphas(nodes, ops), plot_alphas(nodes, ops, [[('skip_connect', 1)]])]
+    for figure, chosen in zip(figures, ([(1, 0), (0, 1)], [(1, 1)])):
+        axes = rendered(figure).axes[0]
+        assert axes.images[0].get_clim() == (-2., 2.)
+        assert np.allclose(2 ** axes.images[0].get_array() / 3, nodes[0])  # relative to the uniform weight
+        assert [label.get_text() for label in axes.get_yticklabels()] == [f'{i} \N{RIGHTWARDS ARROW} 2' for i in (0, 1)]
+        assert [label.get_text() for label in axes.get_xticklabels()] == [*ops]
+        assert [text.get_text() for text in axes.texts] == ['10.0', '20.0', '70.0', '60.0', '30.0', '10.0']
+        framed = {(round(x + .47), round(y + .45)) for x, y in (patch.get_xy() for patch in axes.patches)}
+        assert framed == {*chosen} == {text.get_position() for text in axes.texts if text.get_gid() == 'chosen'}
+
+
+def test_the_alphas_of_a_large_cell_are_drawn_for_its_chosen_edges_only():
+    nodes = [[[.6, .4]] * (2 + i) for i in range(8)]  # 44 edges
+    gene = [[('b', i), ('a', 0)] for i in range(1, 9)]
+    assert len(plot_alphas(nodes, ('a', 'b'), gene).axes[0].get_yticks()) == 16
 
 
 def test_draw_genotype_takes_every_form_and_writes_every_picture(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,11 @@
-"""scripts/report.py and figures.py: what table.md says, and what the figures show."""
+"""scripts/table_text.py and figures.py: what table.md says, and what the figures show."""
 import pandas as pd
 import pytest
 from test_table import X, asked, cells, make, tables
 from test_table import folder as folder
 
 import figures  # isort: skip  (scripts/, which test_table made importable)
-import report  # isort: skip
+import table_text  # isort: skip
 
 
 @pytest.mark.parametrize('difference, p, n_speakers, said', [
@@ -15,7 +15,7 @@ import report  # isort: skip
     (.014, .5, 2, '2 speakers cannot show whether searched is better than random: +1.4 UA (-0.9 to 3.8), p = 0.500.'),
 ])
 def test_the_verdict_is_one_sentence(difference, p, n_speakers, said):
-    assert report.verdict([], [{'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers}]) == said
+    assert table_text.verdict([], [{'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers}]) == said
 
 
 def test_the_verdict_without_a_random_network():
