@@ -13,7 +13,9 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
 from models.visualize import plot
+
+MAX_DRAWS = 2_000  # for one genotype within --band
 
 
 def main(argv: list[str] | None = None):
@@ -145,12 +149,8 @@ def configure(given: cf.Given):
         raise utils.UserError('--genotype is required: a genotype.json or folder of search.py, or random; or name a --model')
     if values['genotype'] == cf.RANDOM:
         config = cf.build('augment', given)
-        rng = np.random.default_rng([config.seed, config.fold])
-        rnn_nodes = config.rnn_nodes if config.rnn_layers else 0
-        try:
-            return config, gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops), Origin({})
-        except ValueError as error:
-            raise utils.UserError(str(error)) from None
+        labels = sorted({u.label for u in datasets.select(config)[0]}) if config.band else []
+        return config, next(drawn(config, np.random.default_rng([config.seed, config.fold]), labels))[0], Origin({})
     try:
         genotype, record = gt.load(values['genotype'])
     except ValueError as error:
@@ -241,6 +241,48 @@ def make_net(config, data, genotype) -> torch.nn.Module:
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
     return net
+
+
+def drawn(config, rng, labels: list[str]) -> Iterator[tuple[gt.Genotype, int | None]]:
+    """Genotypes of the space and band of `config`, drawn uniformly, and their numbers of parameters. UserError.
+
+    Without a band no network is built, and the number is None. labels: classes, whose number counts towards the parameters.
+    """
+    low, high = band(config.band)
+    rnn_nodes, outside = config.rnn_nodes if config.rnn_layers or config.space == 'speech' else 0, []
+    while len(outside) < MAX_DRAWS:
+        try:
+            genotype = gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space)
+        except ValueError as error:
+            raise utils.UserError(str(error)) from None
+        n = n_parameters(config, labels, genotype) if config.band else None
+        if n is None or low <= n <= high:
+            outside = []
+            yield genotype, n
+        else:
+            outside.append(n)
+    raise utils.UserError(f'--band {config.band}: {MAX_DRAWS} genotypes in a row had {min(outside):,} to {max(outside):,} '
+                          'parameters; change --band' + ', --init_channels or --rnn_channels' * (config.space == 'paper'))
+
+
+def band(text: str | None) -> tuple[float, float]:
+    """Fewest and most parameters of --band. UserError."""
+    low, _, high = (text or '0-').partition('-')
+    try:
+        found = int(low), int(high) if text else float('inf')
+    except ValueError:
+        found = 1, 0
+    if found[0] > found[1]:
+        raise utils.UserError(f'--band {text}: must be LOW-HIGH, such as 4000-7000')
+    return found
+
+
+def n_parameters(config, labels, genotype) -> int:
+    """Parameters of a network without its auxiliary head; no memory is allocated for them."""
+    train = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
+    with torch.device('meta'):
+        net = make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
+    return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
 
 def make_optimizer(net, config) -> torch.optim.Optimizer:

@@ -43,7 +43,7 @@ def main(argv=None):
     # A dry run writes nothing.
     with nullcontext() if own.dry_run else locked(path):
         settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
-        check_settings(path, {**settings, 'band': own.band, 'digest': datasets.digest(utterances)}, not own.dry_run)
+        check_settings(path, {**settings, 'digest': datasets.digest(utterances)}, not own.dry_run)
         rows = read_rows(path / 'trainings.csv', networks)
         jobs = [(network, fold, seed) for fold in numbers for network in [*networks, *hand_made] for seed in range(own.seeds)]
         left = [job for job in jobs if key(*job) not in rows]
@@ -153,7 +153,7 @@ def check_settings(folder: Path, settings: dict, write: bool):
     except (yaml.YAMLError, TypeError, ValueError):
         raise utils.UserError(f'{path} is damaged: take another --name') from None
     for name in {**before, **settings}:
-        then, now = before.get(name), settings.get(name)
+        then, now = utils.recorded(before, name), settings.get(name)
         if name == 'digest' and then != now:
             raise utils.UserError(f'utterances, labels or speakers differ from those that {folder} began with: take '
                                   'another --name')

@@ -1,17 +1,16 @@
 """What scripts/spread.py trains: its settings, the genotypes drawn from the space, the hand-designed networks, the folds."""
 from dataclasses import dataclass, fields, replace
-from types import SimpleNamespace
+from itertools import islice
 
 import numpy as np
-import torch
 
 import augment
 import config as cf
 import genotypes as gt
 import utils
+from augment import n_parameters
 
 MOST = 100  # architectures, and seeds: run_seed has two digits for each
-MAX_DRAWS = 2_000  # for one genotype within --band
 OWNED = ('model', 'genotype', 'params', 'fold', 'patience', 'resume', 'overwrite')  # settings that the program chooses
 
 
@@ -21,7 +20,6 @@ class SpreadSettings:
     architectures: int = cf.setting(12, 'genotypes to draw', low=2, high=MOST)
     seeds: int = cf.setting(3, 'trainings of each genotype on each fold', low=2, high=MOST)
     only_folds: str = cf.setting('1', 'folds to use, separated by commas, or all')
-    band: str | None = cf.setting(None, 'LOW-HIGH: draw genotypes whose network has this many parameters')
     hand_made: str | None = cf.setting(None, 'hand-designed networks to train as well, NAME or NAME:PARAMETERS, such as '
                                        'cnn_gru,cnn_gru:20000; they take no part in the estimates')
     dry_run: bool = cf.setting(False, 'train nothing: print the plan, and the report of the trainings that are finished')
@@ -77,36 +75,9 @@ def fold_numbers(text: str, n_folds: int) -> list[int]:
 
 def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:
     """Genotypes drawn uniformly from the space, or from those within --band. More of them begin with the same ones."""
-    low, high = band(own.band)
-    rng, rnn_nodes = np.random.default_rng(config.seed), config.rnn_nodes if config.rnn_layers else 0
-    networks, outside = [], []
-    while len(networks) < own.architectures:
-        try:
-            genotype = gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops)
-        except ValueError as error:
-            raise utils.UserError(str(error)) from None
-        n = n_parameters(config, labels, genotype)
-        if low <= n <= high:
-            networks.append(Network(str(len(networks)), genotype, config, n))
-            outside = []
-            continue
-        outside.append(n)
-        if len(outside) == MAX_DRAWS:
-            raise utils.UserError(f'--band {own.band}: {MAX_DRAWS} genotypes in a row had {min(outside):,} to '
-                                  f'{max(outside):,} parameters; change --band, --init_channels or --rnn_channels')
-    return networks
-
-
-def band(text: str | None) -> tuple[float, float]:
-    """Fewest and most parameters of --band. UserError."""
-    low, _, high = (text or '0-').partition('-')
-    try:
-        found = int(low), int(high) if text else float('inf')
-    except ValueError:
-        found = 1, 0
-    if found[0] > found[1]:
-        raise utils.UserError(f'--band {text}: must be LOW-HIGH, such as 4000-7000')
-    return found
+    found = islice(augment.drawn(config, np.random.default_rng(config.seed), labels), own.architectures)
+    return [Network(str(i), genotype, config, n or n_parameters(config, labels, genotype))
+            for i, (genotype, n) in enumerate(found)]
 
 
 def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:
@@ -121,11 +92,3 @@ def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) 
         its = replace(config, model=name, genotype=None, params=int(size or 0))
         found.append(Network(text, None, its, n_parameters(its, labels, None)))
     return found
-
-
-def n_parameters(config, labels, genotype) -> int:
-    """Parameters of a network without its auxiliary head; no memory is allocated for them."""
-    train = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
-    with torch.device('meta'):
-        net = augment.make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
-    return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))

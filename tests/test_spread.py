@@ -113,7 +113,7 @@ def test_band_rejects():
     (['--seeds', '1'], '--seeds 1: must be from 2 to 100'),
     (['--cnn_ops', 'conv9'], 'unknown cnn operation')])
 def test_mistakes(argv, message, monkeypatch):
-    monkeypatch.setattr(spread_plan, 'MAX_DRAWS', 50)
+    monkeypatch.setattr(augment, 'MAX_DRAWS', 50)
     with pytest.raises(UserError, match=message):
         networks(*argv)
 
