@@ -5,8 +5,8 @@ cells before; state 2 + i is node i. The output of a cell is the concatenation o
 
     Genotype(normal=[[('sep_conv_3x3', 0), ('skip_connect', 1)], ...], normal_concat=range(2, 6), reduce=..., rnn=...)
 
-A genotype of the space `speech` also has `network`, the decisions outside the cells: {'C': 8, 'head': 'mean', ...}. Those that it
-lacks are the program's settings.
+A genotype of the space `speech` also has `network`, decisions outside the cells: {'C': 8, 'head': 'mean', ...}. For those that
+it lacks, the settings of the program hold.
 
 `load` and `from_str` read this form, which pt.darts prints, the flat lists of DARTS and PC-DARTS, and JSON. They parse
 literals and never execute anything; `check` bounds what a file can ask for.

@@ -23,28 +23,31 @@ class AuxiliaryHead(nn.Sequential):
             nn.Flatten(), nn.Linear(C_AUX * 4, n_classes))
 
 
-def decided(genotype, C: int, n_layers: int, n_layers_rnn: int | None, C_rnn: int) -> tuple:
-    """C, n_layers, n_layers_rnn, C_rnn and the other arguments of JointNetwork, as the genotype decides them."""
-    of = genotype.network or {}
-    layout = {name: of[name] for name in ('bands', 'head') if name in of}
-    layout['strides'] = [gt.STRIDES[of.get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
-    return of.get('C', C), of.get('layers', n_layers), of.get('rnn_layers', n_layers_rnn), of.get('C_rnn', C_rnn), layout
+def arguments(network: dict | None) -> dict:
+    """The decisions outside the cells, Genotype.network, as arguments of JointNetwork; those that are not made are left out."""
+    names = {'C': 'C', 'layers': 'n_layers', 'rnn_layers': 'n_layers_rnn', 'C_rnn': 'C_rnn', 'bands': 'bands', 'head': 'head'}
+    network = network or {}
+    found = {argument: network[name] for name, argument in names.items() if name in network}
+    if {'reduce_1', 'reduce_2'} & set(network):
+        found['strides'] = [gt.STRIDES[network.get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
+    return found
 
 
 class AugmentCNN(JointNetwork):
     """Discrete network.
 
     input_size: not used, any F and T will do; pt.darts has it first. auxiliary: add an auxiliary head for training.
-    genotype: genotypes.Genotype; its decisions outside the cells replace C, n_layers, n_layers_rnn and C_rnn. Other arguments as in SearchCNNController. fast: use the depthwise convolutions of
-    models/fast, which compute the same numbers. Raises ValueError if the genotype lacks a kind of cell that these layers need.
+    genotype: genotypes.Genotype. What it decides outside the cells replaces C, n_layers, n_layers_rnn and C_rnn. Other
+    arguments as in SearchCNNController. fast: use the depthwise convolutions of models/fast, which compute the same numbers.
+    Raises ValueError if the genotype lacks a kind of cell that these layers need.
     """
 
     def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
                  stem_multiplier: int = 3, n_layers_rnn: int | None = None, C_rnn: int = 32, dropout: float = 0.,
                  fast: bool = True):
-        C, n_layers, n_layers_rnn, C_rnn, layout = decided(genotype, C, n_layers, n_layers_rnn, C_rnn)
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
+        sizes = dict(C=C, n_layers=n_layers, n_layers_rnn=n_layers_rnn, C_rnn=C_rnn) | arguments(genotype.network)
 
         def make_cell(C_pp, C_p, C, reduction_p, reduction):
             return AugmentCell(genotype, C_pp, C_p, C, reduction_p, reduction)
@@ -52,9 +55,9 @@ class AugmentCNN(JointNetwork):
         def make_seq_cell(H_pp, H_p, H):
             return AugmentSeqCell(genotype, H_pp, H_p, H)
 
-        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
-                         **layout)
-        self.aux_pos = 2 * n_layers // 3 if auxiliary else -1
+        super().__init__(C_in=C_in, n_classes=n_classes, stem_multiplier=stem_multiplier, dropout=dropout, make_cell=make_cell,
+                         make_seq_cell=make_seq_cell, **sizes)
+        self.aux_pos = 2 * sizes['n_layers'] // 3 if auxiliary else -1
         self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
         if fast:
             use_fast_depthwise(self)

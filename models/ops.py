@@ -1,8 +1,8 @@
 """Operations of the CNN cells: (N, C, F, T) -> (N, C, ceil(F / stride), ceil(T / stride)).
 
-`OPS[name](C, stride, affine)` makes one; stride is 1, 2, or a pair (along F, along T) such as (1, 2). Batch norm has no affine parameters during search: with them an operation could
-rescale its output and cancel its alpha (DARTS, appendix A.1.1). A new operation is one class and one row of OPS, and its
-name in a set of genotypes.py.
+`OPS[name](C, stride, affine)` makes one; stride is 1, 2, or a pair (along F, along T) such as (1, 2). Batch norm has no affine
+parameters during search: with them an operation could rescale its output and cancel its alpha (DARTS, appendix A.1.1). A new
+operation is one class and one row of OPS, and its name in a set of genotypes.py.
 """
 import torch
 import torch.nn as nn

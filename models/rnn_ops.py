@@ -65,7 +65,7 @@ class AttentiveRecurrent(nn.Module):
 
 
 class ResidualRecurrent(nn.Module):
-    """A residual around a bidirectional layer - layer norm: both directions are added to the input (ResLSTM-SA has the idea)."""
+    """Input + both directions of a bidirectional layer - layer norm (the residual: Krasnoproshin & Vashkevich, ResLSTM-SA)."""
 
     def __init__(self, H: int, affine: bool, family: str):
         super().__init__()

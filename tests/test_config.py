@@ -105,7 +105,8 @@ WITHOUT_EFFECT = [
         'init_channels', 'layers', 'rnn_layers', 'rnn_channels')),
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
-VALUES = {'drop_path_prob': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru', 'rnn_layers': '2', 'space': 'speech'}
+VALUES = {'drop_path_prob': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru', 'rnn_layers': '2',
+          'space': 'speech'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)
