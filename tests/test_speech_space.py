@@ -53,8 +53,8 @@ def test_new_operations_cannot_rescale_themselves_in_a_search():
 
 # Where an impulse in the middle of a 17 x 17 map is noticed: along F, along T. None: everywhere on this axis.
 REACH = {'time_conv_5': (0, 2), 'time_conv_9': (0, 4), 'time_conv_5_dil_4': (0, 8), 'freq_conv_5': (2, 0),
-         'freq_conv_9': (4, 0), 'dense_conv_3x3': (1, 1), 'gated_conv_3x3': (1, 1), 'se_conv_3x3': (None, None), 'broadcast_conv': (None, 2),
-         'freq_attention': (None, 0)}
+         'freq_conv_9': (4, 0), 'dense_conv_3x3': (1, 1), 'gated_conv_3x3': (1, 1), 'se_conv_3x3': (None, None),
+         'broadcast_conv': (None, 2), 'freq_attention': (None, 0)}
 
 
 @pytest.mark.parametrize('name', NEW_OPS)
