@@ -1,8 +1,12 @@
 """What scripts/spread.py trains: its settings, the genotypes drawn from the space, the hand-designed networks, the folds."""
+import time
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 import augment
 import config as cf
@@ -10,6 +14,7 @@ import genotypes as gt
 import utils
 from augment import n_parameters
 
+UTTERANCE, WARM_UPS, PASSES = 3., 5, 30  # s; passes that are not timed, and those that are
 MOST = 100  # architectures, and seeds: run_seed has two digits for each
 OWNED = ('model', 'genotype', 'params', 'fold', 'patience', 'resume', 'overwrite')  # settings that the program chooses
 
@@ -78,6 +83,22 @@ def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> li
     found = islice(augment.drawn(config, np.random.default_rng(config.seed), labels), own.architectures)
     return [Network(str(i), genotype, config, n or n_parameters(config, labels, genotype))
             for i, (genotype, n) in enumerate(found)]
+
+
+def latency_ms(config: cf.AugmentConfig, labels: list[str], genotype) -> float:
+    """Median time in ms of a forward pass on one CPU thread, over one utterance of UTTERANCE seconds."""
+    data = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
+    net = augment.make_net(config, SimpleNamespace(labels=labels, sets={'train': data}), genotype).eval()
+    x = torch.zeros(1, 1, config.n_mels, round(UTTERANCE * config.frame_rate))
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for _ in range(WARM_UPS + PASSES):
+            began = time.perf_counter()
+            net(x)
+            times.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return 1000 * median(times[WARM_UPS:])
 
 
 def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:

@@ -1,5 +1,6 @@
 """--space speech: its operations in both networks, its decisions outside the cells, and its draws."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +263,8 @@ def test_random_genotypes_of_augment_obey_space_and_band(small_corpus):
     assert 3000 <= augment.n_parameters(config, ['angry', 'sad'], genotype) <= 5000
     config, _, _ = augment.configure(cf.given('augment', [*argv, '--cnn_ops', 'conv', '--n_nodes', '4']))
     assert (config.cnn_ops, config.n_nodes, config.rnn_ops) == ('conv', 4, 'speech')
+
+
+def test_the_page_of_the_method_names_every_operation_and_decision():
+    page = (Path(gt.__file__).parent / 'docs' / 'method.md').read_text().partition('### `--space speech`')[2]
+    assert not [name for name in (*CNN_OPS, *SEQ_OPS, *gt.NETWORK_CHOICES) if f'`{name}`' not in page]
