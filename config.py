@@ -267,6 +267,10 @@ class NetworkSettings:
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings:
     """search space, also of --genotype random"""
+    space: str = setting('paper', 'paper, or speech: other operations, and genotypes that also decide widths, depths, strides '
+                         'and pooling; the defaults of this section are then those of SPACES in config.py',
+                         choices=('paper', 'speech'))
+    band: str | None = setting(None, 'LOW-HIGH: draw genotypes whose network has this many parameters')
     n_nodes: int = setting(3, 'nodes in a CNN cell', low=1, high=32)
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1, high=32)
     cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
@@ -366,18 +370,22 @@ class Settings:
             return getattr(self, name, None)
         model, cells = get('model'), names_of(SpaceSettings, NetworkSettings)
         cells.remove('dropout')
+        draws_sizes = model == 'genotype' and get('genotype') == RANDOM and get('space') == 'speech'
         rows = [
             (get('n_masks') == 0, '--n_masks 0', ['max_freq', 'max_time']),
             (get('copypaste') == 0, '--copypaste 0', ['copypaste_with']),
             (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),
-            (get('rnn_layers') == 0, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
+            (get('rnn_layers') == 0 and not draws_sizes, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
             (get('patience') and get('patience') >= get('epochs') - 1, f'--epochs {get("epochs")}', ['patience']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
+            (isinstance(self, SearchConfig), 'search.py, whose supernet has every size', ['band']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),
+            (draws_sizes, '--space speech, which draws it',
+             ['init_channels', 'layers', 'rnn_layers', 'rnn_channels']),
             (model in BASELINES, f'--model {model}', [*cells, 'aux_weight', 'drop_path_prob']),
         ]
         mine = {f.name for f in fields(self)}
@@ -459,6 +467,10 @@ def check(f, value):
         raise UserError(f'--{f.name} {plain(value)}: must be {"0, or " if off else ""}from {low} to {high}')
 
 
+# Defaults that a space changes.
+SPACES = {'paper': {}, 'speech': dict(cnn_ops='speech', rnn_ops='speech', n_nodes=2, rnn_nodes=1)}
+
+
 @dataclass(frozen=True)
 class Given:
     """Settings that a command line and its YAML file name, and which of them were typed as flags."""
@@ -484,7 +496,8 @@ def build(section: str, given: Given, recorded: dict | None = None):
 
     UserError if a flag was typed that has no effect on this model.
     """
-    config = SECTIONS[section](**{**(recorded or {}), **given.values})
+    values = {**(recorded or {}), **given.values}
+    config = SECTIONS[section](**{**SPACES.get(values.get('space'), {}), **values})
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')

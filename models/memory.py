@@ -5,6 +5,7 @@ what autograd really saves.
 """
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -33,6 +34,13 @@ def of_genotype(genotype: gt.Genotype) -> dict:
     """{kind of cell: (states in its output, {operation: how many})} of a genotype."""
     counts = gt.op_counts(genotype)
     return {kind: (len(getattr(genotype, f'{kind}_concat')), counts[kind]) for kind in gt.KINDS}
+
+
+def sized(config, genotype: gt.Genotype) -> SimpleNamespace:
+    """The settings, with the sizes that the genotype decides itself."""
+    names = {'C': 'init_channels', 'layers': 'layers', 'rnn_layers': 'rnn_layers', 'C_rnn': 'rnn_channels'}
+    decided = {names[name]: value for name, value in (genotype.network or {}).items() if name in names}
+    return SimpleNamespace(**{**vars(config), **decided})
 
 
 def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float, float]:

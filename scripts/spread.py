@@ -19,11 +19,11 @@ import datasets  # noqa: E402
 import utils  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import spread_report, trainings  # noqa: E402
-from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers  # noqa: E402
+from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers, latency_ms  # noqa: E402
 from scripts.trainings import check_settings, locked  # noqa: E402
 
 COLUMNS = dict(architecture=str, genotype=str, parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float,
-               minutes=float)
+               minutes=float, latency_ms=lambda text: float(text) if text else None)  # earlier versions did not measure it
 
 
 def main(argv=None):
@@ -37,7 +37,7 @@ def main(argv=None):
     # A dry run writes nothing.
     with nullcontext() if own.dry_run else locked(path):
         settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
-        check_settings(path, {**settings, 'band': own.band, 'digest': datasets.digest(utterances)}, not own.dry_run)
+        check_settings(path, {**settings, 'digest': datasets.digest(utterances)}, not own.dry_run)
         rows = read_rows(path / 'trainings.csv', networks)
         jobs = [(network, fold, seed) for fold in numbers for network in [*networks, *hand_made] for seed in range(own.seeds)]
         left = [job for job in jobs if key(*job) not in rows]
@@ -64,17 +64,20 @@ def train_all(jobs, rows: dict, path: Path, config):
     """Trains what is left, fold after fold, and writes every row as soon as it is known."""
     utils.set_threads(config.threads)
     device, data, loaded = utils.choose_device(config.device), None, None
+    latency = {row['architecture']: row['latency_ms'] for row in rows.values() if row['latency_ms']}
     for i, (network, fold, seed) in enumerate(jobs, 1):
         if fold != loaded:
             data = datasets.load(replace(config, fold=fold), ('train', 'test'), device, train_on_dev=config.train_on_dev)
             loaded = fold
             print(f'fold {fold}: {len(data.sets["train"])} utterances to train, {len(data.sets["test"])} to test, of '
                   f'{" ".join(data.fold.test)}', flush=True)
+        if network.name not in latency:
+            latency[network.name] = round(latency_ms(network.config, data.labels, network.genotype), 3)
         began, run_seed = time.time(), network.run_seed(fold, seed)
         scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device)
         rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
             network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
-            round(scores['loss'], 6), round((time.time() - began) / 60, 3)), strict=True))
+            round(scores['loss'], 6), round((time.time() - began) / 60, 3), latency[network.name]), strict=True))
         utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
         print(f'{i}/{len(jobs)}: architecture {network.name}, seed {seed}, fold {fold}: UA {scores["ua"]:.3f}, '
               f'loss {scores["loss"]:.3f}, {(time.time() - began) / 60:.2f} minutes', flush=True)
@@ -87,7 +90,7 @@ def key(network: Network, fold: int, seed: int) -> tuple:
 
 def read_rows(path: Path, networks: list[Network]) -> dict:
     """{key: row} of the finished trainings. UserError if one is of another genotype."""
-    rows = trainings.read_rows(path, COLUMNS)
+    rows = trainings.read_rows(path, COLUMNS, added=('latency_ms',))
     texts = {network.name: network.text() for network in networks}
     for row in rows:
         if texts.get(row['architecture'], row['genotype']) != row['genotype']:

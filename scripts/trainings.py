@@ -1,6 +1,7 @@
 """What programs share that train many networks one after another: a locked folder, its settings, its rows."""
 import csv
 import fcntl
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,12 +43,16 @@ def check_settings(folder: Path, settings: dict, write: bool):
             raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
 
 
-def read_rows(path: Path, columns: dict[str, type]) -> list[dict]:
-    """The rows of a CSV file of trainings, in the types of `columns`. [] if there is no file; UserError if it is damaged."""
+def read_rows(path: Path, columns: dict[str, Callable], added: tuple[str, ...] = ()) -> list[dict]:
+    """The rows of a CSV file of trainings, in the types of `columns`. [] if there is no file; UserError if it is damaged.
+
+    added: columns that earlier versions did not write; there they are ''.
+    """
     if not path.exists():
         return []
     try:
         with open(path, newline='', encoding='utf-8') as f:
-            return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(f)]
+            rows = [dict.fromkeys(added, '') | row for row in csv.DictReader(f)]
+            return [{name: kind(row[name]) for name, kind in columns.items()} for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error):
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
