@@ -525,7 +525,7 @@ def read_yaml(path, section: str) -> dict:
                 raise UserError(f'--config {path}: {_misplaced(key, where)}')
     values = {**{key: value for key, value in parts[None].items() if key in NAMES[section]}, **parts[section]}
     try:
-        return {name: convert(SECTIONS[section], name, value) for name, value in values.items()}
+        return {name: checked(SECTIONS[section], name, value) for name, value in values.items()}
     except UserError as error:
         raise UserError(f'--config {path}: {error}') from None
 

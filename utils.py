@@ -24,7 +24,7 @@ import yaml
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from config import UserError, contents_of, escape_markdown, read_yaml_file
+from config import UserError, contents_of, escape_markdown, plain, read_yaml_file
 
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
 FORMAT = 2
@@ -294,7 +294,8 @@ class Run:
         for key in {**before, **self.settings}:
             then, now = recorded(before, key), self.settings.get(key)
             if key not in MAY_CHANGE and then != now:
-                raise UserError(f'--resume: {key} is {now}, but {path} began with {then}; take another --name')
+                raise UserError(f'--resume: {plain(key)} is {plain(now)}, but {path} began with {plain(then)}; take another '
+                                '--name')
 
     @staticmethod
     def _runs(folder):

@@ -9,6 +9,7 @@ command continues there. The readers and their valid inputs are in scripts/fuzz_
 """
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -31,7 +32,7 @@ from datasets.faults import CorpusError  # noqa: E402
 READERS = {**fuzz_readers.READERS, **fuzz_binary.READERS}
 CPU, MEMORY, MESSAGE = 2., 1 << 30, 500  # limits: s, bytes, characters
 END = 20  # s of CPU time after which an input is given up
-ADDRESSES = 12 << 30  # bytes of address space that this process may have
+ADDRESSES = 8 << 30  # bytes of address space that this process may have
 KEPT = 20  # violations that are kept of each reader
 COLUMNS = ('inputs', 'refused', 'other exceptions', 'message too long', 'over 2 s', 'over 1 GB', 'executed or written')
 STARTS = {'os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'subprocess.Popen', 'socket.connect',
@@ -116,7 +117,7 @@ def judge(reader, rng: random.Random, watch: Watch) -> dict:
 def run(names: list[str], total: int, to: Path, seed: int) -> dict:
     """Judges `total` inputs, shared by the readers; continues counts that are there. Returns them."""
     state = json.loads((to / 'fuzz.json').read_text()) if (to / 'fuzz.json').exists() else {}
-    share = -(-total // len(names))
+    weights = {name: getattr(READERS[name], 'weight', 1.) for name in names}
     folder = Path(tempfile.mkdtemp(prefix='fuzz-', dir=to)).resolve()
     watch = Watch(folder)
     os.chdir(folder)
@@ -125,7 +126,7 @@ def run(names: list[str], total: int, to: Path, seed: int) -> dict:
         counts = state.setdefault(name, {**dict.fromkeys(COLUMNS, 0), 'slowest': 0., 'largest': 0, 'violations': []})
         for _ in range(3):  # lazy imports are not the input's
             reader.read(reader.valid())
-        saved = time.time()
+        saved, share = time.time(), math.ceil(total * weights[name] / sum(weights.values()))
         for number in range(counts['inputs'], share):
             found = judge(reader, random.Random(f'{seed}-{name}-{number}'), watch)
             for column in COLUMNS:

@@ -152,7 +152,7 @@ class Checkpoints(Reader):
 
 class Networks(Checkpoints):
     """best.pt: the network and all that is around it."""
-    file = 'best.pt'
+    file, weight = 'best.pt', .25
 
     def prepare(self):
         config = cf.AugmentConfig(name='x', genotype='x', **RECORD['network'], **RECORD['features'])

@@ -6,12 +6,15 @@ import re
 
 import torch
 
+LONG = 20_000  # characters of a line that is not repeated
 NUMBERS = ['0', '-1', '1e308', '-1e308', '1e-308', 'nan', 'inf', '10' * 10, '1' * 5_000, '0x' + 'f' * 5_000, '1.5', '2' * 20,
            '١٢', '1_0', '1:1:1', '0o7', '+3', '--3', '1e', '999999999', '-0.0', '65536', '4294967296', '1e38', '1' * 320]
 WORDS = ['', ' ', '\0', '\n', '\r\n', '\t', '"', "'", ',', ';', '\\', '[', ']', '{', '}', '(', ')', ':', '- ', '? ', '&a ',
-         '*a', '<<: ', '!!int x', '!!timestamp y', '!!bool x', '!!binary x', '!!set {a}', '!!python/object/apply:os.system ["x"]',
+         '*a', '<<: ', '!!int x', '!!timestamp y', '!!bool x', '!!binary x', '!!set {a}',
+         '!!python/object/apply:os.system ["x"]',
          '2024-13-45', '2024-01-01', 'true', 'null', '~', '%TAG', '---', '...', '\ufeff', '\u200b', '\u202e', '\ud800', 'é',
-         'e\u0301', '=cmd|x', '$\\bad$', '<img src=x>', '../../x', '/etc/passwd', 'x' * 300, 'x' * 5_000, '\x1b[31m', '__import__("os")',
+         'e\u0301', '=cmd|x', '$\\bad$', '<img src=x>', '../../x', '/etc/passwd', 'x' * 300, 'x' * 5_000, '\x1b[31m',
+         '__import__("os")',
          'range(0,10**9)', 'NaN', 'Infinity', '1e999', 'lambda: 0', '[' * 900 + ']' * 900, '{"a":' * 900, '(' * 150 + ')' * 150,
          ', '.join(['1'] * 2_000), 'x.raw', '[a]' * 1_000, '# ', '|', '`', '%s%n', '{0}', '\x7f', '\x85', '\u2028']
 VALUES = [None, True, 5, -1, 10 ** 20, 1e308, float('nan'), float('inf'), '', 'x', 'x' * 5_000, [], {}, [{}], [[]], {'a': {}},
@@ -48,6 +51,8 @@ def damaged_text(text: str, rng: random.Random) -> bytes:
     if rng.random() < .2:
         return damaged_bytes(text.encode(), rng)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
+        if len(text) > 10 * LONG:
+            break
         places = [m.span() for m in re.finditer(r'-?\d+(\.\d+)?|\w+|\W', text)]
         begin, end = rng.choice(places) if places else (0, 0)
         how = rng.randrange(6)
@@ -62,7 +67,7 @@ def damaged_text(text: str, rng: random.Random) -> bytes:
         elif how == 4:
             lines = text.splitlines(keepends=True) or ['']
             line = rng.choice(lines)
-            text = text.replace(line, line * rng.choice((0, 2, 50)), 1)
+            text = text.replace(line, line * (rng.choice((0, 2, 50)) if len(line) < LONG else 0), 1)
         else:
             other = rng.choice(places) if places else (0, 0)
             text = text[:begin] + text[other[0]:other[1]] + text[end:]

@@ -34,7 +34,7 @@ RECORD = {'network': {'init_channels': 4, 'layers': 3, 'stem_multiplier': 2, 'rn
 
 class Reader:
     """Writes a damaged copy of a valid file, and reads it. Subclasses have `data` (valid bytes), `damage` and `read`."""
-    file = 'input'
+    file, weight = 'input', 1.  # its share of all inputs, relative to the others
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ class Yaml(Reader):
     def data(self, rng):
         return rng.choice(['n_mels: 40\nduration: 2\nlabels: [ang, sad]\nsearch:\n  epochs: 7\n  w_lr: 1e-2\n',
                            'extends: input\nsearch:\n  layers: 4\naugment:\n  lr: 0.1\n  patience: 3\n',
-                           'amp: false\nseed: 1\n', 'a: &a [x, x]\nseed: [*a, *a]\n', 'hop_ms: 16.0\ntrim_db: 30\nfolds: official:Test2\n']).encode()
+                           'amp: false\nseed: 1\n', 'a: &a [x, x]\nseed: [*a, *a]\n',
+                           'hop_ms: 16.0\ntrim_db: 30\nfolds: official:Test2\n']).encode()
 
     def valid(self):
         self.path.write_text('n_mels: 40\n')
@@ -168,7 +169,8 @@ class Results(Reader):
     def data(self, rng):
         return json.dumps({
             'ua': .5, 'wa': .5, 'macro_f1': .4, 'chance': {'ua': .5, 'wa': .5}, 'confusion': [[1, 1], [0, 2]],
-            'labels': ['a', 'b'], 'n_test': 4, 'model': 'cnn', 'n_params': 100, 'best_epoch': 1, 'dev_ua': .5, 'genotype': None, 'seconds': 3.,
+            'labels': ['a', 'b'], 'n_test': 4, 'model': 'cnn', 'n_params': 100, 'best_epoch': 1, 'dev_ua': .5,
+            'genotype': None, 'seconds': 3.,
             'search_heard_test_speakers': [], 'device': 'cpu', 'test_speakers': ['x', 'y'], 'train_on_dev': False,
             'normalise': 'corpus'}).encode()
 
@@ -181,6 +183,7 @@ class Results(Reader):
 
 class Experiment(Reader):
     """runs.csv, predictions.csv and plan.json of an experiment, up to its table."""
+    weight = .5
     FILES = {'runs.csv': 'model,fold,seed,state,failed,ua,wa,macro_f1,n_test,n_params,minutes,test_speakers,genotype\n'
                          'cnn,1,0,finished,,.5,.5,.5,4,100,1.5,ann bob,\ncnn,2,0,missing,,,,,,,,,\n',
              'predictions.csv': 'model,seed,fold,path,speaker,label,predicted\n' + ''.join(
