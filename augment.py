@@ -25,7 +25,7 @@ import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
 from models import board, parallel
-from models.predictor import rebuild  # noqa: F401  (kept under its first name)
+from models.predictor import read_best, rebuild, settings_of, start_from  # noqa: F401  (rebuild began here)
 from models.sync import CrossEntropyLoss
 from models.training import averaged, drawn, evaluate, make_net, make_optimizer, schedule, train_epoch
 
@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None):
     train, dev, test = (data.sets.get(name) for name in ('train', 'dev', 'test'))
 
     utils.set_seed(config.seed)
-    net = make_net(config, data, genotype).to(device)
+    net = make_net(config, data, genotype)
+    start = read_best(config.init) if config.init else None
+    taken = start and start_from(net, start, data.labels)
+    net.to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     net.pools_padding = run.format < 2
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None):
         state.load(checkpoint, log)
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev or ()), len(test), f'{n_params:,}', hardware)
-    for line in (*datasets.describe(config, data), *origin.describe(config, data)):
+    for line in (*datasets.describe(config, data), *origin.describe(config, data), *describe_start(config, data, start, taken)):
         log('%s', line)
     board.begin(run, data, n_params)
     board.network(run, genotype)
@@ -87,7 +90,7 @@ def main(argv: list[str] | None = None):
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
-                    'file': portable(judged, genotype, data, config, epoch)}
+                    'file': portable(judged, genotype, data, config, epoch, start)}
             run.save('best.pt', best['file'])
         run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
         board.retraining(run, data, probabilities if dev else None, best)
@@ -105,6 +108,7 @@ def main(argv: list[str] | None = None):
             model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'] if dev else None,
             genotype=genotype and gt.to_str(genotype), search=origin.search or None,
             search_heard_test_speakers=origin.heard(config, data), device=hardware,
+            **({'init': config.init, 'init_heard_test_speakers': heard_before(config, data, start)} if start else {}),
             seconds=sum(row['seconds'] for row in run.history)), f'epoch {best["epoch"]}, {chosen}')
     run.close()
     parallel.stop()
@@ -112,6 +116,7 @@ def main(argv: list[str] | None = None):
 
 def configure(given: cf.Given):
     """AugmentConfig, Genotype (None for a hand-designed network) and Origin. UserError."""
+    given = from_start(given)
     values = given.values
     if values.get('model', 'genotype') != 'genotype':
         return cf.build('augment', given), None, Origin({})
@@ -127,6 +132,39 @@ def configure(given: cf.Given):
         raise utils.UserError(f'--genotype {error}') from None
     origin = Origin(record, values['genotype'])
     return cf.build('augment', given, origin.settings(values)), genotype, origin
+
+
+def from_start(given: cf.Given) -> cf.Given:
+    """The settings, with those of the network of --init below them, unless another network is named."""
+    values = given.values
+    if not values.get('init') or {'model', 'genotype'} & values.keys():
+        return given
+    try:
+        return cf.Given({**settings_of(read_best(values['init'])), **values}, given.typed)
+    except ValueError as error:
+        raise utils.UserError(f'--init {values["init"]}: {error}') from None
+
+
+def heard_before(config, data, start: dict) -> list | None:
+    """Test speakers that the network of --init was trained on: there should be none. None if that cannot be known."""
+    if 'heard' not in start:
+        return None
+    records = [{**entry, 'train_speakers': entry['speakers'], 'dev_speakers': []} for entry in start['heard']]
+    found = [Origin({'search': record}, config.init).heard(config, data) or [] for record in records]
+    return sorted(set().union(*found))
+
+
+def describe_start(config, data, start: dict | None, taken: str):
+    """Lines for the log: what was taken from the network of --init, and whether it was trained on test speakers."""
+    if start is None:
+        return
+    yield f'--init {config.init}: {taken}'
+    heard = heard_before(config, data, start)
+    if heard is None:
+        yield 'NOTE: it is not known whether the network of --init was trained on test speakers: its best.pt does not say'
+    elif heard:
+        yield (f'WARNING: the network of --init was trained on test speakers of this fold: {" ".join(heard)}. The scores below '
+               'are not speaker-independent.')
 
 
 class Origin:
@@ -204,17 +242,20 @@ def check_best(best, genotype, net, run):
         raise ValueError('the best epoch has no scores')
 
 
-def portable(net, genotype, data, config, epoch: int) -> dict:
+def portable(net, genotype, data, config, epoch: int, start: dict | None = None) -> dict:
     """Contents of best.pt: everything needed to score a new recording, as plain values and tensors.
 
     mean and std are those of the network's input; with normalise 'speaker' a recording is first normalised by its
     speaker's recordings, and prior has the mean and std that those of few recordings are shrunk towards.
+    heard lists the corpora and speakers it was trained on, those of `start`, the network of --init, included.
     """
+    heard = [{'dataset': config.dataset, 'corpus': data.corpus, 'speakers': [*data.fold.train, *data.fold.dev]},
+             *(start or {}).get('heard', [])]
     settings = {**cf.pick(config, cf.NetworkSettings, cf.FeatureSettings), 'model': config.model, 'params': config.params}
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
-            'prior': list(data.prior), 'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
+            'prior': list(data.prior), 'heard': heard, 'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
 
 
 def report(run, probabilities, config, data, facts: dict, chosen: str):

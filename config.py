@@ -313,6 +313,8 @@ class ModelSettings:
     model: str = setting('genotype', 'network: that of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
     genotype: str | None = setting(None, 'genotype.json, a folder of search.py, a text "Genotype(...)" or a file with one, or '
                                    'random: drawn from the search space by seed and fold')
+    init: str | None = setting(None, 'begin with the weights of a trained network: its folder of augment.py, or best.pt. Its '
+                               'genotype or model, sizes and features are taken too, unless --genotype or --model is given')
     params: int = setting(0, 'resize a hand-designed network to about this many parameters; 0: its own width', low=0,
                           high=10 ** 9)
 

@@ -12,22 +12,23 @@ from config import SAMPLE_RATE, FeatureSettings, UserError
 from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, load_audio, trimmed
 from datasets.utterance import Utterance
 
-LONG = 120  # s; a longer recording is read in blocks of this length
+LONG = 60  # s; a longer recording is read in blocks of this length
 MARGIN = .5  # s around a block; a frame sees less than this of its neighbourhood
 
 
-def features(path: str, config: FeatureSettings) -> tuple[np.ndarray, float]:
-    """The features (n_mels, n_frames) of a file, float16 as in the cache, and the s trimmed off its beginning.
+def features(utterance: Utterance, config: FeatureSettings) -> tuple[np.ndarray, float]:
+    """The features (n_mels, n_frames) of an utterance, float16 as in the cache, and the s trimmed off its beginning.
 
-    UserError if the file cannot be used.
+    UserError if its file cannot be used.
     """
+    path = utterance.path
     try:
         info = soundfile.info(path)
         long = info.frames > LONG * info.samplerate
     except (soundfile.LibsndfileError, OSError):
         long = False  # load_audio says what is wrong
-    if not long:
-        return of_wave(load_audio(Utterance(path, '', '')), config)
+    if not long or utterance.start is not None or utterance.end is not None:
+        return of_wave(load_audio(utterance), config)
     first, last = kept(read(path), config.trim_db) if config.trim_db else (0, None)
     x = in_blocks(part(read(path), first, last), config)
     return x, first / SAMPLE_RATE

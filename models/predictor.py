@@ -57,11 +57,11 @@ class Predictor:
         """Whether the network was trained with each speaker normalised."""
         return self.config.normalise == 'speaker'
 
-    def of_speaker(self, paths: Iterable[str], warn: Callable[[str], None] = lambda line: None) -> 'Predictor':
-        """A Predictor for one speaker, whose recordings `paths` are; warn(line) is told if they are few. UserError."""
+    def of_speaker(self, recordings: Iterable[str | Utterance], warn: Callable[[str], None] = lambda line: None) -> 'Predictor':
+        """A Predictor for the one speaker of these recordings; warn(line) is told if they are few. UserError."""
         if not self.needs_speaker:
             raise UserError('this network does not normalise speakers: leave --speaker_files out')
-        features = [x for x, _ in _in_threads(lambda path: recording.features(path, self.config), list(paths))]
+        features = [x for x, _ in _in_threads(lambda r: recording.features(_utterance(r), self.config), list(recordings))]
         if not features:
             raise UserError('--speaker_files: there is no recording')
         n, own = len(features), statistics(features)
@@ -79,34 +79,40 @@ class Predictor:
             speaker_norm.adapt(found.net, self._dataset([scaled(x, own) for x in features]), self.batch_size)
         return found
 
+    def check_speaker(self):
+        """UserError if the network normalises speakers, and nothing is known of the one who is heard."""
+        if self.needs_speaker and self.moments is None:
+            raise UserError('this network was trained with each speaker normalised by all their recordings: name a folder with '
+                            'recordings of the one speaker, --speaker_files FOLDER or Predictor.of_speaker(files)')
+
     def __call__(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Prediction:
         """audio: a file, or a wave of floats (n_samples,) or (n_samples, n_channels) of this rate. UserError."""
         return self._predictions([self.features(audio, rate)[0]])[0]
 
-    def many(self, paths: Iterable[str | os.PathLike],
-             failed: Callable[[UserError], None] | None = None) -> Iterator[tuple[str, Prediction]]:
-        """Yields (path, Prediction) in the order of paths, in constant memory.
+    def many(self, recordings: Iterable[str | os.PathLike | Utterance],
+             failed: Callable[[UserError], None] | None = None) -> Iterator[tuple]:
+        """Yields (recording, Prediction) in the order of recordings, in constant memory.
 
         failed(error) is told of a file that cannot be used, which is then left out; without it the error is raised.
         """
-        def attempt(path):
+        def attempt(audio):
             try:
-                return self.features(path)[0]
+                return self.features(audio)[0]
             except UserError as error:
                 return error
-        paths = list(paths)
-        for i in range(0, len(paths), AT_ONCE):
-            chunk = paths[i:i + AT_ONCE]
+        recordings = list(recordings)
+        for i in range(0, len(recordings), AT_ONCE):
+            chunk = recordings[i:i + AT_ONCE]
             good = []
-            for path, found in zip(chunk, _in_threads(attempt, chunk)):
+            for audio, found in zip(chunk, _in_threads(attempt, chunk)):
                 if not isinstance(found, UserError):
-                    good.append((path, found))
+                    good.append((audio, found))
                 elif failed is None:
                     raise found
                 else:
                     failed(found)
             if good:
-                yield from zip([path for path, _ in good], self._predictions([x for _, x in good]))
+                yield from zip([audio for audio, _ in good], self._predictions([x for _, x in good]))
 
     def timeline(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Timeline:
         """The windows whose mean a Prediction is. UserError."""
@@ -123,13 +129,12 @@ class Predictor:
         begin, end = skipped + frames.clip(0, x.shape[1]).T / self.config.frame_rate
         return Timeline(begin, end, probabilities)
 
-    def features(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> tuple[np.ndarray, float]:
+    def features(self, audio: str | os.PathLike | Utterance | np.ndarray,
+                 rate: int = SAMPLE_RATE) -> tuple[np.ndarray, float]:
         """Features (F, T) float16 as the network's set would hold them, and the s trimmed off the beginning. UserError."""
-        if self.needs_speaker and self.moments is None:
-            raise UserError('this network was trained with each speaker normalised by all their recordings: name a folder with '
-                            'recordings of the one speaker, --speaker_files FOLDER or Predictor.of_speaker(files)')
-        if isinstance(audio, str | os.PathLike):
-            x, skipped = recording.features(os.fspath(audio), self.config)
+        self.check_speaker()
+        if isinstance(audio, str | os.PathLike | Utterance):
+            x, skipped = recording.features(_utterance(audio), self.config)
         else:
             x, skipped = recording.of_wave(_wave(audio, rate), self.config)
         return (scaled(x, self.moments) if self.needs_speaker else x), skipped
@@ -139,11 +144,15 @@ class Predictor:
         return self._dataset(features).score(lambda *X: self.net(*X)[0], self.batch_size).cpu().numpy()
 
     def _dataset(self, features):
-        nobody = [Utterance('', '', '')] * len(features)
+        nobody = [Utterance('', '', '')] * len(features)  # one speaker, so that `adapt` knows all of them
         return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device)
 
     def _predictions(self, features):
         return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
+
+
+def _utterance(audio):
+    return audio if isinstance(audio, Utterance) else Utterance(os.fspath(audio), '', '')
 
 
 def _in_threads(function, items) -> list:
@@ -224,6 +233,14 @@ def _check(best):
             raise ValueError(f'mean and std must be finite tensors ({n_mels}, 1), and std positive')
 
 
+    heard = best.get('heard', [])
+    if not isinstance(heard, list) or not all(
+            isinstance(entry, dict) and isinstance(entry.get('speakers'), list)
+            and all(isinstance(name, str) for name in (entry.get('dataset'), entry.get('corpus'), *entry['speakers']))
+            for entry in heard):
+        raise ValueError('heard must list {dataset, corpus, speakers}')
+
+
 def _known(settings, *groups) -> dict:
     """The settings of these groups, checked. ValueError."""
     try:
@@ -270,3 +287,31 @@ def head(best: dict) -> set[str]:
     n = len(best['labels'])
     a, b = (skeleton(best, size).state_dict() for size in (n, n + 1))
     return {name for name, x in a.items() if x.shape != b[name].shape}
+
+
+def settings_of(best: dict) -> dict:
+    """The settings of AugmentConfig that describe the network and its features. ValueError."""
+    found = _known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings)
+    found.pop('dropout', None)
+    return {**found, 'genotype': best['genotype']} if best['genotype'] else found
+
+
+def start_from(net: torch.nn.Module, best: dict, labels: list[str]) -> str:
+    """Gives `net` the trained weights, but for the classifier if the classes differ. Returns what was done, in words.
+
+    UserError if the networks differ in more than that.
+    """
+    own, anew = net.state_dict(), []
+    other_classes, classifier = labels != best['labels'], head(best)
+    for name, x in own.items():
+        there = best['weights'].get(name)
+        if name.startswith('speaker_norm.') or name in classifier and other_classes \
+                or there is None and name.startswith('aux_head.'):
+            anew.append(name)
+        elif there is None or there.shape != x.shape:
+            raise UserError(f'--init: {name} of this network is not in the trained one, which must have the same genotype or '
+                            'model, sizes and features: leave these flags out to take them from there')
+        else:
+            x.detach().copy_(there)  # a state_dict shares memory with its network
+    why = f', because the classes were {", ".join(best["labels"])}' if other_classes else ''
+    return f'took {len(own) - len(anew)} of {len(own)} weights; made anew: {", ".join(anew) or "none"}{why}'

@@ -1,6 +1,7 @@
 """A trained network as one module, waveform in and probabilities out, that torch.export and ONNX can hold.
 
-It computes what models/predictor.py does. Shapes depend on the number of samples alone: what trimming removes is masked, not cut.
+It computes what models/predictor.py does. torch.export cannot cut a wave at a place that depends on its samples: what trimming
+removes is masked instead.
 """
 import torch
 import torch.nn as nn
