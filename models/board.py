@@ -173,12 +173,19 @@ def retraining(run, data, probabilities, best: dict):
         run.writer.add_scalar(BEST, best['ua'], epoch)
         for name, (recall, _) in scoring.recalls(labels, predicted, data.labels).items():
             run.writer.add_scalar(f'{RECALL}/dev_{name}', recall, epoch)
-    if not affordable(run):
-        return
-    draw_curves(run)
-    if probabilities is not None and best['epoch'] == epoch:
-        run.draw(f'{CONFUSION}/dev', lambda: scoring.plot_confusion(
-            labels, predicted, data.labels, f'dev, epoch {epoch}: UA {100 * best["ua"]:.1f}, n = {len(labels)}'), epoch)
+        if best['epoch'] == epoch:
+            said = f'dev, epoch {epoch}: UA {100 * best["ua"]:.1f}, n = {len(labels)}'
+            run.confusion = functools.partial(scoring.plot_confusion, labels, predicted, data.labels, said), epoch
+    if affordable(run):
+        draw_curves(run)
+        draw_confusion(run)
+
+
+def draw_confusion(run):
+    """The confusion matrix of the best epoch on dev, unless it is drawn."""
+    if found := getattr(run, 'confusion', None):
+        run.draw(f'{CONFUSION}/dev', *found)
+        run.confusion = None
 
 
 def by_speaker(labels: np.ndarray, predicted: np.ndarray, speakers: list[str]) -> dict:
@@ -198,6 +205,7 @@ def test(run, data, probabilities, found: dict, step: int):
     labels, predicted = part.labels.cpu().numpy(), probabilities.argmax(axis=1)
     for name, value in found.items():
         run.writer.add_scalar(f'{SUMMARY}/test_{GROUPS[name][2:]}', value, step)
+    draw_confusion(run)
     what = f'{run.config.dataset}, fold {run.config.fold}: test UA {100 * found["ua"]:.1f}, n = {len(labels)}'
     run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what), step)
     of_class = scoring.recalls(labels, predicted, data.labels)
