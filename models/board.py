@@ -21,8 +21,8 @@ from models.visualize import TITLES, plot, plot_alphas
 SHARE = .1  # of the time of the epochs that pictures may take
 HARDEST = 8  # test utterances that can be heard
 SECONDS = 10  # at most this much of them
-UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS, SUMMARY = (
-    '1_UA', '2_loss', '2_confusion', '3_recall', '3_alpha', '4_cells', '5_progress', '7_summary')
+NOW, UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS, SUMMARY = (
+    '0_now', '1_UA', '2_loss', '2_confusion', '3_recall', '3_alpha', '4_cells', '5_progress', '7_summary')
 GROUPS = {'ua': UA, 'loss': LOSS, 'wa': '6_WA', 'macro_f1': '6_macro_F1'}  # of the scores of a set
 NAMES = {'alpha_loss': f'{LOSS}/alpha', 'lr': f'{PROGRESS}/lr', 'seconds': f'{PROGRESS}/seconds'}
 SIZES = ('epochs', 'batch_size', 'init_channels', 'layers', 'n_nodes', 'rnn_layers', 'rnn_nodes', 'rnn_channels')
@@ -122,18 +122,20 @@ def search_epoch(run, net, genotype):
     if last or getattr(run, 'drawn', None) != row['genotype']:
         run.draw(f'{CELLS}/genotype', lambda: plot(genotype, title(run)), epoch)
         run.drawn = row['genotype']
-    for kind in net.kinds():
-        run.draw(f'{ALPHA}/{kind}', functools.partial(
+    for place, kind in enumerate(net.kinds(), 3):
+        run.draw(f'{NOW}/{place}_alpha_{kind}', functools.partial(
             plot_alphas, row['alpha'][kind], net.primitives_of(kind), getattr(genotype, kind),
             f'{TITLES[kind]}, epoch {epoch}', True), epoch)
 
 
 def draw_curves(run):
-    """UA, and what else tells how it goes, small enough that TensorBoard need not shrink it."""
-    panels = charts.curves(run.history, run.chance)
-    second = 'entropy of alpha, nats' if run.program == 'search' else 'loss'
-    epochs, shown = [row['epoch'] for row in run.history], {name: panels[name] for name in ('UA, %', second)}
-    run.draw(f'{UA}/curves', lambda: charts.lines(shown, epochs, 2.25, 2.15, font=7), epochs[-1])
+    """Two pictures that tell how it goes, as small as TensorBoard shows them, since it shrinks larger ones badly."""
+    panels, epochs = charts.curves(run.history, run.chance), [row['epoch'] for row in run.history]
+    search = run.program == 'search'
+    for name, titles in (('1_UA', ('UA, %', 'entropy of alpha, nats' if search else 'loss')),
+                         ('2_progress', ('chosen skip connections', 'learning rate', 'time per epoch, s')[not search:])):
+        shown = {title: panels[title] for title in titles}
+        run.draw(f'{NOW}/{name}', functools.partial(charts.lines, shown, epochs, 4.5 / len(shown), 2.15, 3, font=7), epochs[-1])
 
 
 def title(run) -> str:
@@ -171,12 +173,19 @@ def retraining(run, data, probabilities, best: dict):
         run.writer.add_scalar(BEST, best['ua'], epoch)
         for name, (recall, _) in scoring.recalls(labels, predicted, data.labels).items():
             run.writer.add_scalar(f'{RECALL}/dev_{name}', recall, epoch)
-    if not affordable(run):
-        return
-    draw_curves(run)
-    if probabilities is not None and best['epoch'] == epoch:
-        run.draw(f'{CONFUSION}/dev', lambda: scoring.plot_confusion(
-            labels, predicted, data.labels, f'dev, epoch {epoch}: UA {100 * best["ua"]:.1f}, n = {len(labels)}'), epoch)
+        if best['epoch'] == epoch:
+            said = f'dev, epoch {epoch}: UA {100 * best["ua"]:.1f}, n = {len(labels)}'
+            run.confusion = functools.partial(scoring.plot_confusion, labels, predicted, data.labels, said), epoch
+    if affordable(run):
+        draw_curves(run)
+        draw_confusion(run)
+
+
+def draw_confusion(run):
+    """The confusion matrix of the best epoch on dev, unless it is drawn."""
+    if found := getattr(run, 'confusion', None):
+        run.draw(f'{CONFUSION}/dev', *found)
+        run.confusion = None
 
 
 def by_speaker(labels: np.ndarray, predicted: np.ndarray, speakers: list[str]) -> dict:
@@ -196,6 +205,7 @@ def test(run, data, probabilities, found: dict, step: int):
     labels, predicted = part.labels.cpu().numpy(), probabilities.argmax(axis=1)
     for name, value in found.items():
         run.writer.add_scalar(f'{SUMMARY}/test_{GROUPS[name][2:]}', value, step)
+    draw_confusion(run)
     what = f'{run.config.dataset}, fold {run.config.fold}: test UA {100 * found["ua"]:.1f}, n = {len(labels)}'
     run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what), step)
     of_class = scoring.recalls(labels, predicted, data.labels)

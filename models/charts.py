@@ -28,8 +28,9 @@ def lines(panels: dict, epochs: list, width: float = 4.6, height: float = 3.2, c
         axes.tick_params(labelsize=font)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=.3)
-        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=font,
-                    columnspacing=1, handletextpad=.4, borderpad=0, handlelength=1.6)
+        axes.set_title(' ', fontsize=font)  # room for the legend, which may be wider than the panel
+        axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=font, columnspacing=.8,
+                    handletextpad=.3, borderpad=0, handlelength=1.2).set_in_layout(False)
     return figure
 
 

@@ -179,7 +179,7 @@ def plot_alphas(nodes: list, primitives, gene: list | None = None, title: str | 
     if len(edges) > ROWS:
         edges = [edge for edge in edges if edge in {edge for edge, _ in chosen}]
     image = np.stack([weights[edge] for edge in edges])  # (n_edges, n_ops)
-    size = (3.5, .95 + .125 * len(edges)) if small else (2.2 + .7 * len(primitives), 1.6 + .34 * len(edges))
+    size = (3.5, max(2.15, .95 + .125 * len(edges))) if small else (2.2 + .7 * len(primitives), 1.6 + .34 * len(edges))
     font = 7 if small else 10
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.add_subplot()

@@ -188,13 +188,13 @@ def test_tensorboard_holds_what_is_promised(finished):
         scalars = {*events.Tags()['scalars']}
         assert {f'{group}/{part}' for group in ('1_UA', '2_loss', '6_WA', '6_macro_F1') for part in ('train', 'dev')} <= scalars
         assert {'7_summary/chance_UA', '7_summary/best_dev_UA', '5_progress/lr', '5_progress/seconds'} <= scalars
-        assert {'1_UA/curves', '4_cells/genotype'} <= {*events.Tags()['images']}
+        assert {'0_now/1_UA', '0_now/2_progress', '4_cells/genotype'} <= {*events.Tags()['images']}
         assert {'0_about/text_summary', '0_result/text_summary', 'custom_scalars__config__'} <= {*events.Tags()['tensors']}
         assert [event.value for event in events.Scalars('7_summary/chance_UA')] == [.5] * len(events.Scalars('1_UA/dev'))
     scalars = {*search.Tags()['scalars']}
     assert {'2_loss/alpha', '3_alpha/entropy_normal', '3_alpha/skips_rnn', '8_operations_rnn/lstm_1'} <= scalars
     assert not [tag for tag in scalars if tag.startswith('8_operations') and ('skip' in tag or 'none' in tag)]
-    assert {'3_alpha/normal', '3_alpha/reduce', '3_alpha/rnn'} <= {*search.Tags()['images']}
+    assert {'0_now/3_alpha_normal', '0_now/4_alpha_reduce', '0_now/5_alpha_rnn'} <= {*search.Tags()['images']}
     assert search.Images('4_cells/genotype')[-1].step == 3
     last = rows(finished / 'runs/search/a/metrics.jsonl')[-1]
     assert search.Scalars('9_edges_normal/1-2/skip_connect')[-1].value == pytest.approx(last['alpha']['normal'][0][1][2])

@@ -1,0 +1,132 @@
+"""scripts/report.py, runs.py: what they say of finished, running and broken runs."""
+import base64
+import fcntl
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_table import X, asked, make
+from test_table import folder as folder
+
+import genotypes as gt
+from config import UserError
+
+import html_page  # isort: skip  (scripts/, which test_table made importable)
+import report  # isort: skip
+import report_parts  # isort: skip
+import runs  # isort: skip
+from run_folder import RunFolder  # isort: skip
+
+
+class Reader(HTMLParser):
+    """Collects tags, texts and where pictures come from."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.sources = [], '', []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ('src', 'href')]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(path):
+    return Reader(Path(path).read_text())
+
+
+def test_a_page_of_a_search_and_a_retraining(finished, tmp_path, capsys):
+    report.main([str(finished / 'runs/search/a'), str(finished / 'runs/augment/a'), '-o', str(tmp_path / 'r.html'), '--latex',
+                 str(tmp_path / 'r.tex'), '--pdf', str(tmp_path / 'pdf')])
+    page, found = read(tmp_path / 'r.html'), json.loads((finished / 'runs/augment/a/results.json').read_text())
+    assert all(source.startswith('data:image/svg+xml;base64,') for source in page.sources) and len(page.sources) >= 12
+    assert base64.b64decode(page.sources[0].partition(',')[2]).startswith(b'<?xml')
+    assert f'reaches UA {100 * found["ua"]:.1f}% (chance 50.0' in page.text and found['command'] in page.text
+    assert found['genotype'] in page.text and 'best of' not in page.text
+    recall = found['confusion'][0][0] / sum(found['confusion'][0])
+    assert f'{found["labels"][0]} & {100 * recall:.1f} & {sum(found["confusion"][0])}' in (tmp_path / 'r.tex').read_text()
+    assert {'a-curves.pdf', 'a-cells.pdf', 'a-confusion.pdf'} <= {path.name for path in (tmp_path / 'pdf').iterdir()}
+    assert capsys.readouterr().out.count('UA') >= 2
+
+
+def test_a_page_of_an_experiment_says_what_its_table_says(tmp_path):
+    text = make(asked('searched', 'random', seeds=[0]), draw=True)
+    report.main([str(X), '-o', str(tmp_path / 'r.html')])
+    page = read(tmp_path / 'r.html')
+    assert text.partition('\n')[0] in page.text and page.tags.count('img') == text.count('![')
+    cells = [cell.strip() for line in text.splitlines() if line.startswith('| searched |') for cell in line.split('|')[1:-1]]
+    assert cells and all(cell in page.text for cell in cells)
+
+
+def test_no_label_or_name_becomes_markup():
+    evil = '<script>alert(1)</script>"&'
+    page = html_page.page(evil, [('title', evil), ('verdict', evil), ('p', evil), ('pre', evil), ('table', [evil], [[evil]])])
+    assert 'script' not in Reader(page).tags and page.count(html_page.html.escape(evil)) == 7
+    assert html_page.tex('a_b & 50% ± 1 {x}') == r'a\_b \& 50\% $\pm$ 1 \{x\}'
+
+
+def test_the_candidates_of_a_search():
+    cell = [[('skip_connect', 0), ('sep_conv_3x3', 1)]]
+    texts = [gt.to_str(gt.Genotype([[(name, 0), ('skip_connect', 1)]], [2], cell, [2]))
+             for name in ('max_pool_3x3', 'sep_conv_5x5')]
+    tree = {'scores': [{}] * 9, 'winner': texts[1], 'finalists': [
+        {'genotype': text, 'score': 1.5 + i, 'parameters': 1000 + i,
+         'trainings': [{'epochs': 10, 'loss': .9 - .1 * i, 'ua': .5}]}
+        for i, text in enumerate(texts)]}
+    blocks = report_parts.candidates(tree)
+    assert [block[0] for block in blocks] == ['h', 'p', 'table', 'figure', 'figure'] and blocks[1][1].startswith('9 candidates')
+    first, second = blocks[2][2]
+    assert first[1:5] == ['yes', '2.500', '10 epochs: loss 0.800, UA 50.0', '1,001'] and 'sep_conv_5x5' in first[5]
+    assert second[1] == '' and report_parts.candidates({}) == [] and report_parts.candidates({'finalists': [3]}) == []
+    assert len(report_parts.candidates({'finalists': [{'genotype': 'nonsense'}]})) == 3
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    for name, said in ((tmp_path / 'none', 'no such folder'), (tmp_path, 'no run and no experiment')):
+        with pytest.raises(UserError, match=said):
+            report.main([str(name)])
+    with pytest.raises(UserError, match='no run here'):
+        runs.main([str(tmp_path)])
+
+
+def test_the_list_of_runs_names_every_state(finished, tmp_path, capsys):
+    for name in ('finished', 'interrupted', 'failed', 'running'):
+        shutil.copytree(finished / 'runs/augment/a', tmp_path / 'runs/augment' / name)
+        if name != 'finished':
+            (tmp_path / 'runs/augment' / name / 'results.json').unlink()
+    shutil.copytree(finished / 'runs/search/a', tmp_path / 'runs/search/a')
+    with open(tmp_path / 'runs/augment/failed/augment.log', 'a') as f:
+        f.write('FAILED: training diverged\n')
+    with open(tmp_path / 'runs/augment/interrupted/metrics.jsonl', 'a') as f:
+        f.write('{"epoch": 5, "dev')  # killed while it wrote
+    with open(tmp_path / 'runs/augment/running/lock', 'a') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs.main([str(tmp_path / 'runs'), '--json', '--sort', 'ua'])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row['name']: row['state'] for row in rows} == {
+        'a': 'finished', **{name: name for name in ('finished', 'interrupted', 'failed', 'running')}}
+    found = json.loads((finished / 'runs/augment/a/results.json').read_text())
+    assert rows[0]['name'] == 'finished' and rows[0]['test_ua'] == found['ua'] and rows[0]['parameters'] == found['n_params']
+    by_name = {row['name']: row for row in rows}
+    assert by_name['interrupted']['epoch'] == '4/4' and by_name['a']['program'] == 'search'
+    assert by_name['finished']['dev_ua'] == found['dev_ua'] == pytest.approx(by_name['interrupted']['dev_ua'])
+    runs.main([str(tmp_path / 'runs')])
+    shown = capsys.readouterr().out
+    assert re.search(r'^finished +augment +genotype +manifest +1 +0 +finished +4/4 ', shown, re.M)
+    assert 'failed: training diverged' in shown
+
+
+def test_reasons_of_an_experiment_are_found(tmp_path):
+    folder = tmp_path / 'runs/augment/cv/x/cnn-f1-s0'
+    folder.mkdir(parents=True)
+    (folder / 'config.yaml').write_text('format: 2\nepochs: 3\nlr: 0.1\n')
+    (tmp_path / 'runs/cv/x/failed').mkdir(parents=True)
+    (tmp_path / 'runs/cv/x/failed/cnn-f1-s0.txt').write_text('ended by SIGKILL\nmore\n')
+    run = RunFolder(folder)
+    assert (run.name, run.program, run.state, run.reason) == ('cv/x/cnn-f1-s0', 'augment', 'failed', 'ended by SIGKILL')
