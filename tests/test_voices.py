@@ -1,4 +1,5 @@
 """Voices that are made: speed and vocal tract against resampled waves, noise against its SNR, seeds, shares, labels."""
+import dataclasses
 from types import SimpleNamespace
 
 import librosa
@@ -10,6 +11,7 @@ from conftest import FEATURES
 import augment
 import config as cf
 import datasets
+import search
 from datasets import features as ft
 from datasets.dataset import SpeechDataset, by_speaker, statistics, to_logmel
 from datasets.readers import synthetic
@@ -226,12 +228,33 @@ def test_mistakes():
         Voices.of(config, ['angry', 'sad'])
 
 
+def test_noise_in_a_batch_is_added_before_normalisation():
+    rng = np.random.default_rng(0)
+    logmel = [rng.normal(-3., 2., (F, n)).astype(np.float32) for n in (30, 55, 12, 90)]
+    us, plain = [SimpleNamespace()] * 4, (torch.zeros(F, 1), torch.ones(F, 1))
+    scale, shift = torch.linspace(1, 4, 4).expand(F, 4), torch.linspace(-5, 5, 4).expand(F, 4)
+    others = [(x - shift[0, i].item()) / scale[0, i].item() for i, x in enumerate(logmel)]
+    one = SpeechDataset(us, logmel, range(4), *plain, WINDOW)
+    two = SpeechDataset(us, others, range(4), *plain, WINDOW, to_logmel=(scale, shift))
+    for (x, valid, y), (x2, _, _) in zip(epoch(one, Voices(noise=1.)), epoch(two, Voices(noise=1.)), strict=True):
+        back = x2 * scale[0, y].view(-1, 1, 1, 1) + shift[0, y].view(-1, 1, 1, 1)
+        torch.testing.assert_close(back * valid[:, None, None], x, atol=1e-4, rtol=1e-4)
+
+
 def test_a_training_with_everything(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), *FEATURES, '--normalise', 'speaker', '--noise', '1',
-            '--speed', '.1', '--vtlp', '.1', '--copypaste', '1', '--model', 'rnn', '--params', '300', '--epochs', '1']
-    augment.main(['--name', 'a', *argv])
+            '--speed', '.1', '--vtlp', '.1', '--copypaste', '1', '--epochs', '1']
+    augment.main(['--name', 'a', *argv, '--model', 'rnn', '--params', '300'])
     assert (tmp_path / 'runs/augment/a/results.json').exists()
+    drawn, draw = [], Voices.draw
+    monkeypatch.setattr(Voices, 'draw', lambda self, order, *args: drawn.append(order) or draw(self, order, *args))
+    search.main(['--name', 's', *argv, '--init_channels', '2', '--layers', '3', '--rnn_channels', '4', '--n_nodes', '1',
+                 '--rnn_nodes', '1', '--alpha_warmup', '0'])
+    assert len(drawn) == 1 and len(drawn[0]) == 12  # the half for w
     config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(small_corpus), normalise='speaker', noise=1.)
     train = datasets.load(config, ('train',)).sets['train']
-    assert [part.shape for part in train.to_logmel] == [(32, len(train))] * 2
+    raw = datasets.load(dataclasses.replace(config, normalise='corpus'), ('train',)).sets['train']
+    assert raw.to_logmel is None
+    scale, shift = (part.repeat_interleave(train.lengths, dim=1) for part in train.to_logmel)
+    torch.testing.assert_close(train.frames.float() * scale + shift, raw.frames.float(), atol=.03, rtol=0)
