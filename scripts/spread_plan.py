@@ -1,4 +1,5 @@
 """What scripts/spread.py trains: its settings, the genotypes drawn from the space, the hand-designed networks, the folds."""
+import itertools
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -6,10 +7,10 @@ import numpy as np
 import config as cf
 import genotypes as gt
 import utils
+from models.candidates import in_band, random_genotypes
 from models.training import n_parameters
 
 MOST = 100  # architectures, and seeds: run_seed has two digits for each
-MAX_DRAWS = 2_000  # for one genotype within --band
 OWNED = ('model', 'genotype', 'params', 'fold', 'patience', 'resume', 'overwrite')  # settings that the program chooses
 
 
@@ -75,36 +76,9 @@ def fold_numbers(text: str, n_folds: int) -> list[int]:
 
 def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:
     """Genotypes drawn uniformly from the space, or from those within --band. More of them begin with the same ones."""
-    low, high = band(own.band)
-    rng, rnn_nodes = np.random.default_rng(config.seed), config.rnn_nodes if config.rnn_layers else 0
-    networks, outside = [], []
-    while len(networks) < own.architectures:
-        try:
-            genotype = gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops)
-        except ValueError as error:
-            raise utils.UserError(str(error)) from None
-        n = n_parameters(config, labels, genotype)
-        if low <= n <= high:
-            networks.append(Network(str(len(networks)), genotype, config, n))
-            outside = []
-            continue
-        outside.append(n)
-        if len(outside) == MAX_DRAWS:
-            raise utils.UserError(f'--band {own.band}: {MAX_DRAWS} genotypes in a row had {min(outside):,} to '
-                                  f'{max(outside):,} parameters; change --band, --init_channels or --rnn_channels')
-    return networks
-
-
-def band(text: str | None) -> tuple[float, float]:
-    """Fewest and most parameters of --band. UserError."""
-    low, _, high = (text or '0-').partition('-')
-    try:
-        found = int(low), int(high) if text else float('inf')
-    except ValueError:
-        found = 1, 0
-    if found[0] > found[1]:
-        raise utils.UserError(f'--band {text}: must be LOW-HIGH, such as 4000-7000')
-    return found
+    genotypes = random_genotypes(config, np.random.default_rng(config.seed))
+    found = itertools.islice(in_band(genotypes, config, labels, own.band), own.architectures)
+    return [Network(str(i), genotype, config, n) for i, (genotype, n) in enumerate(found)]
 
 
 def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:
