@@ -26,6 +26,7 @@ from datasets.transforms import SpecAugment
 from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.candidates import drawn
 from models.sync import CrossEntropyLoss
 from models.training import evaluate, make_net, make_optimizer, schedule, train_epoch
 from models.visualize import plot
@@ -119,12 +120,8 @@ def configure(given: cf.Given):
         raise utils.UserError('--genotype is required: a genotype.json or folder of search.py, or random; or name a --model')
     if values['genotype'] == cf.RANDOM:
         config = cf.build('augment', given)
-        rng = np.random.default_rng([config.seed, config.fold])
-        rnn_nodes = config.rnn_nodes if config.rnn_layers else 0
-        try:
-            return config, gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops), Origin({})
-        except ValueError as error:
-            raise utils.UserError(str(error)) from None
+        labels = sorted({u.label for u in datasets.select(config)[0]}) if config.band else []
+        return config, next(drawn(config, np.random.default_rng([config.seed, config.fold]), labels))[0], Origin({})
     try:
         genotype, record = gt.load(values['genotype'])
     except ValueError as error:

@@ -118,6 +118,10 @@ class NetworkSettings:
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings:
     """search space, also of --genotype random"""
+    space: str = setting('paper', 'paper, or speech: other operations, and genotypes that also decide widths, depths, strides '
+                         'and pooling; the defaults of this section are then those of SPACES in config.py',
+                         choices=('paper', 'speech'))
+    band: str | None = setting(None, 'LOW-HIGH: draw genotypes and candidates whose network has this many parameters')
     n_nodes: int = setting(3, 'nodes in a CNN cell', low=1)
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1)
     cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
@@ -157,11 +161,11 @@ class SearchSettings:
 class FinalistSettings:
     """choice among candidates"""
     finalists: int = setting(0, 'retrain this many of the best candidates and keep the best on dev, by log-loss; 0: the '
-                             'genotype is that of the alphas', low=0, high=1000)
+                             'genotype is that of the alphas. In the space speech candidates are cells: the decisions outside '
+                             'them, which the supernet cannot rank, are drawn for each finalist', low=0, high=1000)
     candidates: int = setting(300, 'genotypes drawn from alpha and scored in the supernet', low=1, high=100_000)
     finalist_epochs: int = setting(0, 'epochs of the last rung, to which the best 3 finalists get; all train a quarter of them '
                                    'first. 0: as many as augment.py takes from --config', low=0, high=10_000)
-    band: str | None = setting(None, 'LOW-HIGH: only candidates whose network has this many parameters')
     tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '
                                         '--finalists', low=0., high=1e6)
 
@@ -208,6 +212,7 @@ class Settings:
                             'may begin with "."')
         for f in fields(self):
             check(f, getattr(self, f.name))
+        limits(getattr(self, 'band', None))
         if self.resume and self.overwrite:
             raise UserError('--overwrite and --resume exclude each other')
 
@@ -217,20 +222,24 @@ class Settings:
             return getattr(self, name, None)
         model, cells = get('model'), names_of(SpaceSettings, NetworkSettings)
         cells.remove('dropout')
+        draws_sizes = model == 'genotype' and get('genotype') == RANDOM and get('space') == 'speech'
         rows = [
             (get('n_masks') == 0, '--n_masks 0', ['max_freq', 'max_time']),
-            (get('rnn_layers') == 0, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
+            (get('rnn_layers') == 0 and not draws_sizes, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
             (get('relaxation') in ('softmax', 'none'), f'--relaxation {get("relaxation")}', ['sampling']),
             (get('relaxation') == 'none', '--relaxation none', [name for name in names_of(SearchSettings) if name not in
                                                                 ('relaxation', 'batch_size')] + ['candidates']),
             (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}', ['tournament_minutes']),
-            (get('finalists') == 0 and get('relaxation') != 'none', '--finalists 0', names_of(FinalistSettings)[1:]),
+            (get('finalists') == 0 and get('relaxation') != 'none', '--finalists 0',
+             ['band', *names_of(FinalistSettings)[1:]]),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),
+            (draws_sizes, '--space speech, which draws it',
+             ['init_channels', 'layers', 'rnn_layers', 'rnn_channels']),
             (model in BASELINES, f'--model {model}', [*cells, 'aux_weight', 'drop_path_prob']),
         ]
         mine = {f.name for f in fields(self)}
@@ -251,7 +260,6 @@ class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSetti
         if self.relaxation == 'none' and not (self.finalists or self.tournament_minutes):
             raise UserError('--relaxation none trains no supernet: say how many random candidates to retrain with --finalists '
                             'or --tournament_minutes')
-        limits(self.band)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +337,10 @@ def check(f, value):
         raise UserError(f'--{f.name} {value}: must be ' + (f'{low} or more' if high is None else f'from {low} to {high}'))
 
 
+# Defaults that a space changes.
+SPACES = {'paper': {}, 'speech': dict(cnn_ops='speech', rnn_ops='speech', n_nodes=2, rnn_nodes=1)}
+
+
 @dataclass(frozen=True)
 class Given:
     """Settings that a command line and its YAML file name, and which of them were typed as flags."""
@@ -354,7 +366,8 @@ def build(section: str, given: Given, recorded: dict | None = None):
 
     UserError if a flag was typed that has no effect on this model.
     """
-    config = SECTIONS[section](**{**(recorded or {}), **given.values})
+    values = {**(recorded or {}), **given.values}
+    config = SECTIONS[section](**{**SPACES.get(values.get('space'), {}), **values})
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')

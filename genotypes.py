@@ -5,6 +5,9 @@ cells before; state 2 + i is node i. The output of a cell is the concatenation o
 
     Genotype(normal=[[('sep_conv_3x3', 0), ('skip_connect', 1)], ...], normal_concat=range(2, 6), reduce=..., rnn=...)
 
+A genotype of the space `speech` also has `network`, decisions outside the cells: {'C': 8, 'head': 'mean', ...}. For those that
+it lacks, the settings of the program hold.
+
 `load` and `from_str` read this form, which pt.darts prints, the flat lists of DARTS and PC-DARTS, and JSON. They parse
 literals and never execute anything; `check` bounds what a file can ask for.
 """
@@ -14,7 +17,7 @@ import os
 import re
 from collections import Counter, namedtuple
 
-Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat rnn rnn_concat', defaults=([], []))
+Genotype = namedtuple('Genotype', 'normal normal_concat reduce reduce_concat rnn rnn_concat network', defaults=([], [], None))
 KINDS = ('normal', 'reduce', 'rnn')
 
 NONE, SKIP = 'none', 'skip_connect'
@@ -32,6 +35,8 @@ CNN_OP_SETS = {
     'dil_conv': _DIL + _REST,
     'conv': _SEP + _DIL + _REST,
     'pool': _POOL + _REST,
+    'speech': ('max_pool_3x3', SKIP, 'sep_conv_3x3', 'time_conv_5', 'time_conv_9', 'time_conv_5_dil_4', 'freq_conv_5',
+               'freq_conv_9', 'dense_conv_3x3', 'gated_conv_3x3', 'se_conv_3x3', 'broadcast_conv', 'freq_attention', NONE),
 }
 _LSTM, _GRU, _RNN = ([f'{family}_{depth}' for depth in (1, 2, 3, 4)] for family in ('lstm', 'gru', 'rnn'))
 _LSTM_ATT, _GRU_ATT, _RNN_ATT = ([f'{family}_att_1', f'{family}_att_2'] for family in ('lstm', 'gru', 'rnn'))
@@ -41,8 +46,24 @@ RNN_OP_SETS = {name: (*ops, *_REST) for name, ops in {
     'all': _LSTM + _LSTM_ATT + _GRU + _GRU_ATT + _RNN + _RNN_ATT,
     'lstm': _LSTM, 'gru': _GRU, 'rnn': _RNN,
     'lstm_att': _LSTM_ATT, 'gru_att': _GRU_ATT, 'rnn_att': _RNN_ATT,
+    'speech': ('gru_1', 'lstm_att_1', 'bilstm', 'bigru', 'res_bilstm', 'res_bigru', 'gated_conv_1', 'gated_conv_3',
+               'self_attention'),
 }.items()}
 PRIMITIVES, RNN_PRIMITIVES = CNN_OP_SETS['paper'], RNN_OP_SETS['mixed']
+
+# The decisions outside the cells and what --space speech draws from. Widths: C of the first CNN cell, C_rnn of a SeqNN node.
+NETWORK_CHOICES = {
+    'layers': (2, 3, 4, 6),  # CNN cells
+    'C': (2, 4, 6, 8, 12, 16),
+    'reduce_1': ('both', 'time', 'frequency'),  # axes that the first reduction cell halves
+    'reduce_2': ('both', 'time', 'frequency'),
+    'bands': (1, 2, 4, 8, 'attended'),  # how frequency becomes the width of a sequence
+    'rnn_layers': (0, 1, 2),  # SeqNN cells
+    'C_rnn': (8, 12, 16, 24, 32, 48),
+    'head': ('mean', 'mean_std', 'max', 'attention'),  # from a sequence to the classifier
+}
+NETWORK_LIMITS = {'layers': (1, 32), 'C': (1, 512), 'bands': (1, 64), 'rnn_layers': (0, 16), 'C_rnn': (2, 1024)}  # in a file
+STRIDES = {'both': 2, 'time': (1, 2), 'frequency': (2, 1)}  # of a reduction cell, along F and T
 _KNOWN = {'cnn': set(sum(CNN_OP_SETS.values(), ())), 'rnn': set(sum(RNN_OP_SETS.values(), ()))}
 
 
@@ -69,11 +90,12 @@ def op_set(ops, kind: str = 'cnn') -> tuple[str, ...]:
     return tuple(n for n in names if n != NONE) + ((NONE,) if NONE in names else ())
 
 
-def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2) -> Genotype:
+def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2, space: str = 'paper') -> Genotype:
     """A genotype drawn uniformly from all that a search of this space can find.
 
     rng: numpy Generator. Each node reads k different earlier states, each through any operation except `none`.
-    rnn_nodes = 0: no SeqNN cell. Raises ValueError as `op_set` does.
+    rnn_nodes = 0: no SeqNN cell. space 'speech': decisions outside the cells are drawn too, each from NETWORK_CHOICES; a kind
+    of cell that the network then lacks stays empty. Raises ValueError as `op_set` does.
     """
     def gene(n: int, names: list[str]) -> list:
         states = [rng.choice(2 + i, k, replace=False) for i in range(n)]
@@ -82,7 +104,17 @@ def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k:
     rnn = [name for name in op_set(rnn_ops, 'rnn') if name != NONE]
     normal, reduce = gene(n_nodes, cnn), gene(n_nodes, cnn)
     concat = range(2, 2 + n_nodes)
-    return Genotype(normal, concat, reduce, concat, gene(rnn_nodes, rnn), range(2, 2 + rnn_nodes) if rnn_nodes else [])
+    drawn = Genotype(normal, concat, reduce, concat, gene(rnn_nodes, rnn), range(2, 2 + rnn_nodes) if rnn_nodes else [])
+    if space == 'paper':
+        return drawn
+    network = {name: choices[rng.integers(len(choices))] for name, choices in NETWORK_CHOICES.items()}
+    if network['layers'] == 2:  # both are reduction cells
+        drawn = drawn._replace(normal=[], normal_concat=[])
+    if not rnn_nodes or not network['rnn_layers']:
+        network['rnn_layers'] = 0
+        del network['C_rnn']
+        drawn = drawn._replace(rnn=[], rnn_concat=[])
+    return drawn._replace(network=network)
 
 
 def op_counts(genotype: Genotype) -> dict[str, dict[str, int]]:
@@ -101,7 +133,23 @@ def check(genotype: Genotype) -> Genotype:
     for kind in KINDS:
         fields[kind] = _check_gene(kind, getattr(genotype, kind))
         fields[f'{kind}_concat'] = _check_concat(kind, getattr(genotype, f'{kind}_concat'), len(fields[kind]))
-    return Genotype(**fields)
+    return Genotype(**fields, network=_check_network(genotype.network))
+
+
+def _check_network(network) -> dict | None:
+    if network is None:
+        return None
+    if not isinstance(network, dict) or not network:
+        raise ValueError(f'network {_short(network)} must be a table of decisions: {", ".join(NETWORK_CHOICES)}')
+    for name, value in network.items():
+        if name not in NETWORK_CHOICES:
+            raise ValueError(f'network: unknown decision {_short(name)}; decisions are {", ".join(NETWORK_CHOICES)}')
+        words = [choice for choice in NETWORK_CHOICES[name] if isinstance(choice, str)]
+        low, high = NETWORK_LIMITS.get(name, (0, -1))
+        if value not in words if isinstance(value, str) else type(value) is not int or not low <= value <= high:
+            wanted = words + [f'a number from {low} to {high}'] * (name in NETWORK_LIMITS)
+            raise ValueError(f'network: {name} {_short(value)} must be {" or ".join(wanted)}')
+    return {name: network[name] for name in NETWORK_CHOICES if name in network}
 
 
 def _check_gene(kind: str, gene) -> list:
@@ -145,11 +193,11 @@ def _short(value) -> str:
 
 def to_str(genotype: Genotype) -> str:
     """The form that pt.darts prints, on one line."""
-    return repr(Genotype(*genotype))
+    return repr(Genotype(*genotype)).replace(', network=None)', ')')
 
 
 def from_str(text: str) -> Genotype:
-    """A genotype from text: Genotype(...) with four fields or six, or JSON. Raises ValueError; executes nothing."""
+    """A genotype from text: Genotype(...) with four fields or more, or JSON. Raises ValueError; executes nothing."""
     try:
         return _parse(text)[0]
     except ValueError as error:
@@ -158,7 +206,8 @@ def from_str(text: str) -> Genotype:
 
 def save(path, genotype: Genotype, record: dict) -> None:
     """Writes the genotype and `record`, the settings of the search that found it, as JSON (to a side file, then renamed)."""
-    fields = {name: list(value) for name, value in check(genotype)._asdict().items()}
+    fields = {name: value if name == 'network' else list(value) for name, value in check(genotype)._asdict().items()
+              if value is not None}
     with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
         f.write(json.dumps({'genotype': fields, **record}, indent=1) + '\n')
     os.replace(f'{path}.tmp', path)

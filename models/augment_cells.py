@@ -34,9 +34,13 @@ def run_dag(dag: nn.ModuleList, s0: Tensor, s1: Tensor, concat) -> list:
 
 
 class AugmentCell(nn.Module):
-    """CNN cell: (N, C_pp, ., .), (N, C_p, F, T) -> (N, len(concat) * C, F, T), F and T halved where `reduction`."""
+    """CNN cell: (N, C_pp, ., .), (N, C_p, F, T) -> (N, len(concat) * C, F', T').
 
-    def __init__(self, genotype, C_pp: int, C_p: int, C: int, reduction_p: bool, reduction: bool):
+    reduction: the stride if this is a reduction cell: 2 halves F and T, (2, 1) and (1, 2) one of them; False otherwise.
+    reduction_p: likewise for the cell before.
+    """
+
+    def __init__(self, genotype, C_pp: int, C_p: int, C: int, reduction_p, reduction):
         super().__init__()
         self.kind = 'reduce' if reduction else 'normal'
         gene, self.concat = getattr(genotype, self.kind), getattr(genotype, f'{self.kind}_concat')
@@ -48,7 +52,7 @@ class AugmentCell(nn.Module):
         self.preproc1 = fit_map(C_p, C, False, affine=True)
         if reduction and min(self.concat) < 2:
             raise ValueError('reduce_concat names an input of the cell, whose size differs from that of the nodes')
-        self.dag = to_dag(gene, lambda name, j: OPS[name](C, 2 if reduction and j < 2 else 1, affine=True))
+        self.dag = to_dag(gene, lambda name, j: OPS[name](C, reduction if reduction and j < 2 else 1, affine=True))
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         return torch.cat(run_dag(self.dag, self.preproc0(s0), self.preproc1(s1), self.concat), dim=1)

@@ -2,6 +2,7 @@
 import torch.nn as nn
 from torch import Tensor
 
+import genotypes as gt
 from models.augment_cells import AugmentCell, AugmentSeqCell
 from models.fast.depthwise import use_fast_depthwise
 from models.ops import DropPath
@@ -22,12 +23,23 @@ class AuxiliaryHead(nn.Sequential):
             nn.Flatten(), nn.Linear(C_AUX * 4, n_classes))
 
 
+def arguments(network: dict | None) -> dict:
+    """The decisions outside the cells, Genotype.network, as arguments of JointNetwork; those that are not made are left out."""
+    names = {'C': 'C', 'layers': 'n_layers', 'rnn_layers': 'n_layers_rnn', 'C_rnn': 'C_rnn', 'bands': 'bands', 'head': 'head'}
+    network = network or {}
+    found = {argument: network[name] for name, argument in names.items() if name in network}
+    if {'reduce_1', 'reduce_2'} & set(network):
+        found['strides'] = [gt.STRIDES[network.get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
+    return found
+
+
 class AugmentCNN(JointNetwork):
     """Discrete network.
 
     input_size: not used, any F and T will do; pt.darts has it first. auxiliary: add an auxiliary head for training.
-    genotype: genotypes.Genotype. Other arguments as in SearchCNNController. fast: use the depthwise convolutions of
-    models/fast, which compute the same numbers. Raises ValueError if the genotype lacks a kind of cell that these layers need.
+    genotype: genotypes.Genotype. What it decides outside the cells replaces C, n_layers, n_layers_rnn and C_rnn. Other
+    arguments as in SearchCNNController. fast: use the depthwise convolutions of models/fast, which compute the same numbers.
+    Raises ValueError if the genotype lacks a kind of cell that these layers need.
     """
 
     def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
@@ -35,6 +47,7 @@ class AugmentCNN(JointNetwork):
                  fast: bool = True):
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
+        sizes = dict(C=C, n_layers=n_layers, n_layers_rnn=n_layers_rnn, C_rnn=C_rnn) | arguments(genotype.network)
 
         def make_cell(C_pp, C_p, C, reduction_p, reduction):
             return AugmentCell(genotype, C_pp, C_p, C, reduction_p, reduction)
@@ -42,8 +55,9 @@ class AugmentCNN(JointNetwork):
         def make_seq_cell(H_pp, H_p, H):
             return AugmentSeqCell(genotype, H_pp, H_p, H)
 
-        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
-        self.aux_pos = 2 * n_layers // 3 if auxiliary else -1
+        super().__init__(C_in=C_in, n_classes=n_classes, stem_multiplier=stem_multiplier, dropout=dropout, make_cell=make_cell,
+                         make_seq_cell=make_seq_cell, **sizes)
+        self.aux_pos = 2 * sizes['n_layers'] // 3 if auxiliary else -1
         self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
         if fast:
             use_fast_depthwise(self)

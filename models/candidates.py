@@ -19,9 +19,10 @@ REFIT_BATCH = 64
 
 def random_genotypes(config, rng: np.random.Generator) -> Iterator[gt.Genotype]:
     """Genotypes drawn uniformly from the search space, without end. UserError if the space has none."""
+    rnn_nodes = config.rnn_nodes if config.rnn_layers or config.space == 'speech' else 0
     while True:
         try:
-            yield gt.draw(rng, config.n_nodes, config.rnn_nodes if config.rnn_layers else 0, config.cnn_ops, config.rnn_ops)
+            yield gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space)
         except ValueError as error:
             raise UserError(str(error)) from None
 
@@ -70,12 +71,21 @@ def distinct(genotypes: Iterable[gt.Genotype]) -> Iterator[gt.Genotype]:
             yield genotype
 
 
-def in_band(genotypes: Iterable[gt.Genotype], config, labels: list[str], band: str | None) -> Iterator[tuple]:
-    """(genotype, parameters) of those whose network has as many as the band says. UserError if too many do not.
+def drawn(config, rng: np.random.Generator, labels: list[str]) -> Iterator[tuple[gt.Genotype, int | None]]:
+    """Genotypes of the space and band of `config`, drawn uniformly, and their numbers of parameters. UserError."""
+    return in_band(random_genotypes(config, rng), config, labels)
 
-    config: AugmentConfig of the network. labels: the classes.
+
+def in_band(genotypes: Iterable[gt.Genotype], config, labels: list[str]) -> Iterator[tuple[gt.Genotype, int | None]]:
+    """(genotype, parameters) of those whose network has as many as config.band says. UserError if too many do not.
+
+    Without a band no network is built, and the number is None. config: AugmentConfig of the network. labels: classes, whose
+    number counts towards the parameters.
     """
-    low, high = cf.limits(band)
+    if not config.band:
+        yield from ((genotype, None) for genotype in genotypes)
+        return
+    low, high = cf.limits(config.band)
     outside = []
     for genotype in genotypes:
         n = n_parameters(config, labels, genotype)
@@ -85,8 +95,19 @@ def in_band(genotypes: Iterable[gt.Genotype], config, labels: list[str], band: s
             continue
         outside.append(n)
         if len(outside) == MAX_DRAWS:
-            raise UserError(f'--band {band}: {MAX_DRAWS} genotypes in a row had {min(outside):,} to {max(outside):,} '
-                            'parameters; change --band, --init_channels or --rnn_channels')
+            raise UserError(f'--band {config.band}: {MAX_DRAWS} genotypes in a row had {min(outside):,} to {max(outside):,} '
+                            'parameters; change --band' + ', --init_channels or --rnn_channels' * (config.space == 'paper'))
+
+
+def with_decisions(genotype: gt.Genotype, config, rng: np.random.Generator, labels: list[str]) -> gt.Genotype:
+    """The cells of a genotype in a network whose decisions outside the cells are drawn from the space `speech` and the band."""
+    def complete():
+        for other in random_genotypes(config, rng):
+            lacks = [kind for kind in gt.KINDS if not getattr(other, kind)]
+            if all(kind in lacks or getattr(genotype, kind) for kind in gt.KINDS):
+                empty = {field: [] for kind in lacks for field in (kind, f'{kind}_concat')}
+                yield genotype._replace(network=other.network, **empty)
+    return next(in_band(complete(), config, labels))[0]
 
 
 class Scorer:

@@ -18,7 +18,7 @@ import config as cf
 import genotypes as gt
 import utils
 from models import parallel
-from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, random_genotypes
+from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, random_genotypes, with_decisions
 from models.training import n_parameters, train
 
 RUNGS = 4  # the first rung has this part of the epochs
@@ -59,15 +59,21 @@ def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
 
 
 def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
-    """The candidates with the lowest log-loss in the supernet. The genotype of the alphas is among the candidates."""
-    drawn = itertools.chain([net.genotype()], genotypes_from_alpha(net, np.random.default_rng([config.seed, config.fold])))
-    candidates = list(itertools.islice(book.allowed(distinct(drawn)), config.candidates))
+    """The candidates with the lowest log-loss in the supernet. The genotype of the alphas is among the candidates.
+
+    In the space `speech` the supernet, whose size and head the settings fix, ranks cells alone. Decisions outside the cells are
+    then drawn for each finalist, within --band.
+    """
+    rng, speech = np.random.default_rng([config.seed, config.fold]), config.space == 'speech'
+    drawn = distinct(itertools.chain([net.genotype()], genotypes_from_alpha(net, rng)))
+    candidates = list(itertools.islice(drawn if speech else book.allowed(drawn), config.candidates))
     scored = [(book.score(genotype, scorer), i, genotype) for i, genotype in enumerate(
         parallel.progress(candidates, 'candidates', len(candidates)))]
     book.write()
     scored.sort(key=lambda row: row[:2])
     book.log('%d candidates scored in the supernet: dev loss %.3f to %.3f', len(scored), scored[0][0], scored[-1][0])
-    return [genotype for *_, genotype in scored[:config.finalists]]
+    best = [genotype for *_, genotype in scored[:config.finalists]]
+    return [book.complete(genotype, rng) for genotype in best] if speech else best
 
 
 def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
@@ -122,9 +128,13 @@ class Book:
 
     def allowed(self, genotypes: Iterator[gt.Genotype]) -> Iterator[gt.Genotype]:
         """Those within --band."""
-        if not self.run.config.band:
-            return genotypes
-        return (genotype for genotype, _ in in_band(genotypes, self.config, self.data.labels, self.run.config.band))
+        return (genotype for genotype, _ in in_band(genotypes, self.config, self.data.labels))
+
+    def complete(self, genotype, rng) -> gt.Genotype:
+        """The genotype with decisions outside its cells; it keeps the score of the cells."""
+        found = with_decisions(genotype, self.config, rng, self.data.labels)
+        self.scores[gt.to_str(found)] = self.scores[gt.to_str(genotype)]
+        return found
 
     def score(self, genotype, scorer: Scorer) -> float:
         """Log-loss in the supernet."""

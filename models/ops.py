@@ -1,8 +1,8 @@
 """Operations of the CNN cells: (N, C, F, T) -> (N, C, ceil(F / stride), ceil(T / stride)).
 
-`OPS[name](C, stride, affine)` makes one. Batch norm has no affine parameters during search: with them an operation could
-rescale its output and cancel its alpha (DARTS, appendix A.1.1). A new operation is one class and one row of OPS, and its
-name in a set of genotypes.py.
+`OPS[name](C, stride, affine)` makes one; stride is 1, 2, or a pair (along F, along T) such as (1, 2). Batch norm has no affine
+parameters during search: with them an operation could rescale its output and cancel its alpha (DARTS, appendix A.1.1). A new
+operation is one class and one row of OPS, and its name in a set of genotypes.py.
 """
 import torch
 import torch.nn as nn
@@ -16,23 +16,36 @@ OPS = {
     'max_pool_3x3': lambda C, stride, affine: PoolBN(nn.MaxPool2d(3, stride, padding=1), C, affine),
     'avg_pool_3x3': lambda C, stride, affine: PoolBN(
         nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), C, affine),
-    'skip_connect': lambda C, stride, affine: nn.Identity() if stride == 1 else FactorizedReduce(C, C, affine),
+    'skip_connect': lambda C, stride, affine: nn.Identity() if stride == 1 else reduce_map(C, C, stride, affine),
     'sep_conv_3x3': lambda C, stride, affine: SepConv(C, 3, stride, affine),
     'sep_conv_5x5': lambda C, stride, affine: SepConv(C, 5, stride, affine),
     'dil_conv_3x3': lambda C, stride, affine: DilConv(C, 3, stride, dilation=2, affine=affine),
     'dil_conv_5x5': lambda C, stride, affine: DilConv(C, 5, stride, dilation=2, affine=affine),
+    'time_conv_5': lambda C, stride, affine: AxisConv(C, (1, 5), stride, 1, affine),
+    'time_conv_9': lambda C, stride, affine: AxisConv(C, (1, 9), stride, 1, affine),
+    'time_conv_5_dil_4': lambda C, stride, affine: AxisConv(C, (1, 5), stride, 4, affine),
+    'freq_conv_5': lambda C, stride, affine: AxisConv(C, (5, 1), stride, 1, affine),
+    'freq_conv_9': lambda C, stride, affine: AxisConv(C, (9, 1), stride, 1, affine),
+    'dense_conv_3x3': lambda C, stride, affine: DenseConv(C, stride, affine),
+    'gated_conv_3x3': lambda C, stride, affine: GatedConv(C, stride, affine),
+    'se_conv_3x3': lambda C, stride, affine: SqueezeConv(C, stride, affine),
+    'broadcast_conv': lambda C, stride, affine: BroadcastConv(C, stride, affine),
+    'freq_attention': lambda C, stride, affine: FrequencyAttention(C, stride, affine),
 }
 
 
 class Zero(nn.Module):
     """The operation `none`. At stride 1 the input may have any rank, otherwise it is (N, C, F, T)."""
 
-    def __init__(self, stride: int = 1):
+    def __init__(self, stride=1):
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x if self.stride == 1 else x[:, :, ::self.stride, ::self.stride])
+        if self.stride == 1:
+            return torch.zeros_like(x)
+        along_f, along_t = _pair(self.stride)
+        return torch.zeros_like(x[:, :, ::along_f, ::along_t])
 
 
 class PoolBN(nn.Sequential):
@@ -86,6 +99,110 @@ class FactorizedReduce(nn.Module):
             return self.bn(self.even(x))
         shifted = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
         return self.bn(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+class AxisReduce(nn.Module):
+    """ReLU - convolution of width and stride 2 along one axis - batch norm. (N, C_in, F, T) -> (N, C_out, F', T')
+
+    stride: (1, 2) halves T, (2, 1) halves F; an odd axis gets a zero first, so that its length is rounded up.
+    """
+
+    def __init__(self, C_in: int, C_out: int, stride: tuple[int, int], affine: bool = True):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(C_in, C_out, stride, stride, bias=False)
+        self.bn = BatchNorm2d(C_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = [-size % step for size, step in zip(x.shape[2:], self.stride)]
+        return self.bn(self.conv(F.pad(F.relu(x), (0, missing[1], 0, missing[0]))))
+
+
+def reduce_map(C_in: int, C_out: int, stride, affine: bool = True) -> nn.Module:
+    """Halves both axes of a map (stride 2), or one of them (a pair)."""
+    return FactorizedReduce(C_in, C_out, affine) if stride == 2 else AxisReduce(C_in, C_out, stride, affine)
+
+
+def _pair(stride) -> tuple[int, int]:
+    return stride if isinstance(stride, tuple) else (stride, stride)
+
+
+def _depthwise(C: int, kernel: tuple[int, int], stride=1, dilation: int = 1) -> nn.Conv2d:
+    padding = tuple(dilation * (k // 2) for k in kernel)
+    return nn.Conv2d(C, C, kernel, stride, padding, dilation, groups=C, bias=False)
+
+
+class AxisConv(nn.Sequential):
+    """ReLU - depthwise convolution along one axis - 1x1 convolution - batch norm (asymmetric kernels: Light-SERNet)."""
+
+    def __init__(self, C: int, kernel: tuple[int, int], stride, dilation: int, affine: bool):
+        super().__init__(nn.ReLU(), _depthwise(C, kernel, stride, dilation), nn.Conv2d(C, C, 1, bias=False),
+                         BatchNorm2d(C, affine=affine))
+
+
+class DenseConv(nn.Sequential):
+    """ReLU - 3x3 convolution across channels - batch norm."""
+
+    def __init__(self, C: int, stride, affine: bool):
+        super().__init__(nn.ReLU(), nn.Conv2d(C, C, 3, stride, 1, bias=False), BatchNorm2d(C, affine=affine))
+
+
+class GatedConv(nn.Sequential):
+    """Depthwise 3x3 convolution - 1x1 convolution to 2C - gated linear unit (Dauphin et al. 2017) - batch norm."""
+
+    def __init__(self, C: int, stride, affine: bool):
+        super().__init__(_depthwise(C, (3, 3), stride), nn.Conv2d(C, 2 * C, 1, bias=False), nn.GLU(dim=1),
+                         BatchNorm2d(C, affine=affine))
+
+
+class SqueezeConv(nn.Module):
+    """ReLU - depthwise 3x3 - 1x1 convolution - squeeze and excitation (Hu et al. 2018) - batch norm."""
+
+    def __init__(self, C: int, stride, affine: bool):
+        super().__init__()
+        hidden = max(1, C // 2)
+        self.conv = nn.Sequential(nn.ReLU(), _depthwise(C, (3, 3), stride), nn.Conv2d(C, C, 1, bias=False))
+        self.gate = nn.Sequential(nn.Conv2d(C, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, C, 1, bias=False),
+                                  nn.Sigmoid())
+        self.bn = BatchNorm2d(C, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y * self.gate(y.mean(dim=(2, 3), keepdim=True)))  # (N, C, 1, 1)
+
+
+class BroadcastConv(nn.Module):
+    """A residual along time that is broadcast over frequency (Kim et al. 2021, BC-ResNet).
+
+    y = depthwise convolution along frequency; its mean over F, (N, C, 1, T), passes a depthwise convolution along time and a
+    1x1 convolution, and is added to all frequencies of y. Batch norm comes last.
+    """
+
+    def __init__(self, C: int, stride, affine: bool):
+        super().__init__()
+        self.along_frequency = nn.Sequential(nn.ReLU(), _depthwise(C, (3, 1), stride), BatchNorm2d(C, affine=affine))
+        self.along_time = nn.Sequential(_depthwise(C, (1, 5)), nn.SiLU(), nn.Conv2d(C, C, 1, bias=False))
+        self.bn = BatchNorm2d(C, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.along_frequency(x)
+        return self.bn(y + self.along_time(y.mean(dim=2, keepdim=True)))
+
+
+class FrequencyAttention(nn.Module):
+    """Each channel attends to frequencies, and what it finds is added to all of them: BN(x + W sum_f softmax_f(V x) x)."""
+
+    def __init__(self, C: int, stride, affine: bool):
+        super().__init__()
+        self.stride = _pair(stride)
+        self.score, self.out = nn.Conv2d(C, C, 1, bias=False), nn.Conv2d(C, C, 1, bias=False)
+        self.bn = BatchNorm2d(C, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride != (1, 1):
+            x = F.avg_pool2d(x, self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        attended = (torch.softmax(self.score(x), dim=2) * x).sum(dim=2, keepdim=True)  # (N, C, 1, T)
+        return self.bn(x + self.out(attended))
 
 
 class MixedOp(nn.Module):

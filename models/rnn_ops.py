@@ -1,13 +1,14 @@
 """Operations of the SeqNN cells: (N, T, H) -> (N, T, H), along time. No operation mixes utterances.
 
 `RNN_OPS[name](H, affine)` makes one. A name gives the family, `att` for attention, and the number of stacked layers. Every
-recurrent operation ends in a layer norm, so its output has the scale of a skip and only alpha decides between them. The norm is
-not affine during search.
+operation but the skip ends in a layer norm, so its output has the scale of a skip and only alpha decides between them. The norm
+is not affine during search.
 """
 from functools import partial
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.derivatives import cudnn, second_derivatives
@@ -63,9 +64,68 @@ class AttentiveRecurrent(nn.Module):
         return self.norm(h + torch.softmax(scores, dim=-1) @ h)
 
 
+class ResidualRecurrent(nn.Module):
+    """Input + both directions of a bidirectional layer - layer norm (the residual: Krasnoproshin & Vashkevich, ResLSTM-SA)."""
+
+    def __init__(self, H: int, affine: bool, family: str):
+        super().__init__()
+        self.rnn = _FAMILIES[family](H, H, batch_first=True, bidirectional=True)
+        self.norm = nn.LayerNorm(H, elementwise_affine=affine)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        forward, backward = run_rnn(self.rnn, x).chunk(2, dim=-1)  # (N, T, 2H) -> 2 x (N, T, H)
+        return self.norm(self.residual(x) + forward + backward)
+
+
+class Bidirectional(ResidualRecurrent):
+    """The sum of both directions of one layer - layer norm."""
+
+    def residual(self, x: Tensor) -> Tensor:
+        return 0.
+
+
+class GatedTimeConv(nn.Module):
+    """Dilated convolutions along time with gates and residuals - layer norm (van den Oord et al. 2016, without causality).
+
+    depth: layers of width 3, dilated by 1, 2, 4, ...; the output at t depends on 2 ** depth - 1 steps to either side.
+    """
+
+    def __init__(self, H: int, affine: bool, depth: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(H, 2 * H, 3, padding=2 ** i, dilation=2 ** i) for i in range(depth))
+        self.norm = nn.LayerNorm(H, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.transpose(1, 2)  # (N, H, T)
+        for conv in self.convs:
+            y = y + F.glu(conv(y), dim=1)
+        return self.norm(y.transpose(1, 2))
+
+
+class SelfAttention(nn.Module):
+    """norm(x + softmax(q(x) k(x)^T / sqrt(H)) v(x)), (Vaswani et al. 2017), without positions."""
+
+    def __init__(self, H: int, affine: bool):
+        super().__init__()
+        self.maps = nn.Linear(H, 3 * H)
+        self.norm = nn.LayerNorm(H, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.maps(x).chunk(3, dim=-1)
+        scores = q @ k.transpose(1, 2) / x.shape[-1] ** .5  # (N, T, T)
+        return self.norm(x + torch.softmax(scores, dim=-1) @ v)
+
+
 RNN_OPS = {
     'none': lambda H, affine: Zero(),
     'skip_connect': lambda H, affine: nn.Identity(),
     **{f'{f}_{d}': partial(Recurrent, family=f, depth=d) for f in _FAMILIES for d in (1, 2, 3, 4)},
     **{f'{f}_att_{d}': partial(AttentiveRecurrent, family=f, depth=d) for f in _FAMILIES for d in (1, 2)},
+    **{f'bi{f}': partial(Bidirectional, family=f) for f in ('lstm', 'gru')},
+    **{f'res_bi{f}': partial(ResidualRecurrent, family=f) for f in ('lstm', 'gru')},
+    **{f'gated_conv_{d}': partial(GatedTimeConv, depth=d) for d in (1, 3)},
+    'self_attention': SelfAttention,
 }

@@ -142,7 +142,7 @@ class SearchCNNController(nn.Module):
 
     def genotype(self) -> gt.Genotype:
         """The discrete architecture of the current alphas. Kinds of cell that the supernet lacks stay empty."""
-        fields = dict.fromkeys(gt.Genotype._fields, [])
+        fields = {name: [] for name in gt.Genotype._fields[:6]}
         for kind in self.kinds():
             fields[kind] = parse(getattr(self, f'alpha_{kind}'), k=2, primitives=self.primitives_of(kind),
                                  edge_weights=self.edge_weights(kind))

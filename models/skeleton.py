@@ -1,10 +1,13 @@
 """What supernet and discrete network share: stem, order and width of the cells, from maps to sequences, pooling, classifier."""
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.ops import FactorizedReduce, StdConv
+from models.heads import HEADS, AttendedBands
+from models.ops import StdConv, reduce_map
 from models.sync import BatchNorm2d
 
 N_BANDS = 4  # frequency bands of a sequence: a map is averaged to this height first
@@ -12,13 +15,13 @@ VARIANCE_FLOOR = 1e-5  # added under the square root of the statistics pooling: 
 
 
 def reduction_layers(n_layers: int) -> set:
-    """Indices of the CNN cells that halve F and T and double the width, at one third and two thirds of the depth."""
+    """Indices of the CNN cells that shrink maps and double the width, at one third and two thirds of the depth."""
     return {n_layers // 3, 2 * n_layers // 3}
 
 
-def fit_map(C_in: int, C_out: int, halve: bool, affine: bool) -> nn.Module:
-    """Brings a state to the width of a cell, and to its size if a reduction cell lies between."""
-    return FactorizedReduce(C_in, C_out, affine) if halve else StdConv(C_in, C_out, affine)
+def fit_map(C_in: int, C_out: int, reduction, affine: bool) -> nn.Module:
+    """Brings a state to the width of a cell, and to its size if a reduction cell of this stride lies between."""
+    return reduce_map(C_in, C_out, reduction, affine) if reduction else StdConv(C_in, C_out, affine)
 
 
 class FitSequence(nn.Sequential):
@@ -28,9 +31,9 @@ class FitSequence(nn.Sequential):
         super().__init__(nn.Linear(H_in, H_out), nn.LayerNorm(H_out, elementwise_affine=affine))
 
 
-def to_sequence(x: Tensor, n_steps: int) -> Tensor:
-    """(N, C, F, T) -> (N, n_steps, C * N_BANDS): frequency is averaged into bands, which become part of the width."""
-    x = F.adaptive_avg_pool2d(x, (N_BANDS, n_steps))  # (N, C, F, T) -> (N, C, B, T')
+def to_sequence(x: Tensor, n_steps: int, bands: int = N_BANDS) -> Tensor:
+    """(N, C, F, T) -> (N, n_steps, C * bands): frequency is averaged into bands, which become part of the width."""
+    x = F.adaptive_avg_pool2d(x, (bands, n_steps))  # (N, C, F, T) -> (N, C, B, T')
     return x.flatten(1, 2).transpose(1, 2)  # (N, C*B, T') -> (N, T', C*B)
 
 
@@ -61,13 +64,16 @@ class JointNetwork(nn.Module):
     """Stem - CNN cells - sequences over time - SeqNN cells - statistics pooling - linear.
 
     make_cell(C_pp, C_p, C, reduction_p, reduction) and make_seq_cell(H_pp, H_p, H) build the cells. A cell has the attributes
-    `kind` ('normal', 'reduce' or 'rnn') and `C_out`. With n_layers_rnn = 0 the pooled output of the CNN goes to the classifier.
-    Raises ValueError on sizes that make no network.
+    `kind` ('normal', 'reduce' or 'rnn') and `C_out`. reduction: False, or the stride of a reduction cell. With n_layers_rnn = 0
+    the pooled output of the CNN goes to the classifier.
+    strides: of the two reduction cells, 2 or a pair (along F, along T). bands: frequency bands of a sequence, or 'attended'.
+    head: 'mean_std' (statistics pooling), or a name in models/heads.py. Raises ValueError on sizes that make no network.
     """
 
     pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
-    def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell):
+    def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
+                 strides=(2, 2), bands=N_BANDS, head='mean_std'):
         super().__init__()
         sizes = dict(C_in=C_in, C=C, n_layers=n_layers, stem_multiplier=stem_multiplier, C_rnn=C_rnn)
         for name, size in sizes.items():
@@ -83,19 +89,26 @@ class JointNetwork(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), BatchNorm2d(C_cur))
         C_pp, C_p, C_cur = C_cur, C_cur, C
         self.cells = nn.ModuleList()
+        reductions = dict(zip(sorted(reduction_layers(n_layers)), strides))
         reduction_p = False
         for i in range(n_layers):
-            reduction = i in reduction_layers(n_layers)
+            reduction = reductions.get(i, False)
             C_cur *= 2 if reduction else 1
             self.cells.append(make_cell(C_pp, C_p, C_cur, reduction_p, reduction))
             reduction_p, C_pp, C_p = reduction, C_p, self.cells[-1].C_out
-        H_pp, H_p = N_BANDS * C_pp, N_BANDS * C_p
+        self.bands = bands
+        self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if bands == 'attended' else None
+        width = N_BANDS if self.attend else bands
+        H_pp, H_p = width * C_pp, width * C_p
         self.seq_cells = nn.ModuleList()
         for _ in range(n_layers_rnn):
             self.seq_cells.append(make_seq_cell(H_pp, H_p, C_rnn))
             H_pp, H_p = H_p, self.seq_cells[-1].C_out
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(2 * H_p, n_classes)
+        self.head = None if head == 'mean_std' else HEADS[head](H_p)
+        self.linear = nn.Linear(H_p if self.head else 2 * H_p, n_classes)
+        self.shrink = [math.prod(stride if isinstance(stride, int) else stride[axis] for stride in reductions.values())
+                       for axis in (0, 1)]  # by which F and T get smaller
 
     def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None):
         """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
@@ -112,16 +125,18 @@ class JointNetwork(nn.Module):
             if i == tap:
                 tapped = s1
         n_steps = s1.shape[-1]
-        s0, s1 = to_sequence(s0, n_steps), to_sequence(s1, n_steps)  # (N, C, F', T') -> (N, T', H)
+        if self.attend:
+            s0, s1 = (attend(s, n_steps) for attend, s in zip(self.attend, (s0, s1)))  # (N, C, F', T') -> (N, T', H)
+        else:
+            s0, s1 = to_sequence(s0, n_steps, self.bands), to_sequence(s1, n_steps, self.bands)
         for cell in self.seq_cells:
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
         mask = None if valid is None or self.pools_padding else valid_steps(valid, n_steps)
-        return self.linear(statistics_pool(s1, mask)), tapped
+        return self.linear(self.head(s1, mask) if self.head else statistics_pool(s1, mask)), tapped
 
     def check_batches(self, n_mels: int, n_frames: int, sizes):
         """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
-        shrink = 2 ** sum(cell.kind == 'reduce' for cell in self.cells)
-        if min(sizes) == 1 and n_mels <= shrink and n_frames <= shrink:
+        if min(sizes) == 1 and n_mels <= self.shrink[0] and n_frames <= self.shrink[1]:
             raise ValueError(f'batch norm needs more than one value per channel, but in a batch of one utterance a map of '
                              f'{n_mels} x {n_frames} shrinks to one: raise --batch_size, --n_mels or --duration')
 

@@ -10,7 +10,9 @@ from genotypes import NONE, Genotype
 
 TITLES = {'normal': 'normal CNN cell', 'reduce': 'reduction CNN cell', 'rnn': 'SeqNN cell'}
 COLORS = {'skip': '#777777', 'max': '#b96d00', 'avg': '#d98c21', 'sep': '#2f6db5', 'dil': '#6a4fb0', 'lstm': '#217a4b',
-          'gru': '#b53a5a', 'rnn': '#0f8a9d'}  # by the first word of an operation
+          'gru': '#b53a5a', 'rnn': '#0f8a9d', 'time': '#2f6db5', 'freq': '#6a4fb0', 'dense': '#a0522d', 'gated': '#008080',
+          'se': '#5b7a1f', 'broadcast': '#9a2fb5', 'bilstm': '#217a4b', 'bigru': '#b53a5a', 'res': '#c05a00',
+          'self': '#0f8a9d'}  # by the first word of an operation
 OUT = 'out'
 STEP = 2.2  # between the columns of two nodes; all sizes below are in the same data units
 SAGS = (.15, -.15, .3, -.3, .45, -.45)  # by how much the middle of an edge may leave the straight line
@@ -44,14 +46,16 @@ def caption(record: dict) -> str:
 def plot(genotype: Genotype, title: str | None = None) -> Figure:
     """The graph of every kind of cell, one row each: inputs on the left, output on the right, nodes numbered as states.
 
-    Every operation is written on its edge. Grey lines are the concatenation.
+    Every operation is written on its edge. Grey lines are the concatenation. Decisions outside the cells follow the title.
     """
+    decisions = ', '.join(f'{name} {value}' for name, value in (genotype.network or {}).items())
+    title = '\n'.join(filter(None, [title, decisions]))
     kinds = [kind for kind in TITLES if getattr(genotype, kind)]
     widest = max((len(getattr(genotype, kind)) for kind in kinds), default=1)
-    size = INCHES * (STEP * (widest + 1) + 1.4), .4 * bool(title) + 3.6 * INCHES * len(kinds)
+    size = INCHES * (STEP * (widest + 1) + 1.4), .4 * len(title.splitlines()) + 3.6 * INCHES * len(kinds)
     figure = Figure(figsize=size, layout='constrained')
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, fontsize=9 if decisions else None, wrap=True)
     for row, kind in enumerate(kinds):
         axes = figure.add_subplot(len(kinds), 1, row + 1)
         axes.set_title(TITLES[kind], fontsize=11)

@@ -90,13 +90,13 @@ def parse(argv):
 def trained(args, config, data) -> list:
     """[(name, Genotype, [scores of every seed])] of networks drawn from the space and trained, those on disk not again."""
     training = replace(recipe(config), seed=0)  # other searches, with other seeds, are compared with the same networks
-    training = replace(training, epochs=args.epochs or training.epochs, name='ranks')
-    own = SimpleNamespace(architectures=args.networks, band=args.band)
+    training = replace(training, epochs=args.epochs or training.epochs, name='ranks', band=args.band or training.band)
+    own = SimpleNamespace(architectures=args.networks)
     networks = spread_plan.draw(own, training, data.labels)
     path = Path('runs', 'ranks', args.name or config.name)
     with spread.locked(path):
         kept = {name: value for name, value in asdict(training).items() if name not in utils.MAY_CHANGE}
-        spread.check_settings(path, {**kept, 'band': args.band, 'digest': data.digest}, True)
+        spread.check_settings(path, {**kept, 'digest': data.digest}, True)
         rows = spread.read_rows(path / 'trainings.csv', networks)
         jobs = [(network, config.fold, seed) for network in networks for seed in range(args.seeds)]
         left = [job for job in jobs if spread.key(*job) not in rows]

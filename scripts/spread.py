@@ -23,9 +23,9 @@ import datasets  # noqa: E402
 import utils  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import spread_report  # noqa: E402
-from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers  # noqa: E402
+from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers, latency_ms  # noqa: E402
 
-COLUMNS = ('architecture', 'genotype', 'parameters', 'seed', 'fold', 'run_seed', 'ua', 'loss', 'minutes')
+COLUMNS = ('architecture', 'genotype', 'parameters', 'seed', 'fold', 'run_seed', 'ua', 'loss', 'minutes', 'latency_ms')
 
 
 def main(argv=None):
@@ -39,7 +39,7 @@ def main(argv=None):
     # A dry run writes nothing.
     with nullcontext() if own.dry_run else locked(path):
         settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
-        check_settings(path, {**settings, 'band': own.band, 'digest': datasets.digest(utterances)}, not own.dry_run)
+        check_settings(path, {**settings, 'digest': datasets.digest(utterances)}, not own.dry_run)
         rows = read_rows(path / 'trainings.csv', networks)
         jobs = [(network, fold, seed) for fold in numbers for network in [*networks, *hand_made] for seed in range(own.seeds)]
         left = [job for job in jobs if key(*job) not in rows]
@@ -78,17 +78,20 @@ def train_all(jobs, rows: dict, path: Path, config, judged: str = 'test'):
     """Trains what is left, fold after fold, and writes every row as soon as it is known. judged: the set to score."""
     utils.set_threads(config.threads)
     device, data, loaded = utils.choose_device(config.device), None, None
+    latency = {row['architecture']: row['latency_ms'] for row in rows.values() if row['latency_ms']}
     for i, (network, fold, seed) in enumerate(jobs, 1):
         if fold != loaded:
             data = datasets.load(replace(config, fold=fold), ('train', judged), device, train_on_dev=config.train_on_dev)
             loaded = fold
             print(f'fold {fold}: {len(data.sets["train"])} utterances to train, {len(data.sets[judged])} to {judged}, of '
                   f'{" ".join(getattr(data.fold, judged))}', flush=True)
+        if network.name not in latency:
+            latency[network.name] = round(latency_ms(network.config, data.labels, network.genotype), 3)
         began, run_seed = time.time(), network.run_seed(fold, seed)
         scores = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device, judged)
         rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
             network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
-            round(scores['loss'], 6), round((time.time() - began) / 60, 3)), strict=True))
+            round(scores['loss'], 6), round((time.time() - began) / 60, 3), latency[network.name]), strict=True))
         utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
         print(f'{i}/{len(jobs)}: architecture {network.name}, seed {seed}, fold {fold}: UA {scores["ua"]:.3f}, '
               f'loss {scores["loss"]:.3f}, {(time.time() - began) / 60:.2f} minutes', flush=True)
@@ -103,10 +106,12 @@ def read_rows(path: Path, networks: list[Network]) -> dict:
     """{key: row} of the finished trainings. UserError if one is of another genotype."""
     if not path.exists():
         return {}
-    types = dict(parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float, minutes=float)
+    types = dict(parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float, minutes=float,
+                 latency_ms=lambda text: float(text) if text else None)  # earlier versions did not measure it
     try:
         with open(path, newline='', encoding='utf-8') as f:
-            rows = [{name: types.get(name, str)(row[name]) for name in COLUMNS} for row in csv.DictReader(f)]
+            rows = [{name: types.get(name, str)(row[name]) for name in COLUMNS}
+                    for row in ({'latency_ms': '', **row} for row in csv.DictReader(f))]
     except (KeyError, TypeError, ValueError):
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
     texts = {network.name: network.text() for network in networks}
@@ -129,7 +134,7 @@ def check_settings(folder: Path, settings: dict, write: bool):
     except (yaml.YAMLError, TypeError, ValueError):
         raise utils.UserError(f'{path} is damaged: take another --name') from None
     for name in {**before, **settings}:
-        then, now = before.get(name), settings.get(name)
+        then, now = utils.recorded(before, name), settings.get(name)
         if name == 'digest' and then != now:
             raise utils.UserError(f'utterances, labels or speakers differ from those that {folder} began with: take '
                                   'another --name')

@@ -1,15 +1,20 @@
 """What scripts/spread.py trains: its settings, the genotypes drawn from the space, the hand-designed networks, the folds."""
-import itertools
+import time
 from dataclasses import dataclass, fields, replace
+from itertools import islice
+from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 import config as cf
 import genotypes as gt
 import utils
-from models.candidates import in_band, random_genotypes
-from models.training import n_parameters
+from models.candidates import drawn
+from models.training import make_net, n_parameters
 
+UTTERANCE, WARM_UPS, PASSES = 3., 5, 30  # s; passes that are not timed, and those that are
 MOST = 100  # architectures, and seeds: run_seed has two digits for each
 OWNED = ('model', 'genotype', 'params', 'fold', 'patience', 'resume', 'overwrite')  # settings that the program chooses
 
@@ -20,7 +25,6 @@ class SpreadSettings:
     architectures: int = cf.setting(12, 'genotypes to draw', low=2, high=MOST)
     seeds: int = cf.setting(3, 'trainings of each genotype on each fold', low=2, high=MOST)
     only_folds: str = cf.setting('1', 'folds to use, separated by commas, or all')
-    band: str | None = cf.setting(None, 'LOW-HIGH: draw genotypes whose network has this many parameters')
     hand_made: str | None = cf.setting(None, 'hand-designed networks to train as well, NAME or NAME:PARAMETERS, such as '
                                        'cnn_gru,cnn_gru:20000; they take no part in the estimates')
     dry_run: bool = cf.setting(False, 'train nothing: print the plan, and the report of the trainings that are finished')
@@ -76,9 +80,25 @@ def fold_numbers(text: str, n_folds: int) -> list[int]:
 
 def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:
     """Genotypes drawn uniformly from the space, or from those within --band. More of them begin with the same ones."""
-    genotypes = random_genotypes(config, np.random.default_rng(config.seed))
-    found = itertools.islice(in_band(genotypes, config, labels, own.band), own.architectures)
-    return [Network(str(i), genotype, config, n) for i, (genotype, n) in enumerate(found)]
+    found = islice(drawn(config, np.random.default_rng(config.seed), labels), own.architectures)
+    return [Network(str(i), genotype, config, n or n_parameters(config, labels, genotype))
+            for i, (genotype, n) in enumerate(found)]
+
+
+def latency_ms(config: cf.AugmentConfig, labels: list[str], genotype) -> float:
+    """Median time in ms of a forward pass on one CPU thread, over one utterance of UTTERANCE seconds."""
+    data = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
+    net = make_net(config, SimpleNamespace(labels=labels, sets={'train': data}), genotype).eval()
+    x = torch.zeros(1, 1, config.n_mels, round(UTTERANCE * config.frame_rate))
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for _ in range(WARM_UPS + PASSES):
+            began = time.perf_counter()
+            net(x)
+            times.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return 1000 * median(times[WARM_UPS:])
 
 
 def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:

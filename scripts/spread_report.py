@@ -44,22 +44,26 @@ def report(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int
         lines += ['', 'No genotype has two seeds with different UA: there is nothing to estimate.', '']
     else:
         sizes = {row['architecture']: row['parameters'] for row in rows}
-        lines += _estimates(100 * ua, loss, [sizes[name] for name in names])
+        latency = {row['architecture']: row.get('latency_ms') for row in rows}
+        lines += _estimates(100 * ua, loss, [sizes[name] for name in names], [latency[name] for name in names])
     return '\n'.join([*lines, *_hand_made(rows)])
 
 
-def _estimates(ua, loss, sizes):
-    """Lines of the report: what the scores (A, F, S) say. sizes: parameters of the genotypes."""
+def _estimates(ua, loss, sizes, latency):
+    """Lines of the report: what the scores (A, F, S) say. sizes, latency: parameters and ms of the genotypes."""
     means = ua.mean(axis=(1, 2))
     yield (f'Mean UA {means.mean():.1f}; means of the genotypes {means.min():.1f} to {means.max():.1f}; '
            f'{min(sizes):,} to {max(sizes):,} parameters.')
     yield '\n| UA, points | estimate | 95% interval |\n|---|---|---|'
     yield from _components(ua)
     yield f'\n{_verdict(ua)}\n'
-    if len(set(sizes)) > 1 and len(sizes) > 2:
-        rank = spearmanr(sizes, means)
-        yield (f'Rank correlation of a genotype\'s mean UA with its parameters: {rank.statistic:.2f} '
-               f'(p {rank.pvalue:.2f}).\n')
+    for of, values in (('its parameters', sizes), ('its latency', latency)):
+        if None not in values and len(set(values)) > 1 and len(values) > 2:
+            rank = spearmanr(values, means)
+            yield f'Rank correlation of a genotype\'s mean UA with {of}: {rank.statistic:.2f} (p {rank.pvalue:.2f}).\n'
+    if None not in latency:
+        yield (f'On one CPU thread, an utterance of 3 s takes {min(latency):.1f} to {max(latency):.1f} ms without its features '
+               f'(median {np.median(latency):.1f}).\n')
     of_loss = [estimate(mean_squares(loss), loss.shape, function) for function in (correlation, ratio)]
     yield ('By log-loss instead of UA, two seeds of one genotype correlate {:.2f} ({:.2f} to {:.2f}), and sd of '
            'architectures / sd of seeds is {:.2f} ({:.2f} to {:.2f}).\n').format(*of_loss[0], *of_loss[1])

@@ -101,9 +101,12 @@ WITHOUT_EFFECT = [
     *(('augment', GENOTYPE, name) for name in [*SPACE, 'params']), ('augment', ['--genotype', 'random'], 'params'),
     ('augment', [*GENOTYPE, '--optimizer', 'adamw'], 'momentum'), ('augment', [*GENOTYPE, '--n_masks', '0'], 'max_time'),
     ('search', ['--n_masks', '0'], 'max_freq'), ('search', [], 'hessian'), ('svm', [], 'duration'),
+    ('search', [], 'band'), *(('augment', ['--genotype', 'random', '--space', 'speech'], name) for name in (
+        'init_channels', 'layers', 'rnn_layers', 'rnn_channels')),
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
-VALUES = {'drop_path_prob': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru', 'rnn_layers': '2'}
+VALUES = {'drop_path_prob': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru', 'rnn_layers': '2',
+          'space': 'speech', 'band': '1-2'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)

@@ -1,5 +1,6 @@
 """Candidates and the tournament: what is drawn and scored, how a winner is chosen, and that nothing is repeated."""
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import search
 import utils
 from models import candidates, finalists
 from models.augment_cnn import AugmentCNN
-from models.training import train
+from models.training import n_parameters, train
 
 ARGS = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1']
 SEARCH = [*ARGS, '--epochs', '1', '--alpha_warmup', '0', '--relaxation', 'sampled', '--finalists', '4', '--candidates', '6']
@@ -72,10 +73,27 @@ def test_a_score_is_that_of_the_discrete_network():
 def test_a_band_rejects(small_corpus):
     config = finalists.recipe(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
     drawn = list(islice(candidates.random_genotypes(config, np.random.default_rng(0)), 30))
-    sizes = [n for _, n in candidates.in_band(drawn, config, ['a', 'b'], None)]
+    sizes = [n_parameters(config, ['a', 'b'], genotype) for genotype in drawn]
     low, high = sorted(sizes)[10], sorted(sizes)[20]
-    kept = list(candidates.in_band(drawn, config, ['a', 'b'], f'{low}-{high}'))
+    kept = list(candidates.in_band(drawn, replace(config, band=f'{low}-{high}'), ['a', 'b']))
     assert kept == [(g, n) for g, n in zip(drawn, sizes) if low <= n <= high]
+
+
+def test_finalists_of_the_speech_space_get_decisions_within_the_band(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    search.main(['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech',
+                 '--band', '2000-6000', '--relaxation', 'sampled', '--sampling', 'uniform', '--finalists', '3', '--candidates',
+                 '5', '--epochs', '1', '--finalist_epochs', '1'])
+    tree, genotype = read('s')
+    cells = {row['genotype']: row['loss'] for row in tree['scores']}
+    best = sorted(cells.values())[:3]
+    assert [row['score'] for row in tree['finalists']] == best
+    for row in tree['finalists']:
+        found = gt.from_str(row['genotype'])
+        assert found.network['layers'] in gt.NETWORK_CHOICES['layers'] and 2000 <= row['parameters'] <= 6000
+        cell = gt.from_str(next(text for text, loss in cells.items() if loss == row['score']))
+        assert found.reduce == cell.reduce and bool(found.normal) == (found.network['layers'] > 2)
+    assert gt.to_str(gt.load(genotype)[0]) == tree['winner']
 
 
 def test_the_recipe_is_that_of_augment(tmp_path):

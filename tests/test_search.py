@@ -137,4 +137,5 @@ def test_a_random_choice_does_not():
 
 
 def test_operations_are_all_reachable():
-    assert set(gt.RNN_OP_SETS['all']) == set(RNN_OPS) and set(gt.PRIMITIVES) == set(OPS)
+    assert {*gt.RNN_OP_SETS['all'], *gt.RNN_OP_SETS['speech']} == set(RNN_OPS)
+    assert {*gt.PRIMITIVES, *gt.CNN_OP_SETS['speech']} == set(OPS)

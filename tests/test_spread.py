@@ -1,9 +1,11 @@
 """scripts/spread.py: its trainings against augment.py, its resumption, its draws, and the page of its results."""
 import csv
+import dataclasses
 import json
 import re
 
 import pytest
+import torch
 from conftest import SMALL
 
 import augment
@@ -34,7 +36,8 @@ def whole(small_corpus, tmp_path_factory):
 
 def trainings(folder):
     with open(folder / 'runs/spread/s/trainings.csv', newline='') as f:
-        return [{name: value for name, value in row.items() if name != 'minutes'} for row in csv.DictReader(f)]
+        return [{name: value for name, value in row.items() if name not in ('minutes', 'latency_ms')}
+                for row in csv.DictReader(f)]
 
 
 def test_rows_are_those_of_augment(small_corpus, whole, here):
@@ -66,7 +69,9 @@ def test_resumed_equals_uninterrupted(small_corpus, whole, here, monkeypatch, ca
     calls.clear()
     spread.main(argv)
     assert len(calls) == 1 and trainings(here) == trainings(whole)
-    assert (here / 'runs/spread/s/report.md').read_text() == (whole / 'runs/spread/s/report.md').read_text()
+    timed = re.compile(r'(On one CPU thread|Rank correlation .* latency).*')
+    one, other = (timed.sub('', (folder / 'runs/spread/s/report.md').read_text()) for folder in (here, whole))
+    assert one == other
     calls.clear()
     spread.main(argv)
     assert not calls
@@ -149,3 +154,22 @@ def test_committed_report_and_page_are_those_of_the_committed_trainings():
     for found in ('0.40 (0.00 to 2.05)', '-0.66 (p 0.02', '0.30 (-0.04 to 0.68)', '0.66 (0.00 to 1.46)'):
         assert found in text
     assert 'NOT PASSED' in text and '| 0.40 | 0.00 to 2.05 |' in page and '-0.66 (p 0.02' in page
+
+
+def test_latency_is_measured_on_one_thread():
+    own, config = spread_plan.configure(['--name', 's', *SMALL])
+    network, = spread_plan.draw(dataclasses.replace(own, architectures=2), config, ['angry', 'sad'])[:1]
+    threads = torch.get_num_threads()
+    found = spread_plan.latency_ms(config, ['angry', 'sad'], network.genotype)
+    assert .05 < found < 2000 and torch.get_num_threads() == threads
+
+
+def test_rows_of_earlier_versions_have_no_latency(whole, tmp_path):
+    text = (whole / 'runs/spread/s/trainings.csv').read_text()
+    with open(tmp_path / 'old.csv', 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerows(row[:-1] for row in csv.reader(text.splitlines()))
+    rows = list(spread.read_rows(tmp_path / 'old.csv', []).values())
+    assert len(rows) == 4 and {row['latency_ms'] for row in rows} == {None}
+    assert 'CPU thread' not in spread_report.report(rows, 2, 2, [1])
+    assert 'On one CPU thread' in (whole / 'runs/spread/s/report.md').read_text()
