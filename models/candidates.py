@@ -114,7 +114,7 @@ class Scorer:
     """Scores discrete networks with the weights of the supernet, on dev.
 
     Only the operations of the network are computed. Batch norm gets its statistics from training utterances, the same for all
-    candidates (Guo et al. 2020, arXiv 2002.04289, section 3.4): those of the supernet are of a mixture of networks.
+    candidates (Guo et al. 2020, arXiv 1904.00420): those of the supernet are of many networks at once.
     """
 
     def __init__(self, net, data, config, autocast):

@@ -165,14 +165,14 @@ def row(names, times):
     return found
 
 
-def memory(form, preset, device, threads, steps=Steps) -> dict:
+def memory(form, preset, device, threads, steps=Steps, **changes) -> dict:
     """In a process of its own: seconds of building and first step, and peak MiB of an order-1 search step.
 
-    steps: class of the steps.
+    steps: class of the steps. changes: of the preset's settings.
     """
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
-    process = context.Process(target=_memory, args=(queue, form, preset, str(device), threads, steps))
+    process = context.Process(target=_memory, args=(queue, form, preset, str(device), threads, steps, changes))
     process.start()
     process.join()
     if process.exitcode:
@@ -180,13 +180,13 @@ def memory(form, preset, device, threads, steps=Steps) -> dict:
     return queue.get()
 
 
-def _memory(queue, form, preset, device, threads, steps):
+def _memory(queue, form, preset, device, threads, steps, changes):
     utils.set_threads(threads)
     device, began = torch.device(device), time.perf_counter()
     if device.type == 'cuda':
         torch.empty(1, device=device)
     start = resident('VmRSS')
-    steps = steps(form, settings('search', preset), device)
+    steps = steps(form, settings('search', preset, **changes), device)
     first = time.perf_counter() - began + seconds(steps.weight_step, device)
     for _ in range(2):
         steps.weight_step()
@@ -243,6 +243,7 @@ def main(argv=None):
     parser.add_argument('--no_growth', action='store_true', help='leave out how time grows with each size')
     parser.add_argument('--counts', action='store_true', help='only count operations, without a GPU')
     parser.add_argument('--sampled', action='store_true', help='only compare the sampled relaxation with softmax')
+    parser.add_argument('--batch_size', type=int, default=0, help='of --sampled; 0: that of the preset')
     parser.add_argument('--json', type=Path, help='write the figures to this file, and a table to .md beside it')
     args = parser.parse_args(argv)
     if args.warmup < 1 or args.repeats < 1:
@@ -257,8 +258,9 @@ def main(argv=None):
     elif args.sampled:
         utils.set_threads(args.threads)
         device = utils.choose_device(args.device)
-        found |= {'device': utils.describe_device(device),
-                  'sampled': benchmark_sampled.compare(args.preset, device, args.warmup, args.repeats, args.threads)}
+        changes = {'batch_size': args.batch_size} if args.batch_size else {}
+        found |= {'device': utils.describe_device(device), 'sampled': benchmark_sampled.compare(
+            args.preset, device, args.warmup, args.repeats, args.threads, **changes)}
     else:
         utils.set_threads(args.threads)
         device = utils.choose_device(args.device)

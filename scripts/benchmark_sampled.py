@@ -27,12 +27,13 @@ class SampledSteps(benchmark.Steps):
         super().alpha_step_1()
 
 
-def compare(preset: str, device, warmup: int, repeats: int, threads: int) -> dict:
-    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': as of benchmark.memory}"""
-    forms, rows = [SampledSteps(form, benchmark.settings('search', preset), device) for form in FORMS], []
+def compare(preset: str, device, warmup: int, repeats: int, threads: int, **changes) -> dict:
+    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': as of benchmark.memory}. changes: of the settings."""
+    forms, rows = [SampledSteps(form, benchmark.settings('search', preset, **changes), device) for form in FORMS], []
     for step in ('weight_step', 'alpha_step_1'):
         times = benchmark.take_turns(forms, step, device, warmup, repeats)
         rows.append({'step': step, **{form: 1e3 * t for form, t in times.items()}})
         print(step, *(f'{form} {1e3 * t:.1f} ms' for form, t in times.items()), flush=True)
     del forms
-    return {'steps': rows, 'memory': [benchmark.memory(form, preset, device, threads, SampledSteps) for form in FORMS]}
+    return {'steps': rows, 'memory': [benchmark.memory(form, preset, device, threads, SampledSteps, **changes)
+                                       for form in FORMS]}

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import jobs  # noqa: E402
 from experiment import MACHINE, Experiment, check_finished, minutes  # noqa: E402
-from jobs import DRAWS, MATCHED, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERRED, Job  # noqa: E402
+from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, TRANSFERRED, Job  # noqa: E402
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -96,7 +96,8 @@ def jobs_of(name: str, models: list[str], folds: Iterable[int], seeds: list[int]
     shards of earlier seeds unchanged.
     """
     found, (i, n) = [], shard
-    ordered = [SEARCH] * (SEARCHED in models) + [DRAWS] * (RANDOM_SEARCH in models)
+    ordered = [SEARCH] * (SEARCHED in models)
+    ordered += [NEEDS[model] for model in models if NEEDS.get(model, SEARCH) != SEARCH]
     ordered += sorted(models, key=lambda model: (model.endswith(MATCHED), model != SEARCHED))
     for k, (seed, fold) in enumerate(itertools.product(seeds, folds)):
         if k % n == i - 1:
@@ -139,7 +140,7 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     """Runs the jobs, and remakes the tables as they end. Returns the failed ones."""
     chains = defaultdict(list)  # jobs that need each other run one after the other
     for job in waiting:
-        chains[(job.fold, job.seed) if job.needs or job.model == SEARCH else job].append(job)
+        chains[(job.fold, job.seed) if job.needs or job.program == SEARCH else job].append(job)
     env = {}
     if own.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
         env['OMP_NUM_THREADS'] = str(max(1, joblib.cpu_count() // own.jobs))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from jobs import DRAWS, MATCHED, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERRED, Job
+from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERRED, Job
 
 import config as cf
 import genotypes as gt
 from config import BASELINES, UserError
 
-MODELS = (SEARCHED, TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES, *(f'{name}{MATCHED}' for name in BASELINES),
-          SVM)  # in the order of the tables
+MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES,
+          *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
                 'genotype']
@@ -107,7 +107,7 @@ def row_of(job: Job) -> dict:
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
-            'search_minutes': minutes(job.needs) if found and job.model in (SEARCHED, RANDOM_SEARCH) else None,
+            'search_minutes': minutes(job.needs) if found and job.needs and job.needs.program == SEARCH else None,
             'minutes': minutes(job) if found else None, 'test_speakers': ' '.join(found.get('test_speakers', [])),
             'search_heard_test_speakers': UNKNOWN if heard is None else ' '.join(heard)}
 
@@ -139,6 +139,7 @@ def check_finished(job: Job, values: dict):
     config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
     chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params'}
     chosen |= {'relaxation', 'tournament_minutes'} if job.model == DRAWS else set()
+    chosen |= {flag[2:] for flag in PARTS.get(job.model, ())[:1]}
     for f in fields(config):
         before, now = utils.recorded(then, f.name), getattr(config, f.name)
         older = f.name not in then and before is None and now == f.default  # the run is older than the setting

@@ -18,7 +18,9 @@ PROGRAMS = {'search': 'search.py', 'augment': 'augment.py', 'svm': 'scripts/svm.
 SEARCH, DRAWS = 'search', 'draws'  # the models of jobs of search.py: a search, and random candidates in as many minutes
 SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
 RANDOM_SEARCH, TRANSFERRED = 'random_search', 'transferred'
-NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH}
+# Searches of one part of the network; the operations of the other are fixed.
+PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops', 'sep_conv_3x3')}
+NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn'}
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
@@ -47,7 +49,7 @@ class Job:
 
     @property
     def program(self) -> str:
-        return SEARCH if self.model in (SEARCH, DRAWS) else SVM if self.model == SVM else 'augment'
+        return SEARCH if self.model in (SEARCH, DRAWS, *PARTS) else SVM if self.model == SVM else 'augment'
 
     @property
     def needs(self) -> 'Job | None':
@@ -90,7 +92,8 @@ class Job:
         """Program and flags. Settings come from the experiment's config.yaml."""
         flags = ['--name', self.name, '--config', f'runs/cv/{self.experiment}/config.yaml', '--fold', str(self.fold),
                  '--seed', str(self.seed), *self.machine, '--resume']
-        if self.model in (SEARCHED, RANDOM_SEARCH, RANDOM):
+        flags += PARTS.get(self.model, ())
+        if self.needs and self.needs.program == SEARCH and self.program != SEARCH or self.model == RANDOM:
             flags += ['--genotype', self.needs.product if self.needs else RANDOM]
         elif self.model == TRANSFERRED:
             flags += ['--genotype', f'runs/cv/{self.experiment}/transferred.json']

@@ -25,7 +25,8 @@ class ExperimentSettings:
     models: str = cf.setting('searched,random', 'models to compare, separated by commas: searched, random (a genotype drawn at '
                              f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained, by the '
                              f'rungs of --search.finalists, in the minutes of the search), {TRANSFERRED} (the genotype of '
-                             f'--transferred), svm, {", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
+                             '--transferred), searched_cnn and searched_seqnn (one part searched, the other fixed), svm, '
+                             f'{", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
                              'parameters as the searched network of the same fold and seed')
     transferred: str | None = cf.setting(None, f'genotype.json of the model {TRANSFERRED}, such as one of another corpus')
     seeds: str = cf.setting('0', 'seeds, such as 0,2 or 0-4')

@@ -60,7 +60,7 @@ def test_a_run_writes_its_figures(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_the_relaxations_are_compared_on_one_supernet(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'memory', lambda form, *_: {'form': form, 'peak_mib': 1.})
+    monkeypatch.setattr(benchmark, 'memory', lambda form, *_, **__: {'form': form, 'peak_mib': 1.})
     path = tmp_path / 'run.json'
     benchmark.main(['--sampled', '--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1', '--json', str(path)])
     found = json.loads(path.read_text())['sampled']

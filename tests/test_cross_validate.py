@@ -85,6 +85,20 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
         call(desk, small_corpus, models='random_search', seeds='0')
 
 
+def test_one_part_is_searched_and_the_other_fixed(desk, small_corpus):
+    assert call(desk, small_corpus, '--only_folds', '1', '--jobs', '2', models='searched_seqnn,searched_cnn', seeds='0') == 0
+    made = {found['--name'].removeprefix('cv/x/'): found for _, found in calls(desk)}
+    assert len(made) == 4
+    for part, flag, op in (('cnn', '--rnn_ops', 'lstm_att_1'), ('seqnn', '--cnn_ops', 'sep_conv_3x3')):
+        found, names = made[f'search_{part}-f1-s0'], list(made)
+        config = cf.build('search', cf.given('search', [word for pair in found.items() for word in pair]))
+        assert found[flag] == op and getattr(config, flag[2:]) == op and not {'--rnn_ops', '--cnn_ops'} - {flag} & set(found)
+        assert made[f'searched_{part}-f1-s0']['--genotype'] == f'runs/search/cv/x/search_{part}-f1-s0/genotype.json'
+        assert names.index(f'search_{part}-f1-s0') < names.index(f'searched_{part}-f1-s0')
+    assert finished(2) and {row['search_minutes'] for row in rows()} == {'1.5'}
+    assert call(desk, small_corpus, '--only_folds', '1', models='searched_cnn', seeds='0') == 0 and not calls(desk)
+
+
 def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
     job = jobs.Job('x', 'search', 1, 0, cwd=str(tmp_path))
     folder = tmp_path / job.folder
