@@ -25,9 +25,10 @@ import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
 from models import board, parallel
+from models.candidates import drawn
 from models.predictor import read_best, rebuild, settings_of, start_from  # noqa: F401  (rebuild began here)
 from models.sync import CrossEntropyLoss
-from models.training import averaged, drawn, evaluate, make_net, make_optimizer, schedule, train_epoch
+from models.training import averaged, evaluate, make_net, make_optimizer, schedule, train_epoch
 
 
 def main(argv: list[str] | None = None):

@@ -270,7 +270,7 @@ class SpaceSettings:
     space: str = setting('paper', 'paper, or speech: other operations, and genotypes that also decide widths, depths, strides '
                          'and pooling; the defaults of this section are then those of SPACES in config.py',
                          choices=('paper', 'speech'))
-    band: str | None = setting(None, 'LOW-HIGH: draw genotypes whose network has this many parameters')
+    band: str | None = setting(None, 'LOW-HIGH: draw genotypes and candidates whose network has this many parameters')
     n_nodes: int = setting(3, 'nodes in a CNN cell', low=1, high=32)
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1, high=32)
     cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
@@ -298,6 +298,25 @@ class SearchSettings:
     alpha_lr: float = setting(3e-3, 'learning rate of alpha (Adam)', low=1e-8, high=10.)
     alpha_weight_decay: float = setting(1e-3, 'weight decay of alpha', low=0., high=10.)
     fast: bool = setting(True, 'compute the supernet in its fast form; --no-fast: edge by edge, as in the paper')
+    relaxation: str = setting('softmax', 'what a step of the supernet computes: the mixture of all operations (softmax), or '
+                              'one operation an edge (sampled); none: no supernet, candidates are drawn at random',
+                              choices=('softmax', 'sampled', 'none'))
+    sampling: str = setting('gumbel', 'how a step of w draws its path: from alpha (gumbel, GDAS), or uniformly among the '
+                            'networks of the space (uniform, SPOS); a step of alpha always draws from alpha',
+                            choices=('gumbel', 'uniform'))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalistSettings:
+    """choice among candidates"""
+    finalists: int = setting(0, 'retrain this many of the best candidates and keep the best on dev, by log-loss; 0: the '
+                             'genotype is that of the alphas. In the space speech candidates are cells: the decisions outside '
+                             'them, which the supernet cannot rank, are drawn for each finalist', low=0, high=1000)
+    candidates: int = setting(300, 'genotypes drawn from alpha and scored in the supernet', low=1, high=100_000)
+    finalist_epochs: int = setting(0, 'epochs of the last rung, to which the best 3 finalists get; all train a quarter of them '
+                                   'first. 0: as many as augment.py takes from --config', low=0, high=10_000)
+    tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '
+                                        '--finalists', low=0., high=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +368,7 @@ class Settings:
             raise UserError(f'--name {self.name}: longer than a file system takes')
         for f in fields(self):
             check(f, getattr(self, f.name))
+        limits(getattr(self, 'band', None))
         if self.resume and self.overwrite:
             raise UserError('--overwrite and --resume exclude each other')
         if self.embedding == 'speaker' and self.normalise != 'speaker':
@@ -379,10 +399,15 @@ class Settings:
             (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),
             (get('rnn_layers') == 0 and not draws_sizes, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
+            (get('relaxation') in ('softmax', 'none'), f'--relaxation {get("relaxation")}', ['sampling']),
+            (get('relaxation') == 'none', '--relaxation none', [name for name in names_of(SearchSettings) if name not in
+                                                                ('relaxation', 'batch_size')] + ['candidates']),
+            (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}', ['tournament_minutes']),
+            (get('finalists') == 0 and get('relaxation') != 'none', '--finalists 0',
+             ['band', *names_of(FinalistSettings)[1:]]),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
             (get('patience') and get('patience') >= get('epochs') - 1, f'--epochs {get("epochs")}', ['patience']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
-            (isinstance(self, SearchConfig), 'search.py, whose supernet has every size', ['band']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),
@@ -395,13 +420,19 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(SearchSettings, SpaceSettings, NetworkSettings, AugmentationSettings, DeviceSettings, FeatureSettings,
-                   DataSettings, RunSettings, Settings):
-    GROUPS = (RunSettings, DataSettings, FeatureSettings, SpaceSettings, NetworkSettings, SearchSettings, AugmentationSettings,
-              DeviceSettings)
+class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSettings, AugmentationSettings, DeviceSettings,
+                   FeatureSettings, DataSettings, RunSettings, Settings):
+    GROUPS = (RunSettings, DataSettings, FeatureSettings, SpaceSettings, NetworkSettings, SearchSettings, FinalistSettings,
+              AugmentationSettings, DeviceSettings)
 
     def __post_init__(self):
         super().__post_init__()
+        if self.relaxation == 'sampled' and self.partial_channels > 1:
+            raise UserError(f'--partial_channels {self.partial_channels}: --relaxation sampled passes all channels; leave one '
+                            'of them out')
+        if self.relaxation == 'none' and not (self.finalists or self.tournament_minutes):
+            raise UserError('--relaxation none trains no supernet: say how many random candidates to retrain with --finalists '
+                            'or --tournament_minutes')
         if self.w_lr_min > self.w_lr:
             raise UserError(f'--w_lr_min {self.w_lr_min} is above --w_lr {self.w_lr}: the learning rate must not rise')
 
@@ -424,6 +455,16 @@ class AugmentConfig(RetrainingSettings, ModelSettings, SpaceSettings, NetworkSet
 @dataclass(frozen=True, kw_only=True)
 class SvmConfig(DevSettings, FeatureSettings, DataSettings, RunSettings, Settings):
     GROUPS = (RunSettings, DataSettings, FeatureSettings, DevSettings)
+
+
+def limits(band: str | None) -> tuple[float, float]:
+    """Fewest and most parameters of --band. UserError."""
+    low, _, high = (band or '0-').partition('-')
+    whole = re.fullmatch(r'\d{1,12}-\d{1,12}', band or '0-0', re.ASCII)
+    found = (int(low), int(high) if band else math.inf) if whole else (1, 0)
+    if found[0] > found[1]:
+        raise UserError(f'--band {band}: must be LOW-HIGH, such as 4000-7000')
+    return found
 
 
 def names_of(*groups) -> list:

@@ -19,8 +19,10 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import board, memory, parallel, speaker_norm
+from models import board, finalists, memory, parallel, speaker_norm
 from models.architect import Architect
+from models.candidates import Scorer
+from models.sampled import Sampler
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
 from models.visualize import plot
@@ -55,6 +57,8 @@ def main(argv: list[str] | None = None):
     with run.reading():
         run.history = checkpoint['history'] if checkpoint else []
         state.load(checkpoint, log)
+    sampler = Sampler(net, config, state.draws)
+    scorer = Scorer(net, data, config, autocast) if config.finalists or sampler.active else None
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
         len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}',
         utils.describe_device(device, parallel.world_size()))
@@ -65,20 +69,25 @@ def main(argv: list[str] | None = None):
     if warmup < config.alpha_warmup:
         log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
 
-    for epoch in range(len(run.history) + 1, config.epochs + 1):
+    n_epochs = 0 if config.relaxation == 'none' else config.epochs
+    for epoch in range(len(run.history) + 1, n_epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
         batches = train.batches(config.batch_size, w_half, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
         val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup else None
-        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config)
+        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config,
+                                         sampler, epoch)
         scheduler.step()
         parallel.check_equal(net, epoch)
-        net.eval()
-        with autocast:
-            speaker_norm.adapt(net, dev, config.batch_size)
-            dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
-        net.train()
         genotype = net.genotype()
+        if sampler.active:
+            dev_scores = scorer.score(genotype)
+        else:
+            net.eval()
+            with autocast:
+                speaker_norm.adapt(net, dev, config.batch_size)
+                dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
+            net.train()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
                        'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
@@ -86,8 +95,11 @@ def main(argv: list[str] | None = None):
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
 
+    if n_epochs == 0 and not checkpoint:
+        run.save_checkpoint(state.state_dict())  # remembers the data: --resume refuses others
+    genotype = finalists.choose(run, net, scorer, data, device) if config.finalists or n_epochs == 0 else net.genotype()
     if run.writes:
-        finish(run, net, config, data)
+        finish(run, net, config, data, genotype)
     run.close()
     parallel.stop()
 
@@ -114,15 +126,18 @@ def forever(train, batch_size, indices, draws):
     return itertools.chain.from_iterable(train.batches(batch_size, indices, draws) for _ in itertools.count())
 
 
-def train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config) -> tuple[dict, float | None]:
+def train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config, sampler,
+                epoch) -> tuple[dict, float | None]:
     """One pass over the half for w. Before each step of w, one step of alpha on a batch of the other half.
 
-    val_batches: None while w is trained alone. Returns the training scores and the mean loss of the alpha steps.
+    val_batches: None while w is trained alone. sampler: draws the path of every step. Returns the training scores and the mean
+    loss of the alpha steps.
     """
     tally, alpha_losses = scoring.Tally(), []
     for trn_X, trn_y in batches:
         if val_batches:
             val_X, val_y = next(val_batches)
+            sampler.before_alphas(epoch)
             if config.order == 2:  # in float32: second derivatives do not survive bfloat16
                 xi = w_optim.param_groups[0]['lr']
                 alpha_losses.append(architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim))
@@ -131,6 +146,7 @@ def train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, auto
                     alpha_losses.append(architect.backward(val_X, val_y))
             alpha_optim.step()
         w_optim.zero_grad()
+        sampler.before_weights()
         with autocast:
             logits = net(*trn_X)
             loss = net.criterion(logits, trn_y)
@@ -171,10 +187,11 @@ def log_epoch(run):
         log('  %s', row['genotype'])
 
 
-def finish(run, net, config, data):
+def finish(run, net, config, data, genotype):
     """Writes the genotype to files and to the log."""
-    genotype, log = net.genotype(), run.logger.info
-    net.print_alphas(run.logger)
+    log = run.logger.info
+    if run.history:
+        net.print_alphas(run.logger)
     plot(genotype, board.title(run)).savefig(run.file('genotype.png'), dpi=110)
     gt.save(run.file('genotype.json'), genotype, record(config, net, data))
     log('%s', gt.to_str(genotype))
@@ -194,7 +211,9 @@ def record(config, net, data) -> dict:
     del network['dropout']  # the search's and the retraining's differ
     settings = vars(config)
     protocol = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold')
-    method = ('seed', 'epochs', 'order', 'hessian', 'alpha_split', 'partial_channels')
+    method = ['seed', 'epochs', 'order', 'hessian', 'alpha_split', 'partial_channels']
+    method += ['relaxation', 'sampling'] * (config.relaxation != 'softmax')
+    method += ['finalists', 'candidates', 'band'] * (config.finalists > 0)
     return {
         'network': {**network, 'n_nodes': config.n_nodes, 'rnn_nodes': config.rnn_nodes},
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},

@@ -140,6 +140,8 @@ def draw_curves(run):
 
 def title(run) -> str:
     """What a picture of the current genotype is of."""
+    if not run.history:
+        return f'{run.config.dataset}, fold {run.config.fold}'
     row = run.history[-1]
     return (f'{run.config.dataset}, fold {run.config.fold}, epoch {row["epoch"]}: dev UA {100 * row["dev"]["ua"]:.1f} of the '
             'supernet')

@@ -218,6 +218,11 @@ class MixedOp(nn.Module):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return sum(w * op(x) for w, op in zip(weights, self._ops, strict=True) if not isinstance(op, Zero))
 
+    def one(self, x: Tensor, choice) -> Tensor:
+        """A single operation: search_cells.Choice."""
+        y = self._ops[choice.op](x)
+        return y if choice.share is None else choice.share.to(y.dtype) * y
+
 
 class PartialMixedOp(MixedOp):
     """An edge of PC-DARTS (Xu et al. 2020, section 3.1): 1/K of the channels pass the mixture, the others bypass it.
@@ -233,6 +238,10 @@ class PartialMixedOp(MixedOp):
         C_mixed = x.shape[1] // self.partial_channels
         mixed = super().forward(x[:, :C_mixed], weights)
         return self.merge(mixed, weights.sum() * self.bypass(x[:, C_mixed:]))
+
+    def one(self, x: Tensor, choice) -> Tensor:
+        C_mixed = x.shape[1] // self.partial_channels
+        return self.merge(super().one(x[:, :C_mixed], choice), self.bypass(x[:, C_mixed:]))
 
     def bypass(self, x: Tensor) -> Tensor:
         """The channels that enter no operation, at the size of the node."""

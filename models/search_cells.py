@@ -1,13 +1,16 @@
 """Cells of the supernet, as in the paper: a node is the sum of its edges from all earlier states; an edge mixes all operations.
 
-models/fast/cells.py computes the same sums faster, with the same parameters.
+models/fast/cells.py computes the same sums faster, with the same parameters. Where the weights of a cell are a `Path`, an edge
+computes one operation or none.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 import genotypes as gt
-from models.ops import OPS, MixedOp, PartialMixedOp
+from models.ops import OPS, MixedOp, PartialMixedOp, Zero
 from models.rnn_ops import RNN_OPS
 from models.skeleton import FitSequence, fit_map
 
@@ -17,14 +20,39 @@ def mixed_dag(n_nodes: int, make_edge) -> nn.ModuleList:
     return nn.ModuleList(nn.ModuleList(make_edge(j) for j in range(2 + i)) for i in range(n_nodes))
 
 
+class Choice(NamedTuple):
+    """The operation of an edge: its number, and a factor of its output; None: a factor of 1 without gradient."""
+    op: int
+    share: Tensor | None = None
+
+
+class Path(list):
+    """One network within a supernet: for each node of a kind of cell, a Choice or None for every earlier state."""
+
+
 def node_states(dag: nn.ModuleList, s0: Tensor, s1: Tensor, weights: list) -> list:
     """States of all nodes: s_i = sum_j sum_o weights[i][j, o] * op_o(s_j), over all states j before node i.
 
     This is equation 1 of DARTS (the sum over edges j), with the mixture of equation 2 on every edge (the sum over o).
     """
+    if isinstance(weights, Path):
+        return path_states(dag, s0, s1, weights)
     states = [s0, s1]
     for edges, w_node in zip(dag, weights, strict=True):
         states.append(sum(edge(s, w) for edge, s, w in zip(edges, states, w_node, strict=True)))
+    return states[2:]
+
+
+def path_states(dag: nn.ModuleList, s0: Tensor, s1: Tensor, path: Path) -> list:
+    """States of all nodes: s_i = sum_j op_ij(s_j), over the states j that the path of node i reads."""
+    states = [s0, s1]
+    for edges, choices in zip(dag, path, strict=True):
+        chosen = [(edge, s, choice) for edge, s, choice in zip(edges, states, choices, strict=True) if choice is not None]
+        maps = [edge.one(s, choice) for edge, s, choice in chosen if not isinstance(edge._ops[choice.op], Zero)]
+        if not maps:  # `none` everywhere; state 0 has the size of the inputs
+            edge, s, choice = chosen[0]
+            maps = [edge._ops[choice.op](s)]
+        states.append(sum(maps[1:], maps[0]))
     return states[2:]
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import genotypes as gt
 from models.fast.cells import FastCell, FastSeqCell
-from models.search_cells import SearchCell, SearchSeqCell
+from models.fast.depthwise import use_fast_depthwise
+from models.search_cells import Choice, Path, SearchCell, SearchSeqCell
 from models.skeleton import JointNetwork
 
 ALPHA_INIT = 1e-3  # standard deviation; softmax starts nearly uniform. The DARTS paper starts from zero (appendix A.1.1)
@@ -46,6 +47,8 @@ class SearchCNN(JointNetwork):
             return seq_cell(n_nodes_rnn, H_pp, H_p, H, rnn_primitives)
 
         super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
+        if fast:
+            use_fast_depthwise(self)  # for a Path; mixtures call no convolution of a cell
 
     def forward(self, x: Tensor, weights_normal, weights_reduce, weights_rnn=(), valid: Tensor | None = None,
                 prosody: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
@@ -87,6 +90,7 @@ class SearchCNNController(nn.Module):
         self.alpha_reduce = self._alpha(n_nodes, self.primitives)
         self.alpha_rnn = self._alpha(n_nodes_rnn if n_layers_rnn else 0, self.rnn_primitives)
         self.beta_normal, self.beta_reduce = (self._alpha(n_nodes if partial_channels > 1 else 0) for _ in range(2))
+        self.paths = None  # {kind: Path or function of the alphas that makes one}; models/sampled.py sets it
 
     @staticmethod
     def _alpha(n_nodes, primitives=None):
@@ -115,7 +119,10 @@ class SearchCNNController(nn.Module):
         return self.net(x, *weights, valid, prosody, speaker)
 
     def cell_weights(self, kind: str) -> list:
-        """The weights of a cell's operations: `op_weights`, times the edge's share in its node in PC-DARTS."""
+        """The weights of a cell's operations: `op_weights`, times the edge's share in its node in PC-DARTS; or a Path."""
+        if self.paths is not None:
+            found = self.paths.get(kind, Path())
+            return found(getattr(self, f'alpha_{kind}')) if callable(found) else found
         weights, shares = self.op_weights(kind), self.edge_weights(kind)
         return weights if shares is None else [w * share.unsqueeze(-1) for w, share in zip(weights, shares, strict=True)]
 
@@ -148,6 +155,19 @@ class SearchCNNController(nn.Module):
                                  edge_weights=self.edge_weights(kind))
             fields[f'{kind}_concat'] = range(2, 2 + len(fields[kind]))
         return gt.Genotype(**fields)
+
+    def path_of(self, genotype) -> dict:
+        """{kind: Path} of a discrete network within this supernet. ValueError if it is not one of its networks."""
+        paths = {}
+        for kind in self.kinds():
+            names, gene, alphas = self.primitives_of(kind), getattr(genotype, kind), getattr(self, f'alpha_{kind}')
+            if len(gene) != len(alphas) or not {op for node in gene for op, _ in node} <= set(names):
+                raise ValueError(f'a {kind} cell with other nodes or operations than the supernet')
+            paths[kind] = Path([None] * len(alpha) for alpha in alphas)
+            for node, edges in zip(gene, paths[kind]):
+                for op, state in node:
+                    edges[state] = Choice(names.index(op))
+        return paths
 
     def weights(self):
         return self.net.parameters()

@@ -1,14 +1,11 @@
 """Training of a discrete network: what augment.py, spread.py and the tournament of finalists share."""
 import math
-import re
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import genotypes as gt
 import utils
 from config import AugmentConfig
 from datasets import scoring
@@ -17,8 +14,6 @@ from models import memory, parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
-
-MAX_DRAWS = 2_000  # for one genotype within --band
 
 
 def make_net(config, data, genotype) -> torch.nn.Module:
@@ -37,38 +32,6 @@ def make_net(config, data, genotype) -> torch.nn.Module:
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
     return speaker_norm.added(net, config, len(train.speakers))
-
-
-def drawn(config, rng, labels: list[str]) -> Iterator[tuple[gt.Genotype, int | None]]:
-    """Genotypes of the space and band of `config`, drawn uniformly, and their numbers of parameters. UserError.
-
-    Without a band no network is built, and the number is None. labels: classes, whose number counts towards the parameters.
-    """
-    low, high = band(config.band)
-    rnn_nodes, outside = config.rnn_nodes if config.rnn_layers or config.space == 'speech' else 0, []
-    while len(outside) < MAX_DRAWS:
-        try:
-            genotype = gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space)
-        except ValueError as error:
-            raise utils.UserError(str(error)) from None
-        n = n_parameters(config, labels, genotype) if config.band else None
-        if n is None or low <= n <= high:
-            outside = []
-            yield genotype, n
-        else:
-            outside.append(n)
-    raise utils.UserError(f'--band {config.band}: {MAX_DRAWS} genotypes in a row had {min(outside):,} to {max(outside):,} '
-                          'parameters; change --band' + ', --init_channels or --rnn_channels' * (config.space == 'paper'))
-
-
-def band(text: str | None) -> tuple[float, float]:
-    """Fewest and most parameters of --band. UserError."""
-    low, _, high = (text or '0-').partition('-')
-    whole = re.fullmatch(r'\d{1,12}-\d{1,12}', text or '0-0', re.ASCII)
-    found = (int(low), int(high) if text else float('inf')) if whole else (1, 0)
-    if found[0] > found[1]:
-        raise utils.UserError(f'--band {text}: must be LOW-HIGH, such as 4000-7000')
-    return found
 
 
 def n_parameters(config, labels, genotype) -> int:

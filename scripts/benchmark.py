@@ -2,11 +2,12 @@
 
     python scripts/benchmark.py [--preset paper] [--device cuda] [--json FILE]
     python scripts/benchmark.py --counts --preset paper [--json FILE]
+    python scripts/benchmark.py --sampled --preset paper [--json FILE]
 
 The plain form is what DARTS' code does: eager, contiguous, float32, a loop over edges and operations, and for order 2 a second
 network. The fast form is what search.py and augment.py do on this device. The forms take turns after a warm-up; times are
 medians. alpha_step_2 is DARTS' finite difference. DARTS' code has no exact product, so that "alpha_step_2 exact" has the same
-Architect in both forms. --counts needs no GPU, and counts what a GPU waits for.
+Architect in both forms. --counts needs no GPU, and counts what a GPU waits for. --sampled compares the two relaxations instead.
 """
 import argparse
 import gc
@@ -164,11 +165,14 @@ def row(names, times):
     return found
 
 
-def memory(form, preset, device, threads) -> dict:
-    """In a process of its own: seconds of building and first step, and peak MiB of an order-1 search step."""
+def memory(form, preset, device, threads, steps=Steps, **changes) -> dict:
+    """In a process of its own: seconds of building and first step, and peak MiB of an order-1 search step.
+
+    steps: class of the steps. changes: of the preset's settings.
+    """
     context = multiprocessing.get_context('spawn')
     queue = context.SimpleQueue()
-    process = context.Process(target=_memory, args=(queue, form, preset, str(device), threads))
+    process = context.Process(target=_memory, args=(queue, form, preset, str(device), threads, steps, changes))
     process.start()
     process.join()
     if process.exitcode:
@@ -176,13 +180,13 @@ def memory(form, preset, device, threads) -> dict:
     return queue.get()
 
 
-def _memory(queue, form, preset, device, threads):
+def _memory(queue, form, preset, device, threads, steps, changes):
     utils.set_threads(threads)
     device, began = torch.device(device), time.perf_counter()
     if device.type == 'cuda':
         torch.empty(1, device=device)
     start = resident('VmRSS')
-    steps = Steps(form, settings('search', preset), device)
+    steps = steps(form, settings('search', preset, **changes), device)
     first = time.perf_counter() - began + seconds(steps.weight_step, device)
     for _ in range(2):
         steps.weight_step()
@@ -229,6 +233,7 @@ def count_rows(space, config, steps, **kwargs) -> list:
 
 
 def main(argv=None):
+    from scripts import benchmark_sampled  # which imports this file
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--preset', choices=('default', 'paper'), default='default', help='sizes (default: %(default)s)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda (default: %(default)s)')
@@ -237,6 +242,8 @@ def main(argv=None):
     parser.add_argument('--repeats', type=int, default=9, help='steps that count (default: %(default)s)')
     parser.add_argument('--no_growth', action='store_true', help='leave out how time grows with each size')
     parser.add_argument('--counts', action='store_true', help='only count operations, without a GPU')
+    parser.add_argument('--sampled', action='store_true', help='only compare the sampled relaxation with softmax')
+    parser.add_argument('--batch_size', type=int, default=0, help='of --sampled; 0: that of the preset')
     parser.add_argument('--json', type=Path, help='write the figures to this file, and a table to .md beside it')
     args = parser.parse_args(argv)
     for name, low, high in (('warmup', 1, 10_000), ('repeats', 1, 10_000), ('threads', 0, 1024)):
@@ -249,6 +256,12 @@ def main(argv=None):
              'versions': f'python {platform.python_version()}, torch {torch.__version__}', 'preset': args.preset}
     if args.counts:
         found |= {'device': 'no device: operations counted on tensors without numbers', 'counts': counts(args.preset)}
+    elif args.sampled:
+        utils.set_threads(args.threads)
+        device = utils.choose_device(args.device)
+        changes = {'batch_size': args.batch_size} if args.batch_size else {}
+        found |= {'device': utils.describe_device(device), 'sampled': benchmark_sampled.compare(
+            args.preset, device, args.warmup, args.repeats, args.threads, **changes)}
     else:
         utils.set_threads(args.threads)
         device = utils.choose_device(args.device)

@@ -25,6 +25,13 @@ def markdown(found: dict) -> str:
                         for r in found['rows']])
         lines += ['', *table(['in a process of its own', 'peak memory of an order-1 search, MiB', 'building and first step, s'],
                              [[m['form'], f'{m["peak_mib"]:.0f}', f'{m["first_step_s"]:.1f}'] for m in found['memory']]), '']
+    if 'sampled' in found:
+        forms = ['softmax', 'gumbel', 'uniform']
+        rows = [(f'{STEPS[row["step"]]}, ms', [row[form] for form in forms], 1) for row in found['sampled']['steps']]
+        rows.append(('peak memory of a search, MiB', [m['peak_mib'] for m in found['sampled']['memory']], 0))
+        lines += [*table(['', 'softmax', 'sampled: gumbel', 'sampled: uniform', 'softmax / gumbel', 'softmax / uniform'],
+                         [[what, *(f'{v:.{digits}f}' for v in values), *(f'**{values[0] / v:.2f}**' for v in values[1:])]
+                          for what, values, digits in rows]), '']
     if found.get('growth'):
         lines += [*table(['weight step, default preset but for', '', 'fast, ms', 'plain, ms', 'ratio'],
                          [[r['setting'], r['value'], f'{r["fast"]:.0f}', f'{r["plain"]:.0f}', f'{r["ratio"]:.2f}']

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from jobs import MATCHED, PROGRAMS, RANDOM, SEARCH, SEARCHED, SVM, Job
+from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERRED, Job
 
 import config as cf
+import genotypes as gt
 from config import BASELINES, UserError
 
-MODELS = (SEARCHED, RANDOM, *BASELINES, *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
+MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES,
+          *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
                 'genotype']
@@ -48,6 +50,18 @@ class Experiment:
                     raise UserError(f'{name} of {PROGRAMS[section]} is {now}, but {self.path} began with {then}: take another '
                                     '--name')
 
+    def keep_transferred(self, source: str):
+        """Writes transferred.json: the genotype, and whom its search heard. Sizes and features are the experiment's."""
+        try:
+            genotype, record = gt.load(source)
+            path = self.path / 'transferred.json'
+            if path.exists() and gt.load(path)[0] != genotype:
+                raise UserError(f'--transferred {source}: {self.path} began with another genotype; take another --name')
+        except ValueError as error:
+            raise UserError(f'--transferred {error}') from None
+        self.path.mkdir(parents=True, exist_ok=True)
+        gt.save(path, genotype, {'search': record['search']} if 'search' in record else {})
+
     def plan(self) -> dict | None:
         """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command."""
         path = self.path / 'plan.json'
@@ -75,7 +89,7 @@ class Experiment:
         if before['digest'] != digest:
             raise UserError(f'--data_path: the utterances, labels or speakers are not those {self.path} began with; take '
                             'another --name')
-        runs = {(*run,) for run in before['runs']} | {(job.model, job.fold, job.seed) for job in asked if job.model != SEARCH}
+        runs = {(*run,) for run in before['runs']} | {(job.model, job.fold, job.seed) for job in asked if job.program != SEARCH}
         plan = {'runs': sorted(runs, key=lambda run: (rank(run[0]), *run[1:])), 'test_speakers': test_speakers,
                 'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': command}
         publish(self.path / 'plan.json', json.dumps(plan) + '\n')
@@ -107,7 +121,7 @@ def row_of(job: Job) -> dict:
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
-            'search_minutes': minutes(job.needs) if found and job.model == SEARCHED else None,
+            'search_minutes': minutes(job.needs) if found and job.needs and job.needs.program == SEARCH else None,
             'minutes': minutes(job) if found else None, 'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
             'search_heard_test_speakers': UNKNOWN if heard is None else cf.csv_cell(' '.join(heard))}
 
@@ -125,9 +139,7 @@ def results(job: Job) -> dict:
 def minutes(job: Job) -> float | None:
     """Minutes of search or training of a finished run; None if the run did not record them."""
     try:
-        if job.model != SEARCH:
-            return results(job)['seconds'] / 60
-        return float(pd.read_json(Path(job.folder, 'metrics.jsonl'), lines=True)['seconds'].sum() / 60)
+        return job.minutes_of_search() if job.program == SEARCH else results(job)['seconds'] / 60
     except (OSError, ValueError, KeyError):
         return None
 
@@ -142,6 +154,8 @@ def check_finished(job: Job, values: dict):
     then |= then.get('not_used') or {}
     config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
     chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params'}
+    chosen |= {'relaxation', 'tournament_minutes'} if job.model == DRAWS else set()
+    chosen |= {flag[2:] for flag in PARTS.get(job.model, ())[:1]}
     for f in fields(config):
         before, now = utils.recorded(then, f.name), getattr(config, f.name)
         older = f.name not in then and before is None and now == f.default  # the run is older than the setting

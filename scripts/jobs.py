@@ -15,8 +15,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 PROGRAMS = {'search': 'search.py', 'augment': 'augment.py', 'svm': 'scripts/svm.py'}
-SEARCH = 'search'  # the model of a job of search.py
+SEARCH, DRAWS = 'search', 'draws'  # the models of jobs of search.py: a search, and random candidates in as many minutes
 SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
+RANDOM_SEARCH, TRANSFERRED = 'random_search', 'transferred'
+# Searches of one part of the network; the operations of the other are fixed.
+PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops', 'sep_conv_3x3')}
+NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn'}
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
@@ -45,12 +49,12 @@ class Job:
 
     @property
     def program(self) -> str:
-        return self.model if self.model in (SEARCH, SVM) else 'augment'
+        return SEARCH if self.model in (SEARCH, DRAWS, *PARTS) else SVM if self.model == SVM else 'augment'
 
     @property
     def needs(self) -> 'Job | None':
         """The job whose output this one reads."""
-        model = SEARCH if self.model == SEARCHED else SEARCHED if self.model.endswith(MATCHED) else None
+        model = SEARCHED if self.model.endswith(MATCHED) else NEEDS.get(self.model)
         return model and Job(self.experiment, model, self.fold, self.seed, self.code, self.cwd)
 
     @property
@@ -61,12 +65,12 @@ class Job:
     @property
     def folder(self) -> str:
         """Folder of the run."""
-        return os.path.join('runs', 'search' if self.model == SEARCH else 'augment', self.name)
+        return os.path.join('runs', 'search' if self.program == SEARCH else 'augment', self.name)
 
     @property
     def product(self) -> str:
         """The file that the run writes last."""
-        return os.path.join(self.folder, 'genotype.json' if self.model == SEARCH else 'results.json')
+        return os.path.join(self.folder, 'genotype.json' if self.program == SEARCH else 'results.json')
 
     def at(self, *parts: str) -> str:
         """A path that does not depend on the current folder."""
@@ -88,8 +92,15 @@ class Job:
         """Program and flags. Settings come from the experiment's config.yaml."""
         flags = ['--name', self.name, '--config', f'runs/cv/{self.experiment}/config.yaml', '--fold', str(self.fold),
                  '--seed', str(self.seed), *self.machine, '--resume']
-        if self.model in (SEARCHED, RANDOM):
+        flags += PARTS.get(self.model, ())
+        if self.needs and self.needs.program == SEARCH and self.program != SEARCH or self.model == RANDOM:
             flags += ['--genotype', self.needs.product if self.needs else RANDOM]
+        elif self.model == TRANSFERRED:
+            flags += ['--genotype', f'runs/cv/{self.experiment}/transferred.json']
+        elif self.model == DRAWS:
+            known = self.needs.done()
+            minutes = f'{max(.01, self.needs.minutes_of_search()):.2f}' if known else 'MINUTES_OF_THE_SEARCH'
+            flags += ['--relaxation', 'none', '--tournament_minutes', minutes]
         elif self.program == 'augment':
             flags += ['--model', self.model.removesuffix(MATCHED)]
         if self.model.endswith(MATCHED) and self.needs.done():
@@ -103,6 +114,16 @@ class Job:
         if self.model.endswith(MATCHED) and not self.needs.done():
             text += f' --params "$(python -c {shlex.quote(N_PARAMS)} {self.needs.product})"'
         return text
+
+    def minutes_of_search(self) -> float:
+        """Minutes that a finished run of search.py took, with the choice among candidates."""
+        with open(self.at(self.folder, 'metrics.jsonl')) as f:
+            seconds = sum(json.loads(line)['seconds'] for line in f)
+        with contextlib.suppress(FileNotFoundError), open(self.at(self.folder, 'candidates.json')) as f:
+            tree = json.load(f)
+            trainings = [training for row in tree['finalists'] for training in row['trainings']]
+            seconds += sum(row['seconds'] for row in [*tree['scores'], *trainings])
+        return seconds / 60
 
     def written_elsewhere(self) -> bool:
         """Whether a process holds the lock of the run's folder."""

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from experiment import MODELS
-from jobs import MATCHED, SEARCHED
+from jobs import MATCHED, RANDOM_SEARCH, SEARCHED, TRANSFERRED
 
 import config as cf
 from config import UserError
@@ -24,8 +24,12 @@ class ExperimentSettings:
     name: str = cf.setting('', 'name of the experiment; results go to runs/cv/NAME')
     config: str | None = cf.setting(None, 'YAML file with settings of the programs; a flag overrides it')
     models: str = cf.setting('searched,random', 'models to compare, separated by commas: searched, random (a genotype drawn at '
-                             f'random), svm, {", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
+                             f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained, by the '
+                             f'rungs of --search.finalists, in the minutes of the search), {TRANSFERRED} (the genotype of '
+                             '--transferred), searched_cnn and searched_seqnn (one part searched, the other fixed), svm, '
+                             f'{", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
                              'parameters as the searched network of the same fold and seed')
+    transferred: str | None = cf.setting(None, f'genotype.json of the model {TRANSFERRED}, such as one of another corpus')
     seeds: str = cf.setting('0', 'seeds, such as 0,2 or 0-4')
     only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '
@@ -104,8 +108,9 @@ def parse_models(text: str) -> list[str]:
             raise UserError(f'--models {name}: choose from {", ".join(MODELS)}')
         if models.count(name) > 1:
             raise UserError(f'--models {name}: named twice')
-        if name.endswith(MATCHED) and SEARCHED not in models:
-            raise UserError(f'--models {name}: takes its size from the searched network, so name {SEARCHED} too (finished '
+        if (name.endswith(MATCHED) or name == RANDOM_SEARCH) and SEARCHED not in models:
+            what = 'minutes' if name == RANDOM_SEARCH else 'size'
+            raise UserError(f'--models {name}: takes its {what} from the searched network, so name {SEARCHED} too (finished '
                             'runs are not repeated)')
     return models
 

@@ -60,21 +60,21 @@ def main(argv=None):
             print(f'report: {path / "report.md"}')
 
 
-def train_all(jobs, rows: dict, path: Path, config):
-    """Trains what is left, fold after fold, and writes every row as soon as it is known."""
+def train_all(jobs, rows: dict, path: Path, config, judged: str = 'test'):
+    """Trains what is left, fold after fold, and writes every row as soon as it is known. judged: the set to score."""
     utils.set_threads(config.threads)
     device, data, loaded = utils.choose_device(config.device), None, None
     latency = {row['architecture']: row['latency_ms'] for row in rows.values() if row['latency_ms']}
     for i, (network, fold, seed) in enumerate(jobs, 1):
         if fold != loaded:
-            data = datasets.load(replace(config, fold=fold), ('train', 'test'), device, train_on_dev=config.train_on_dev)
+            data = datasets.load(replace(config, fold=fold), ('train', judged), device, train_on_dev=config.train_on_dev)
             loaded = fold
-            print(f'fold {fold}: {len(data.sets["train"])} utterances to train, {len(data.sets["test"])} to test, of '
-                  f'{" ".join(data.fold.test)}', flush=True)
+            print(f'fold {fold}: {len(data.sets["train"])} utterances to train, {len(data.sets[judged])} to {judged}, of '
+                  f'{" ".join(getattr(data.fold, judged))}', flush=True)
         if network.name not in latency:
             latency[network.name] = round(latency_ms(network.config, data.labels, network.genotype), 3)
         began, run_seed = time.time(), network.run_seed(fold, seed)
-        scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device)
+        scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device, judged)
         rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
             network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
             round(scores['loss'], 6), round((time.time() - began) / 60, 3), latency[network.name]), strict=True))

@@ -12,7 +12,8 @@ import torch
 import config as cf
 import genotypes as gt
 import utils
-from models.training import drawn, make_net, n_parameters
+from models.candidates import drawn
+from models.training import make_net, n_parameters
 
 UTTERANCE, WARM_UPS, PASSES = 3., 5, 30  # s; passes that are not timed, and those that are
 MOST = 100  # architectures, and seeds: run_seed has two digits for each

@@ -6,7 +6,7 @@ import torch
 
 from models.architect import Architect
 from models.search_cells import SearchCell
-from scripts import benchmark, benchmark_report
+from scripts import benchmark, benchmark_report, benchmark_sampled
 from scripts.benchmark_counts import Operations, as_on_a_gpu
 from scripts.textbook_architect import TextbookArchitect
 
@@ -57,6 +57,19 @@ def test_a_run_writes_its_figures(tiny, tmp_path, monkeypatch, capsys):
     assert [m['form'] for m in found['memory']] == ['fast', 'plain'] and all(m['peak_mib'] > 0 for m in found['memory'])
     assert path.with_suffix('.md').read_text() in capsys.readouterr().out
     assert benchmark_report.summary([found]).count('\n') == 2
+
+
+def test_the_relaxations_are_compared_on_one_supernet(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, 'memory', lambda form, *_, **__: {'form': form, 'peak_mib': 1.})
+    path = tmp_path / 'run.json'
+    benchmark.main(['--sampled', '--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1', '--json', str(path)])
+    found = json.loads(path.read_text())['sampled']
+    assert [row['step'] for row in found['steps']] == ['weight_step', 'alpha_step_1'] and len(found['memory']) == 3
+    times = [found['steps'][0][form] for form in benchmark_sampled.FORMS]
+    assert f'| {times[0]:.1f} | {times[1]:.1f} | {times[2]:.1f} | **{times[0] / times[1]:.2f}** |' in capsys.readouterr().out
+    steps = benchmark_sampled.SampledSteps('uniform', benchmark.settings('search', 'default'), torch.device('cpu'))
+    steps.weight_step()
+    assert 'reduce' in steps.net.paths or 'normal' in steps.net.paths
 
 
 def test_a_folder_that_is_not_there_is_said_before_an_hour_is_spent(tmp_path):

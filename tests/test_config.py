@@ -106,7 +106,7 @@ WITHOUT_EFFECT = [
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
 VALUES = {'drop_path_prob': '.5', 'momentum': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru',
-          'rnn_layers': '2', 'space': 'speech'}
+          'rnn_layers': '2', 'space': 'speech', 'band': '1-2'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)
@@ -137,7 +137,7 @@ def test_what_would_need_dev_speakers_is_refused():
 def test_every_setting_is_described_and_read():
     """No setting is a dead flag: each is read by name, or with its group through cf.pick."""
     picked = ('FeatureSettings', 'NetworkSettings')
-    names = ('search.py', 'augment.py', 'utils.py', 'models/parallel.py', 'datasets/*.py', 'scripts/svm.py')
+    names = ('search.py', 'augment.py', 'utils.py', 'models/*.py', 'datasets/*.py', 'scripts/svm.py')
     source = ''.join(path.read_text() for name in names for path in ROOT.glob(name))
     for section, cls in cf.SECTIONS.items():
         assert {f.name for group in cls.GROUPS for f in fields(group)} == {f.name for f in fields(cls)}, section

@@ -55,6 +55,61 @@ def test_every_run_is_made_once_with_the_right_flags(desk, small_corpus):
     assert calls(desk) == []
 
 
+def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genotype(desk, small_corpus, tmp_path):
+    cell, text = [[('gru_1', 0), ('gru_1', 1)]], json.loads((desk / 'genotypes.json').read_text())[0]
+    given = gt.from_str(text)._replace(rnn=cell)
+    gt.save(tmp_path / 'other.json', given, {'network': {'layers': 9}, 'search': {'dataset': 'nemo'}})
+    more = ['--only_folds', '1,2', '--transferred', str(tmp_path / 'other.json')]
+    models = 'random_search,searched,transferred'
+    assert call(desk, small_corpus, *more, models=models, seeds='0') == 0
+    made = {found['--name']: (program, found) for program, found in calls(desk)}
+    assert len(made) == 10 and list(made)[:4] == [f'cv/x/{name}' for name in (
+        'f1-s0', 'draws-f1-s0', 'searched-f1-s0', 'random_search-f1-s0')]
+    program, found = made['cv/x/draws-f1-s0']
+    assert program == 'search.py' and (found['--relaxation'], found['--tournament_minutes']) == ('none', '1.50')
+    words = [word for pair in found.items() for word in pair]
+    assert cf.build('search', cf.given('search', words)).tournament_minutes == 1.5
+    assert made['cv/x/random_search-f2-s0'][1]['--genotype'] == 'runs/search/cv/x/draws-f2-s0/genotype.json'
+    assert made['cv/x/transferred-f2-s0'][1]['--genotype'] == 'runs/cv/x/transferred.json'
+    assert gt.load('runs/cv/x/transferred.json') == (given, {'search': {'dataset': 'nemo'}})
+    assert finished(6) and {row['model']: row['search_minutes'] for row in rows()} == {
+        'searched': '1.5', 'random_search': '1.5', 'transferred': ''}
+    assert call(desk, small_corpus, *more, models=models, seeds='0') == 0 and calls(desk) == []
+    gt.save(tmp_path / 'other.json', given._replace(rnn=[cell[0][::-1]]), {})
+    with pytest.raises(cf.UserError, match='began with another genotype'):
+        call(desk, small_corpus, *more, models=models, seeds='0')
+    for models in ('transferred', 'searched,random_search'):
+        with pytest.raises(cf.UserError, match='--transferred names'):
+            call(desk, small_corpus, *(more if models != 'transferred' else more[:2]), models=models, seeds='0')
+    with pytest.raises(cf.UserError, match='takes its minutes from the searched network'):
+        call(desk, small_corpus, models='random_search', seeds='0')
+
+
+def test_one_part_is_searched_and_the_other_fixed(desk, small_corpus):
+    assert call(desk, small_corpus, '--only_folds', '1', '--jobs', '2', models='searched_seqnn,searched_cnn', seeds='0') == 0
+    made = {found['--name'].removeprefix('cv/x/'): found for _, found in calls(desk)}
+    assert len(made) == 4
+    for part, flag, op in (('cnn', '--rnn_ops', 'lstm_att_1'), ('seqnn', '--cnn_ops', 'sep_conv_3x3')):
+        found, names = made[f'search_{part}-f1-s0'], list(made)
+        config = cf.build('search', cf.given('search', [word for pair in found.items() for word in pair]))
+        assert found[flag] == op and getattr(config, flag[2:]) == op and not {'--rnn_ops', '--cnn_ops'} - {flag} & set(found)
+        assert made[f'searched_{part}-f1-s0']['--genotype'] == f'runs/search/cv/x/search_{part}-f1-s0/genotype.json'
+        assert names.index(f'search_{part}-f1-s0') < names.index(f'searched_{part}-f1-s0')
+    assert finished(2) and {row['search_minutes'] for row in rows()} == {'1.5'}
+    assert call(desk, small_corpus, '--only_folds', '1', models='searched_cnn', seeds='0') == 0 and not calls(desk)
+
+
+def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
+    job = jobs.Job('x', 'search', 1, 0, cwd=str(tmp_path))
+    folder = tmp_path / job.folder
+    folder.mkdir(parents=True)
+    (folder / 'metrics.jsonl').write_text('{"seconds": 60}\n{"seconds": 30}\n')
+    assert job.minutes_of_search() == 1.5
+    (folder / 'candidates.json').write_text(json.dumps({'scores': [{'seconds': 6}, {'seconds': 6}], 'finalists': [
+        {'trainings': [{'seconds': 18}, {'seconds': 30}]}, {'trainings': []}]}))
+    assert job.minutes_of_search() == 2.5
+
+
 def test_the_programs_accept_the_command_lines(desk, small_corpus):
     """A setting of the experiment that has no effect on a model is no mistake, for nobody typed it for that model."""
     more = ['--augment.momentum', '.5', '--augment.optimizer', 'adamw', '--n_masks', '0', '--max_freq', '.1', '--device', 'cpu']

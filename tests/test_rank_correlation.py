@@ -5,18 +5,19 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from conftest import FEATURES, SMALL
 from scipy.stats import kendalltau
-from test_networks import one_hot, supernet
 
 import augment
 import genotypes as gt
 import search
 from datasets.dataset import SpeechDataset
-from scripts import rank_correlation
+from scripts import rank_correlation, spread
 from utils import UserError
 
 GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_connect', 2), ('dil_conv_3x3', 0)]], range(2, 4),
@@ -38,26 +39,18 @@ def data_of(*names):
     return type('Data', (), {'sets': sets, 'class_weights': torch.ones(3)})
 
 
-def test_weights_are_one_hot():
-    net = supernet(4, n_nodes=2, n_nodes_rnn=2).double()
-    x = torch.randn(3, 1, 8, 14, dtype=torch.double)
-    found = net.net.forward_cells(x, rank_correlation.one_hot_weights(net, GENOTYPE))[0]
-    one_hot(net, GENOTYPE)
-    torch.testing.assert_close(found, net(x), rtol=0, atol=1e-10)
-    with pytest.raises(UserError, match='normal cell'):
-        rank_correlation.one_hot_weights(net, GENOTYPE._replace(normal=GENOTYPE.normal[:1]))
-
-
-def test_batch_norm_gets_the_statistics_of_the_network_itself():
-    net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
-    for p in net.buffers():
-        p.fill_(7.) if p.is_floating_point() else None
-    weights = rank_correlation.one_hot_weights(net, GENOTYPE)
-    found = [rank_correlation.dev_scores(net, weights, data, Config) for _ in range(2)]
-    assert found[0] == pytest.approx(found[1])  # no dropout, nothing left of the statistics before
-    norm = net.net.stem[1]
-    x = net.net.stem[0](torch.cat([X for (X, *_), _ in data.sets['train'].batches(12)]))
-    torch.testing.assert_close(norm.running_mean, x.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+def test_tau_is_scipys_and_its_interval_covers_the_truth():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        x, y = rng.multivariate_normal([0, 0], [[1, .5], [.5, 1]], 30).T
+        low, high = rank_correlation.interval(x, y)
+        covered += low <= 2 / np.pi * np.arcsin(.5) <= high  # tau of a normal distribution with correlation .5
+        x = x.round(1)  # with ties
+        assert rank_correlation.kendall(x, y) == pytest.approx(kendalltau(x, y).statistic)
+    assert 87 <= covered <= 99
+    counts = np.array([[2., 1., 0., 1.], [1., 1., 1., 1.]])
+    x, y = np.array([1., 2., 3., 4.]), np.array([1., 3., 2., 4.])
+    assert rank_correlation.kendall(x, y, counts) == pytest.approx([1., 4 / 6])
 
 
 def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatch, capsys):
@@ -86,12 +79,41 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
             ('a normal cell with other nodes or operations than the supernet', 'wide')))
     tau = kendalltau([row[2] for row in rows], [-row[1] for row in rows]).statistic
     assert float(re.search(r'low to high: (\S+)', said)[1]) == pytest.approx(tau, abs=.01, nan_ok=True)
+    row = next(line for line in said.splitlines() if 'runs/augment/r1' in line)
+    results = json.loads(Path('runs/augment/r1/results.json').read_text())
+    assert float(row.split('|')[1]) == pytest.approx(100 * results['dev_ua'], abs=.05)
     for some, why in ((folders[3:-1], 'no genotype 1'), (folders[2:3] + folders[-1:], 'a normal cell with'),
                       (folders[:1], 'name more folders')):
         with pytest.raises(UserError, match=f'^1 of these runs .*: 2 are needed; .*{why}'):
             rank_correlation.main(['runs/search/s', *some, '--data_path', str(small_corpus)])
     with pytest.raises(UserError, match='runs/augment/typo/results.json: cannot be read'):
         rank_correlation.main(['runs/search/s', *folders, 'runs/augment/typo', '--data_path', str(small_corpus)])
+
+
+def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    search.main(['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--epochs', '1', '--n_nodes',
+                 '1', '--rnn_nodes', '1', '--relaxation', 'sampled'])
+    argv = ['runs/search/s', '--networks', '3', '--seeds', '2', '--epochs', '1', '--data_path', str(small_corpus)]
+    calls, train = [], spread.train
+    monkeypatch.setattr(spread, 'train', lambda *args: calls.append(args) or (train(*args) if len(calls) < 4 else {}['end']))
+    with pytest.raises(KeyError):
+        rank_correlation.main(argv)
+    monkeypatch.setattr(spread, 'train', lambda *args: calls.append(args) or train(*args))
+    rank_correlation.main(argv)
+    assert len(calls) == 4 + 3 and {args[-1] for args in calls} == {'dev'}
+    assert len({args[0].seed for args in calls[:3] + calls[4:]}) == 6
+    said = capsys.readouterr().out
+    table = pd.read_csv('runs/ranks/s/trainings.csv')
+    found = [[float(x) for x in line.split('|')[1:3]] for line in said.splitlines() if 'parameters |' in line]
+    means = table.groupby('architecture')[['ua', 'loss']].mean().sort_values('ua', ascending=False)
+    np.testing.assert_allclose(found, means * [100, 1], atol=.051)
+    assert 'Kendall tau, 3 networks, by loss' in said and 'two seeds of the retraining' in said
+    with pytest.raises(UserError, match='epochs is 2, but'):
+        rank_correlation.main([*argv[:-4], '--epochs', '2', *argv[-2:]])
+    for wrong in (argv[:1], [argv[0], 'runs/augment/x', *argv[1:]]):
+        with pytest.raises(UserError, match='--networks'):
+            rank_correlation.main(wrong)
 
 
 def made_from_r0(begun, old, wide):

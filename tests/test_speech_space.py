@@ -19,6 +19,7 @@ from models.ops import OPS, AxisReduce
 from models.rnn_ops import RNN_OPS
 from models.search_cnn import SearchCNNController
 from models.skeleton import valid_steps
+from models.training import n_parameters
 
 CNN_OPS, SEQ_OPS = (gt.op_set('speech', kind)[:-1] for kind in ('cnn', 'rnn'))
 NEW_OPS = [name for name in CNN_OPS if name not in gt.PRIMITIVES]
@@ -260,7 +261,7 @@ def test_random_genotypes_of_augment_obey_space_and_band(small_corpus):
     assert (config.cnn_ops, config.rnn_ops, config.n_nodes, config.rnn_nodes) == ('speech', 'speech', 2, 1)
     assert free == augment.configure(cf.given('augment', argv))[1] and free.network
     config, genotype, _ = augment.configure(cf.given('augment', [*argv, '--band', '3000-5000']))
-    assert 3000 <= augment.n_parameters(config, ['angry', 'sad'], genotype) <= 5000
+    assert 3000 <= n_parameters(config, ['angry', 'sad'], genotype) <= 5000
     config, _, _ = augment.configure(cf.given('augment', [*argv, '--cnn_ops', 'conv', '--n_nodes', '4']))
     assert (config.cnn_ops, config.n_nodes, config.rnn_ops) == ('conv', 4, 'speech')
 

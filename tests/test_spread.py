@@ -10,6 +10,7 @@ from conftest import SMALL
 
 import augment
 import config as cf
+from models import candidates
 from scripts import spread, spread_plan, spread_report
 from utils import UserError
 
@@ -118,7 +119,7 @@ def test_band_rejects():
     (['--seeds', '1'], '--seeds 1: must be from 2 to 100'),
     (['--cnn_ops', 'conv9'], 'unknown cnn operation')])
 def test_mistakes(argv, message, monkeypatch):
-    monkeypatch.setattr(augment, 'MAX_DRAWS', 50)
+    monkeypatch.setattr(candidates, 'MAX_DRAWS', 50)
     with pytest.raises(UserError, match=message):
         networks(*argv)
 

@@ -15,11 +15,13 @@ from models.fast.depthwise import depthwise
 from models.fast.folding import fold, fold_plain, linear
 from models.fast.recurrences import BATCHED, run_together
 from models.ops import DilConv, FactorizedReduce, PoolBN, SepConv, Zero
-from models.search_cells import SearchCell, SearchSeqCell
+from models.search_cells import Path, SearchCell, SearchSeqCell
 
 
 class FastCell(SearchCell):
     def forward(self, s0: Tensor, s1: Tensor, weights: list) -> Tensor:
+        if isinstance(weights, Path):
+            return super().forward(s0, s1, weights)
         s0, s1 = self.preproc0(s0), self.preproc1(s1)
         node_states = side_by_side.node_states if fast.on_gpu(s0) else state_by_state
         return torch.cat(node_states(self.dag, s0, s1, weights), dim=1)
@@ -137,6 +139,8 @@ def _laid_out(x, like):
 
 class FastSeqCell(SearchSeqCell):
     def forward(self, s0: Tensor, s1: Tensor, weights: list) -> Tensor:
+        if isinstance(weights, Path):
+            return super().forward(s0, s1, weights)
         states, n = [self.preproc0(s0), self.preproc1(s1)], len(self.dag)
         sums = None  # (nodes still open, N, T, H): what has reached them so far
         for begin, end in [(0, 2), *((j, j + 1) for j in range(2, n + 1))]:  # both inputs at once, then node after node

@@ -1,0 +1,172 @@
+"""The choice after a search: candidates are scored in the supernet, the best are retrained by rungs, the best of those wins.
+
+All finalists train for a quarter of the epochs; then the best three of them train, from the beginning, for all epochs. Each
+training has its whole schedule, so that networks are compared after their learning rate has decayed: successive halving
+(Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the dev speakers after
+the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them.
+"""
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+import config as cf
+import genotypes as gt
+import utils
+from models import parallel
+from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, random_genotypes, with_decisions
+from models.training import n_parameters, train
+
+RUNGS = 4  # the first rung has this part of the epochs
+LAST = 3  # finalists that are trained to the end
+SAVE_EVERY = 20  # scores
+RECIPE = (cf.RetrainingSettings, cf.NetworkSettings, cf.AugmentationSettings)
+
+
+def choose(run, net, scorer: Scorer | None, data, device) -> gt.Genotype:
+    """The winner. All ranks must call this."""
+    config, book = run.config, Book(run, recipe(run.config), data, device)
+    if config.relaxation == 'none':
+        contenders = first_rung(book, config)
+    else:
+        contenders = [(book.train(genotype, book.short)['loss'] if config.finalists > LAST else 0., genotype)
+                      for genotype in best_in_supernet(book, net, scorer, config)]
+    contenders.sort(key=lambda pair: pair[0])
+    results = [(book.train(genotype, book.config.epochs), genotype) for _, genotype in contenders[:LAST]]
+    found, winner = min(results, key=lambda pair: pair[0]['loss'])
+    book.tree['winner'] = gt.to_str(winner)
+    book.write()
+    run.logger.info('best of %d finalists: dev loss %.3f UA %.3f after %d epochs (%.1f minutes of choice): %s', len(contenders),
+                    found['loss'], found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
+    return winner
+
+
+def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
+    """The settings with which augment.py would retrain a genotype of this search, given the same --config."""
+    shared = [group for group in cf.SearchConfig.GROUPS if group in cf.AugmentConfig.GROUPS]
+    values = cf.pick(config, *shared)
+    del values['dropout']  # the search's and the retraining's differ
+    given = cf.read_yaml(config.config, 'augment') if config.config else {}
+    values |= {name: value for name, value in given.items() if name in cf.names_of(*RECIPE)}
+    values |= {'genotype': 'a finalist', 'patience': 0, 'resume': False, 'overwrite': False}
+    if config.finalist_epochs:
+        values['epochs'] = config.finalist_epochs
+    return cf.AugmentConfig(**values)
+
+
+def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
+    """The candidates with the lowest log-loss in the supernet. The genotype of the alphas is among the candidates.
+
+    In the space `speech` the supernet, whose size and head the settings fix, ranks cells alone. Decisions outside the cells are
+    then drawn for each finalist, within --band.
+    """
+    rng, speech = np.random.default_rng([config.seed, config.fold]), config.space == 'speech'
+    drawn = distinct(itertools.chain([net.genotype()], genotypes_from_alpha(net, rng)))
+    candidates = list(itertools.islice(drawn if speech else book.allowed(drawn), config.candidates))
+    scored = [(book.score(genotype, scorer), i, genotype) for i, genotype in enumerate(
+        parallel.progress(candidates, 'candidates', len(candidates)))]
+    book.write()
+    scored.sort(key=lambda row: row[:2])
+    book.log('%d candidates scored in the supernet: dev loss %.3f to %.3f', len(scored), scored[0][0], scored[-1][0])
+    best = [genotype for *_, genotype in scored[:config.finalists]]
+    return [book.complete(genotype, rng) for genotype in best] if speech else best
+
+
+def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
+    """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung."""
+    found, budget = [], 60 * config.tournament_minutes
+    genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
+    spent = 0.
+    for genotype in genotypes:
+        enough = spent + (1 + LAST * RUNGS) * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
+        if found and enough:
+            break
+        training = book.train(genotype, book.short)
+        spent += training['seconds']
+        found.append((training['loss'], genotype))
+    return found
+
+
+class Book:
+    """candidates.json: the recipe, the scores in the supernet, the finalists with their trainings, the winner."""
+
+    def __init__(self, run, config: cf.AugmentConfig, data, device):
+        self.run, self.config, self.data, self.device, self.log = run, config, data, device, run.logger.info
+        self.short = max(1, round(config.epochs / RUNGS))
+        self.tree = {'recipe': cf.pick(config, *RECIPE), 'scores': [], 'finalists': [], 'winner': None}
+        before = parallel.from_main(self._read)
+        for name, now in self.tree['recipe'].items():
+            if before and before['recipe'].get(name, now) != now:
+                raise utils.UserError(f'--resume: {name} of retraining is {now}, but the finalists of {run.path} began with '
+                                      f'{before["recipe"][name]}; take another --name')
+        self.tree |= before or {}
+        self.scores = {row['genotype']: row for row in self.tree['scores']}
+        self.finalists = {row['genotype']: row for row in self.tree['finalists']}
+
+    def _read(self) -> dict | None:
+        path = self.run.file('candidates.json')
+        if not os.path.exists(path):
+            return None
+        try:
+            with open(path, encoding='utf-8') as f:
+                return json.load(f)
+        except ValueError:
+            raise utils.UserError(f'{path} is damaged: delete it, and the choice begins again') from None
+
+    def write(self):
+        if self.run.writes:
+            utils.write_json(self.run.file('candidates.json'), self.tree)
+
+    def seconds(self) -> float:
+        """Time spent on scores and trainings, earlier processes of this run included."""
+        trainings = [training for row in self.tree['finalists'] for training in row['trainings']]
+        return sum(row['seconds'] for row in [*self.tree['scores'], *trainings])
+
+    def allowed(self, genotypes: Iterator[gt.Genotype]) -> Iterator[gt.Genotype]:
+        """Those within --band."""
+        return (genotype for genotype, _ in in_band(genotypes, self.config, self.data.labels))
+
+    def complete(self, genotype, rng) -> gt.Genotype:
+        """The genotype with decisions outside its cells; it keeps the score of the cells."""
+        found = with_decisions(genotype, self.config, rng, self.data.labels)
+        self.scores[gt.to_str(found)] = self.scores[gt.to_str(genotype)]
+        return found
+
+    def score(self, genotype, scorer: Scorer) -> float:
+        """Log-loss in the supernet."""
+        text = gt.to_str(genotype)
+        if text not in self.scores:
+            began, found = time.time(), scorer.score(genotype)
+            self.scores[text] = {'genotype': text, 'loss': found['loss'], 'ua': found['ua'], 'seconds': time.time() - began}
+            self.tree['scores'].append(self.scores[text])
+            if len(self.scores) % SAVE_EVERY == 0:
+                self.write()
+        return self.scores[text]['loss']
+
+    def train(self, genotype, epochs: int) -> dict:
+        """Dev scores of a network trained for so many epochs."""
+        text = gt.to_str(genotype)
+        if text not in self.finalists:
+            self.finalists[text] = {
+                'genotype': text, 'score': self.scores[text]['loss'] if text in self.scores else None,
+                'parameters': n_parameters(self.config, self.data.labels, genotype), 'operations': gt.op_counts(genotype),
+                'trainings': []}
+            self.tree['finalists'].append(self.finalists[text])
+        row = self.finalists[text]
+        for training in row['trainings']:
+            if training['epochs'] == epochs:
+                return training
+        config = replace(self.config, epochs=epochs, warmup=round(self.config.warmup * epochs / self.config.epochs))
+        began, (found, _) = time.time(), train(config, genotype, self.data, self.device, 'dev')
+        training = {'epochs': epochs, **found, 'seconds': time.time() - began}
+        training = parallel.gather(training)[0]  # all ranks decide alike
+        row['trainings'].append(training)
+        self.write()
+        self.log('finalist %d: %s parameters, %d epochs: dev loss %.3f UA %.3f (%.1f minutes)',
+                 1 + list(self.finalists).index(text), f'{row["parameters"]:,}', epochs, found['loss'], found['ua'],
+                 training['seconds'] / 60)
+        return training

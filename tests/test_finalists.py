@@ -1,0 +1,193 @@
+"""Candidates and the tournament: what is drawn and scored, how a winner is chosen, and that nothing is repeated."""
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import SMALL
+from test_networks import copy_weights, supernet
+from test_rank_correlation import GENOTYPE, Config, data_of
+
+import config as cf
+import genotypes as gt
+import search
+import utils
+from models import candidates, finalists
+from models.augment_cnn import AugmentCNN
+from models.training import n_parameters, train
+
+ARGS = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1']
+SEARCH = [*ARGS, '--epochs', '1', '--alpha_warmup', '0', '--relaxation', 'sampled', '--finalists', '4', '--candidates', '6']
+
+
+def test_candidates_are_drawn_as_alpha_says():
+    weights = np.array([[.5, .2, .3], [.1, .1, .8]])  # the last operation is `none`
+    rng, n, counts = np.random.default_rng(0), 4000, {}
+    for _ in range(n):
+        first, second = candidates.draw_node(weights, ('a', 'b', gt.NONE), rng)
+        assert {first[1], second[1]} == {0, 1}
+        counts[first] = counts.get(first, 0) + 1
+    for key, share in {('a', 0): .5, ('b', 0): .2, ('a', 1): .1, ('b', 1): .1}.items():
+        assert counts[key] / n == pytest.approx(share / .9, abs=.03)
+
+
+def test_drawn_genotypes_are_of_the_space_and_distinct():
+    net = supernet(3, n_nodes=1, n_nodes_rnn=1, primitives='max_pool_3x3,none', rnn_primitives='gru_1,rnn_1')
+    found = list(candidates.distinct(candidates.genotypes_from_alpha(net, np.random.default_rng(0))))
+    assert len(found) == 4  # two operations on two edges of the SeqNN cell; nothing else to choose. And it ends
+    for genotype in found:
+        assert gt.check(genotype) == genotype and net.path_of(genotype)
+    swapped = found[0]._replace(rnn=[found[0].rnn[0][::-1]])
+    assert list(candidates.distinct([found[0], swapped])) == found[:1]
+
+
+def test_a_score_is_that_of_the_discrete_network():
+    net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
+    net.criterion.weight = data.class_weights
+    for p in net.buffers():
+        p.fill_(7.) if p.is_floating_point() else None
+    scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
+    found = scorer.score(GENOTYPE)
+    assert scorer.score(GENOTYPE) == pytest.approx(found)  # no dropout, nothing left of the statistics before
+    with pytest.raises(utils.UserError, match='normal cell'):
+        scorer.score(GENOTYPE._replace(normal=GENOTYPE.normal[:1]))
+    discrete = AugmentCNN(None, 1, 4, 3, 4, False, GENOTYPE, C_rnn=6)
+    copy_weights(net, discrete, GENOTYPE)
+    for module in discrete.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        for X, _ in data.sets['train'].batches(12):
+            discrete(*X)
+        p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
+    loss = torch.nn.functional.nll_loss(p.log(), data.sets['dev'].labels)
+    assert found['loss'] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_a_band_rejects(small_corpus):
+    config = finalists.recipe(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
+    drawn = list(islice(candidates.random_genotypes(config, np.random.default_rng(0)), 30))
+    sizes = [n_parameters(config, ['a', 'b'], genotype) for genotype in drawn]
+    low, high = sorted(sizes)[10], sorted(sizes)[20]
+    kept = list(candidates.in_band(drawn, replace(config, band=f'{low}-{high}'), ['a', 'b']))
+    assert kept == [(g, n) for g, n in zip(drawn, sizes) if low <= n <= high]
+
+
+def test_finalists_of_the_speech_space_get_decisions_within_the_band(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    search.main(['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech',
+                 '--band', '2000-6000', '--relaxation', 'sampled', '--sampling', 'uniform', '--finalists', '3', '--candidates',
+                 '5', '--epochs', '1', '--finalist_epochs', '1'])
+    tree, genotype = read('s')
+    cells = {row['genotype']: row['loss'] for row in tree['scores']}
+    best = sorted(cells.values())[:3]
+    assert [row['score'] for row in tree['finalists']] == best
+    for row in tree['finalists']:
+        found = gt.from_str(row['genotype'])
+        assert found.network['layers'] in gt.NETWORK_CHOICES['layers'] and 2000 <= row['parameters'] <= 6000
+        cell = gt.from_str(next(text for text, loss in cells.items() if loss == row['score']))
+        assert found.reduce == cell.reduce and bool(found.normal) == (found.network['layers'] > 2)
+    assert gt.to_str(gt.load(genotype)[0]) == tree['winner']
+
+
+def test_the_recipe_is_that_of_augment(tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text(yaml.safe_dump({'n_mels': 20, 'search': {'dropout': .5, 'epochs': 9}, 'augment': {
+        'epochs': 40, 'lr': .5, 'dropout': .25, 'train_on_dev': True, 'patience': 3, 'init_channels': 12}}))
+    flags = ['--name', 'x', '--config', str(path), '--layers', '4']
+    found = finalists.recipe(cf.build('search', cf.given('search', flags)))
+    assert (found.epochs, found.lr, found.dropout, found.init_channels, found.layers, found.n_mels) == (40, .5, .25, 12, 4, 20)
+    assert not found.train_on_dev and not found.patience and found.weight_decay == cf.AugmentConfig(name='x').weight_decay
+    config = cf.build('search', cf.given('search', [*flags, '--finalists', '2', '--finalist_epochs', '7']))
+    assert finalists.recipe(config).epochs == 7
+
+
+def without_seconds(tree):
+    if isinstance(tree, dict):
+        return {name: without_seconds(value) for name, value in tree.items() if name != 'seconds'}
+    return [without_seconds(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def read(name):
+    folder = Path('runs/search', name)
+    return without_seconds(json.loads((folder / 'candidates.json').read_text())), (folder / 'genotype.json').read_text()
+
+
+def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '4']
+    search.main(['--name', 'whole', *argv])
+    tree, genotype = read('whole')
+    losses = [row['loss'] for row in tree['scores']]
+    best = [row['genotype'] for row in sorted(tree['scores'], key=lambda row: row['loss'])[:4]]
+    assert len(losses) == len({row['genotype'] for row in tree['scores']}) == 6
+    assert [row['genotype'] for row in tree['finalists']] == best
+    short = {row['genotype']: row['trainings'][0]['loss'] for row in tree['finalists']}
+    long = {row['genotype']: row['trainings'][1]['loss'] for row in tree['finalists'] if len(row['trainings']) == 2}
+    assert sorted(long, key=short.get) == sorted(short, key=short.get)[:3] and tree['winner'] == min(long, key=long.get)
+    assert gt.to_str(gt.load(genotype)[0]) == tree['winner']
+    assert [t['epochs'] for t in tree['finalists'][0]['trainings']][0] == 1 and tree['recipe']['epochs'] == 4
+
+    score = candidates.Scorer.score
+
+    def killed(where, limit, calls):
+        def instead(*args):
+            calls.append(args)
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            return where(*args)
+        return instead
+    with monkeypatch.context() as patch:
+        patch.setattr(finalists, 'SAVE_EVERY', 3)
+        patch.setattr(finalists.Scorer, 'score', killed(score, 1 + 5, []))  # the epoch is scored as well
+        with pytest.raises(KeyboardInterrupt):
+            search.main(['--name', 'killed', *argv])
+    utils._open_runs.pop().close()
+    scored = []
+    with monkeypatch.context() as patch:
+        patch.setattr(finalists, 'train', killed(train, 3, []))
+        patch.setattr(finalists.Scorer, 'score', lambda *args: scored.append(args) or score(*args))
+        with pytest.raises(KeyboardInterrupt):
+            search.main(['--name', 'killed', *argv, '--resume'])
+        assert len(scored) == 3  # of 6; three were on disk
+    utils._open_runs.pop().close()
+    with pytest.raises(utils.UserError, match='epochs of retraining is 8, but the finalists of .* began with 4'):
+        monkeypatch.setattr(finalists, 'recipe', lambda config: cf.AugmentConfig(name='x', epochs=8))
+        search.main(['--name', 'killed', *argv, '--resume'])
+    utils._open_runs.pop().close()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    search.main(['--name', 'killed', *argv, '--resume'])
+    assert read('killed') == (tree, genotype)
+
+
+def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*ARGS, '--data_path', str(small_corpus), '--relaxation', 'none', '--finalist_epochs', '4']
+    search.main(['--name', 'k', *argv, '--finalists', '2'])
+    tree, _ = read('k')
+    assert not tree['scores'] and [len(row['trainings']) for row in tree['finalists']] == [2, 2]
+    assert not Path('runs/search/k/metrics.jsonl').read_text()
+    clock = iter(range(0, 10_000, 30))  # a training takes 30 s
+    monkeypatch.setattr(finalists, 'time', SimpleNamespace(time=lambda: next(clock)))
+    search.main(['--name', 't', *argv, '--tournament_minutes', '11'])
+    tree, _ = read('t')
+    assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
+    with pytest.raises(utils.UserError, match='--relaxation none trains no supernet'):
+        search.main(['--name', 'n', *argv[:-2]])
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--relaxation', 'sampled', '--partial_channels', '2'], '--partial_channels 2: --relaxation sampled'),
+    (['--sampling', 'uniform'], '--sampling has no effect with --relaxation softmax'),
+    (['--candidates', '9'], '--candidates has no effect with --finalists 0'),
+    (['--finalists', '2', '--band', '9-2'], '--band 9-2: must be LOW-HIGH')])
+def test_mistakes(argv, message):
+    with pytest.raises(utils.UserError, match=message):
+        cf.build('search', cf.given('search', ['--name', 'x', *argv]))
