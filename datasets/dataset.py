@@ -159,7 +159,8 @@ class SpeechDataset:
         gather, where, drawn = self._gather, (first, on_device[1]), itertools.repeat(None)
         if voices:
             gather = functools.partial(voices.cut, self.frames, self.n_frames)
-            where = table, table.to(self.device)
+            pinned = table.pin_memory() if self.device.type == 'cuda' else table
+            where = table, pinned.to(self.device, non_blocking=True)
             drawn = where[1].split(sizes, dim=1)
         where = where[self.resident].split(sizes, dim=-1)
         cut = map(gather, where) if self.resident else ahead(gather, where)

@@ -1,6 +1,7 @@
 """What programs share that train many networks one after another: a locked folder, its settings, its rows, one training."""
 import csv
 import fcntl
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,14 +47,17 @@ def check_settings(folder: Path, settings: dict, write: bool):
             raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
 
 
-def read_rows(path: Path, columns: dict[str, type]) -> list[dict]:
-    """The rows of a CSV file of trainings, in the types of `columns`. [] if there is no file; UserError if it is damaged."""
+def read_rows(path: Path, columns: dict[str, Callable]) -> list[dict]:
+    """The rows of a CSV file of trainings, {column: function of its text}. [] if there is no file; UserError if it is damaged.
+
+    A column that the file lacks has the text ''.
+    """
     if not path.exists():
         return []
     try:
         with open(path, newline='', encoding='utf-8') as f:
-            return [{name: kind(row[name]) for name, kind in columns.items()} for row in csv.DictReader(f)]
-    except (KeyError, TypeError, ValueError):
+            return [{name: kind(row.get(name, '')) for name, kind in columns.items()} for row in csv.DictReader(f)]
+    except (TypeError, ValueError, csv.Error):
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
 
 
