@@ -61,8 +61,8 @@ def read_rows(path: Path, columns: dict[str, Callable]) -> list[dict]:
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
 
 
-def train(config: cf.AugmentConfig, genotype, data, device, part: str = 'test') -> tuple[dict, 'np.ndarray']:  # noqa: F821
-    """Scores and probabilities (n, n_classes) of the set `part` after the last epoch.
+def train(config: cf.AugmentConfig, genotype, data, device, judged: str = 'test') -> tuple[dict, 'np.ndarray']:  # noqa: F821
+    """Scores and probabilities (n, n_classes) of the set `judged` after the last epoch.
 
     They are those of augment.py with this seed, if no dev speaker picks the epoch there.
     """
@@ -81,4 +81,4 @@ def train(config: cf.AugmentConfig, genotype, data, device, part: str = 'test') 
         batches = data.sets['train'].batches(config.batch_size, None, draws, masks, voices)
         augment.train_epoch(net, criterion, optim, batches, autocast, config, ema)
         scheduler.step()
-    return augment.evaluate(ema.module if ema else net, data.sets[part], criterion, autocast, config)
+    return augment.evaluate(ema.module if ema else net, data.sets[judged], criterion, autocast, config)
