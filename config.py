@@ -212,8 +212,8 @@ class Settings:
             return next((f'--{name}' for name in names if getattr(self, name, 0)), None)
         if (flag := asked('speed', 'vtlp', 'noise')) and self.features != 'logmel':
             raise UserError(f'{flag} needs --features logmel')
-        if (flag := asked('speed', 'vtlp', 'copypaste', 'noise')) and (other := asked('prosody', 'deltas')):
-            raise UserError(f'{flag} and {other} exclude each other: only log-mel bands can be changed')
+        if (flag := asked('speed', 'noise')) and asked('prosody'):
+            raise UserError(f'{flag} and --prosody exclude each other: it would change the prosody too')
         if asked('noise') and self.snr_low > self.snr_high:
             raise UserError(f'--snr_low {self.snr_low}: must not be above --snr_high {self.snr_high}')
 
