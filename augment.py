@@ -234,11 +234,13 @@ def make_net(config, data, genotype) -> torch.nn.Module:
     """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
     train = data.sets['train']
     if not genotype:
-        net = make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
+        net = make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params,
+                            **config.inputs)
         return speaker_norm.added(net, config, len(train.speakers))
     try:
-        net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
-                         config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+        net = AugmentCNN(None, C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
+                         auxiliary=config.aux_weight > 0, genotype=genotype, stem_multiplier=config.stem_multiplier,
+                         n_layers_rnn=config.rnn_layers, C_rnn=config.rnn_channels, dropout=config.dropout, **config.inputs)
         net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
@@ -278,10 +280,12 @@ def rebuild(best: dict) -> torch.nn.Module:
     config = cf.AugmentConfig(name='x', **{name: value for name, value in best['settings'].items() if value is not None})
     n_classes = len(best['labels'])
     if best['genotype']:
-        net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, best['auxiliary'],
-                         gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
+        net = AugmentCNN(None, C=config.init_channels, n_classes=n_classes, n_layers=config.layers, auxiliary=best['auxiliary'],
+                         genotype=gt.from_str(best['genotype']), stem_multiplier=config.stem_multiplier,
+                         n_layers_rnn=config.rnn_layers, C_rnn=config.rnn_channels, **config.inputs)
     else:
-        net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
+        net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params,
+                            **config.inputs)
     speaker_norm.added(net, config, len(best['weights'].get('speaker_norm.sums', ())))
     net.load_state_dict(best['weights'])
     net.pools_padding = best.get('format', 1) < 2

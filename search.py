@@ -95,9 +95,10 @@ def make_net(config, data, halves) -> SearchCNNController:
     train = data.sets['train']
     try:
         net = SearchCNNController(
-            1, config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights), config.n_nodes,
-            config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops,
-            config.dropout, partial_channels=config.partial_channels, fast=config.fast)
+            config.inputs['C_in'], config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights),
+            config.n_nodes, config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
+            config.rnn_ops, config.dropout, partial_channels=config.partial_channels, fast=config.fast,
+            n_prosody=config.inputs['n_prosody'])
         sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
         net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:

@@ -31,7 +31,7 @@ FORMAT = 2
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 # Values that these settings had, in effect, in runs made before they existed.
 BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'fast': True,
-                      'embedding': 'none'}
+                      'embedding': 'none', 'prosody': False, 'deltas': False}
 # Errors of the operating system that the user can mend; others are mistakes in this code.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
                errno.EMFILE, errno.ENAMETOOLONG}

@@ -32,7 +32,7 @@ class AugmentCNN(JointNetwork):
 
     def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
                  stem_multiplier: int = 3, n_layers_rnn: int | None = None, C_rnn: int = 32, dropout: float = 0.,
-                 fast: bool = True):
+                 fast: bool = True, n_prosody: int = 0):
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
 
@@ -42,7 +42,8 @@ class AugmentCNN(JointNetwork):
         def make_seq_cell(H_pp, H_p, H):
             return AugmentSeqCell(genotype, H_pp, H_p, H)
 
-        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
+        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
+                         n_prosody)
         self.aux_pos = 2 * n_layers // 3 if auxiliary else -1
         self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
         if fast:
