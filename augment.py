@@ -25,7 +25,7 @@ import genotypes as gt
 import utils
 from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
-from models import parallel
+from models import parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.sync import CrossEntropyLoss
@@ -140,7 +140,8 @@ def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarra
     """Scores of a set, and its probabilities (n, n_classes)."""
     net.eval()
     with autocast:
-        forward = parallel.sharing(lambda x, valid: net(x, valid)[0])
+        speaker_norm.adapt(net, dataset, config.batch_size)
+        forward = parallel.sharing(lambda *X: net(*X)[0])
         found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
     net.train()
     return parallel.gather(found)[0]  # of rank 0: the last bit must not make ranks choose different epochs
@@ -243,14 +244,17 @@ def make_net(config, data, genotype) -> torch.nn.Module:
     """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
     train = data.sets['train']
     if not genotype:
-        return make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params)
+        net = make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params,
+                            **config.inputs)
+        return speaker_norm.added(net, config, len(train.speakers))
     try:
-        net = AugmentCNN(None, 1, config.init_channels, len(data.labels), config.layers, config.aux_weight > 0, genotype,
-                         config.stem_multiplier, config.rnn_layers, config.rnn_channels, config.dropout)
+        net = AugmentCNN(None, C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
+                         auxiliary=config.aux_weight > 0, genotype=genotype, stem_multiplier=config.stem_multiplier,
+                         n_layers_rnn=config.rnn_layers, C_rnn=config.rnn_channels, dropout=config.dropout, **config.inputs)
         net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
-    return net
+    return speaker_norm.added(net, config, len(train.speakers))
 
 
 def make_optimizer(net, config) -> torch.optim.Optimizer:
@@ -271,12 +275,13 @@ def portable(net, genotype, data, config, epoch: int) -> dict:
     """Contents of best.pt: everything needed to score a new recording, as plain values and tensors.
 
     mean and std are those of the network's input; with normalise 'speaker' a recording is first normalised by its
-    speaker's recordings.
+    speaker's recordings, and prior has the mean and std that those of few recordings are shrunk towards.
     """
     settings = {**cf.pick(config, cf.NetworkSettings, cf.FeatureSettings), 'model': config.model, 'params': config.params}
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
+            'prior': list(data.prior),
             'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
 
 
@@ -285,10 +290,13 @@ def rebuild(best: dict) -> torch.nn.Module:
     config = cf.AugmentConfig(name='x', **{name: value for name, value in best['settings'].items() if value is not None})
     n_classes = len(best['labels'])
     if best['genotype']:
-        net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, best['auxiliary'],
-                         gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
+        net = AugmentCNN(None, C=config.init_channels, n_classes=n_classes, n_layers=config.layers, auxiliary=best['auxiliary'],
+                         genotype=gt.from_str(best['genotype']), stem_multiplier=config.stem_multiplier,
+                         n_layers_rnn=config.rnn_layers, C_rnn=config.rnn_channels, **config.inputs)
     else:
-        net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
+        net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params,
+                            **config.inputs)
+    speaker_norm.added(net, config, len(best['weights'].get('speaker_norm.sums', ())))
     net.load_state_dict(best['weights'])
     net.pools_padding = best.get('format', 1) < 2
     return net.eval()
@@ -309,7 +317,8 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         **found, 'chance': chance, 'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(test), **facts,
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev), 'test_speakers': list(speakers),
-        'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'seed': config.seed, 'format': run.format,
+        'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'embedding': config.embedding,
+        'seed': config.seed, 'format': run.format,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     title = f'{config.dataset}, fold {config.fold}: UA {100 * found["ua"]:.1f}, n = {len(test)}'
     figure = scoring.plot_confusion(labels, predicted, data.labels, title)

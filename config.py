@@ -20,6 +20,8 @@ BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # fun
 RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
 WINDOW_MS = 32  # ms, length of an STFT frame
+_PROSODY = ('pitch', 'voicing', 'loudness', 'flux', 'harmonicity')
+PROSODY = (*_PROSODY, *(f'difference of {name}' for name in _PROSODY))  # rows of --prosody
 
 
 class UserError(Exception):
@@ -70,6 +72,10 @@ class FeatureSettings:
     trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming', low=0.)
     normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
                              'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
+    embedding: str = setting('none', 'normalise what enters the classifier by all recordings of the same speaker, including '
+                             'test speakers (speaker)', choices=('none', 'speaker'))
+    prosody: bool = setting(False, 'read pitch, voicing, loudness, spectral flux and harmonicity too, and their differences')
+    deltas: bool = setting(False, 'read the first and second differences of the features over time too')
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05)
 
     @property
@@ -86,6 +92,11 @@ class FeatureSettings:
     def n_frames(self):
         """Frames in a window."""
         return max(1, round(self.duration * self.frame_rate))
+
+    @property
+    def inputs(self):
+        """How many input channels, and rows of prosody, a network reads: arguments of every network."""
+        return {'C_in': 3 if self.deltas else 1, 'n_prosody': len(PROSODY) if self.prosody else 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +215,8 @@ class Settings:
             check(f, getattr(self, f.name))
         if self.resume and self.overwrite:
             raise UserError('--overwrite and --resume exclude each other')
+        if self.embedding == 'speaker' and self.normalise != 'speaker':
+            raise UserError('--embedding speaker needs --normalise speaker: both use all recordings of a test speaker')
         self._check_voices()
 
     def _check_voices(self):
@@ -231,6 +244,7 @@ class Settings:
             (get('order') == 1, '--order 1', ['hessian']),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
+            (isinstance(self, SvmConfig), 'the SVM, whose functionals have differences', ['deltas']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),

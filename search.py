@@ -19,7 +19,7 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import parallel
+from models import parallel, speaker_norm
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None):
         parallel.check_equal(net, epoch)
         net.eval()
         with autocast:
+            speaker_norm.adapt(net, dev, config.batch_size)
             dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
         net.train()
         genotype = net.genotype()
@@ -94,13 +95,15 @@ def make_net(config, data, halves) -> SearchCNNController:
     train = data.sets['train']
     try:
         net = SearchCNNController(
-            1, config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights), config.n_nodes,
-            config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops, config.rnn_ops,
-            config.dropout, partial_channels=config.partial_channels, fast=config.fast)
+            config.inputs['C_in'], config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights),
+            config.n_nodes, config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
+            config.rnn_ops, config.dropout, partial_channels=config.partial_channels, fast=config.fast,
+            n_prosody=config.inputs['n_prosody'])
         sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
         net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
+    speaker_norm.added(net.net, config, len(train.speakers))
     return net
 
 

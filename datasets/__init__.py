@@ -17,14 +17,11 @@ import torch
 
 from config import CORPORA, UserError
 from datasets import protocol
-from datasets.dataset import SpeechDataset, by_speaker, fits, statistics, to_logmel
+from datasets.dataset import ENOUGH, Moments, SpeechDataset, by_speaker, fits, statistics, to_logmel
 from datasets.faults import CorpusError
 from datasets.features import cached_features
 from datasets.folds import Fold, make_folds
 from datasets.utterance import Utterance
-
-# Recordings per speaker. With fewer, on EMO-DB, --normalise speaker scored below corpus; see docs/results.md.
-FEW = 10
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,9 @@ class Data:
     """One fold of a corpus, ready for a network."""
     labels: list[str]  # names of the classes, sorted; a target is an index into this list
     fold: Fold
-    mean: torch.Tensor  # (F, 1), of the set 'train'
+    mean: torch.Tensor  # (F, 1), of the set 'train'; the last rows are of the prosody, if there is any
     std: torch.Tensor
+    prior: Moments  # the same before --normalise speaker; speakers of few recordings are shrunk towards it
     sets: dict[str, SpeechDataset]  # the sets that were asked for, of 'train', 'dev' and 'test'
     class_weights: torch.Tensor  # (n_classes,): n / (n_classes * n_c) over the training set
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
@@ -135,7 +133,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     counts = _count(targets['train'], labels, config.fold)
     class_weights = counts.sum() / (len(labels) * counts.float())
 
-    features, back, extracted = _features(parts, config, quiet)
+    features, prior, back, extracted = _features(parts, config, quiet)
     mean, std = statistics(features['train'])
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
@@ -143,9 +141,9 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     for name, part in parts.items():
         arrays = features.pop(name)  # freed once the set holds them
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
-                                   rank, world_size, back.get(name))
+                                   rank, world_size, **config.inputs, to_logmel=back.get(name))
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
-    return Data(labels, fold, mean, std, sets, class_weights, report, *digests, extracted)
+    return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, extracted)
 
 
 def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
@@ -178,18 +176,26 @@ def _count(targets, labels, number):
     return counts
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], dict, int]:
-    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; {set: the way back}; how many were extracted."""
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moments, dict, int]:
+    """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; the moments of the training
+    recordings before that; {set: the way back to log-mel}, for noise; and how many were extracted. The
+    last rows are the prosody, if there is any.
+    """
     utterances = [u for part in parts.values() for u in part]
     arrays, extracted = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
+    if config.prosody:
+        below, new = cached_features(utterances, config, _cache_dir(config), config.workers, quiet, prosody=True)
+        arrays = [np.concatenate(both) for both in zip(arrays, below, strict=True)]
+        extracted = max(extracted, new)
     arrays = iter(arrays)
     features, back = {name: [next(arrays) for _ in part] for name, part in parts.items()}, {}
+    prior = statistics(features['train'])
     if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set
-        normalised = {name: by_speaker(parts[name], part) for name, part in features.items()}
+        normalised = {name: by_speaker(parts[name], part, prior) for name, part in features.items()}
         if getattr(config, 'noise', 0):  # a setting that the SVM lacks
             back = {'train': to_logmel(parts['train'], features['train'], normalised['train'])}
         features = normalised
-    return features, back, extracted
+    return features, prior, back, extracted
 
 
 def _cache_dir(config):
@@ -227,9 +233,9 @@ def describe(config, data: Data) -> Iterator[str]:
         fewest = min(counts, key=counts.get)
         yield (f'each speaker is normalised by their own recordings; the fewest are {counts[fewest]}, of '
                f'{fewest}')
-        if few := [speaker for speaker, n in counts.items() if n < FEW]:
-            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {FEW} recordings, which '
-                   'may be too few; consider --normalise corpus')
+        if few := [speaker for speaker, n in counts.items() if n < ENOUGH]:
+            yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {ENOUGH} recordings: their '
+                   'statistics are shrunk towards those of the training speakers')
 
 
 def _shared_sessions(data):

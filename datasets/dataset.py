@@ -4,17 +4,30 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from config import UserError
 from datasets.transforms import SpecAugment, Voices, n_frames_of
 from datasets.utterance import Utterance
 
 AHEAD = 2  # batches that the host prepares before the device needs them
+# Recordings of a speaker. With fewer, a speaker's own statistics scored below the corpus' on EMO-DB.
+ENOUGH = 10
 
-Batch = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]  # ((x, valid), y)
+
+class Inputs(NamedTuple):
+    """What a network reads: forward(*inputs)."""
+    x: torch.Tensor  # (N, C_in, F, T)
+    valid: torch.Tensor | None = None  # (N, T) bool, False where a frame is padding
+    prosody: torch.Tensor | None = None  # (N, P, T)
+    speaker: torch.Tensor | None = None  # (N,) indices into SpeechDataset.speakers
+
+
+Batch = tuple[Inputs, torch.Tensor]  # (X, y)
 
 
 def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,15 +39,35 @@ def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
-def by_speaker(utterances: list[Utterance], features: list[np.ndarray]) -> list[np.ndarray]:
+Moments = tuple[torch.Tensor, torch.Tensor]  # mean and deviation, of one shape
+
+
+def shrunk(own: Moments, n: torch.Tensor | int, corpus: Moments) -> Moments:
+    """Moments of a speaker of n recordings, filled up to ENOUGH with recordings of the corpus' moments.
+
+    With ENOUGH or more they are the speaker's own, with none the corpus'. Between them, w = n / ENOUGH:
+    mean = w m + (1 - w) M, and E[x^2] is mixed likewise. n: a number, or a tensor that broadcasts.
+    """
+    n = torch.as_tensor(n, dtype=own[0].dtype, device=own[0].device)
+    w = (n / ENOUGH).clamp(max=1.)
+    step = own[0] - corpus[0]
+    variance = w * own[1] ** 2 + (1 - w) * corpus[1] ** 2 + w * (1 - w) * step ** 2
+    return corpus[0] + w * step, variance.sqrt()
+
+
+def by_speaker(utterances: list[Utterance], features: list[np.ndarray], corpus: Moments) -> list[np.ndarray]:
     """Features [(F, T), ...] in their dtype, each band normalised over all frames of the speaker.
 
-    No label is used, but scoring one utterance needs the others of its speaker.
+    No label is used, but scoring one utterance needs the others of its speaker. corpus: `statistics` of
+    the training recordings, towards which a speaker of fewer than ENOUGH recordings is `shrunk`.
     """
     of_speaker = {}
     for u, x in zip(utterances, features, strict=True):
         of_speaker.setdefault(u.speaker, []).append(x)
     moments = {speaker: statistics(frames) for speaker, frames in of_speaker.items()}
+    for speaker, frames in of_speaker.items():
+        if len(frames) < ENOUGH:
+            moments[speaker] = shrunk(moments[speaker], len(frames), corpus)
     normalised = []
     for u, x in zip(utterances, features):
         mean, std = (moment.numpy() for moment in moments[u.speaker])
@@ -54,6 +87,18 @@ def to_logmel(utterances: list[Utterance], features: list[np.ndarray],
         found[speaker] = std / its_std, mean - its_mean * std / its_std
     scale, shift = zip(*(found[u.speaker] for u in utterances))
     return torch.cat(scale, dim=1), torch.cat(shift, dim=1)
+
+
+def with_differences(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """x and its first and second difference over time, (N, 1, F, T) -> (N, 3, F, T).
+
+    (x[t + 1] - x[t - 1]) / 2 and x[t + 1] - 2 x[t] + x[t - 1]; 0 at the first and last frame of the audio.
+    """
+    around = F.pad(valid, (1, 1))
+    inside = (around[:, 2:] & valid & around[:, :-2])[:, None, None]
+    before, after = F.pad(x, (1, 0))[..., :-1], F.pad(x, (0, 1))[..., 1:]
+    parts = [(after - before) / 2, after - 2 * x + before]
+    return torch.cat([x, *(part.masked_fill(~inside, 0.) for part in parts)], dim=1)
 
 
 def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
@@ -95,21 +140,22 @@ def batch_sizes(n: int, batch_size: int, world_size: int = 1) -> list[int]:
 
 
 class SpeechDataset:
-    """Utterances as batches on `device`: x (N, 1, F, n_frames), valid (N, n_frames), labels y (N,).
-
-    valid is True where a frame is audio, and False where it is padding.
+    """Utterances as batches (Inputs, y) on `device`: x is (N, 1, F, n_frames), the labels y are (N,).
 
     features: [(F, T_i), ...]; they keep their dtype and are normalised batch by batch. labels:
     class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
     window that reaches beyond its utterance is padded with zeros, the mean of the training data.
     resident: whether the features are kept on the device or on the host; the batches are the same.
-    rank, world_size: this process and how many share every batch. to_logmel: as in
+    rank, world_size: this process and how many share every batch. n_prosody: the last rows of the
+    features, which are no part of x. C_in: 3 to add first and second differences to x. to_logmel: as in
     transforms.Voices.change, if the features are not log-mel.
     """
 
     def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
                  mean: torch.Tensor, std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu',
-                 resident: bool = True, rank: int = 0, world_size: int = 1, to_logmel: tuple | None = None):
+                 resident: bool = True, rank: int = 0, world_size: int = 1, C_in: int = 1,
+                 n_prosody: int = 0, to_logmel: tuple | None = None):
+        self.C_in, self.n_prosody = C_in, n_prosody
         self.utterances, self.n_frames = utterances, n_frames
         self.device, self.resident = torch.device(device), resident
         self.rank, self.world_size = rank, world_size
@@ -119,6 +165,9 @@ class SpeechDataset:
         self.mean, self.std = mean[:, :, None].to(device), std[:, :, None].to(device)  # (F, 1, 1)
         self.labels = torch.tensor(labels, device=device)
         self.to_logmel = to_logmel and tuple(part.to(device) for part in to_logmel)  # (F, n) each
+        self.speakers = sorted({u.speaker for u in utterances})
+        numbers = {speaker: i for i, speaker in enumerate(self.speakers)}
+        self.speaker = torch.tensor([numbers[u.speaker] for u in utterances], device=device)
         # Random draws are made on the host, so that a seed gives the same windows on every device.
         self.lengths = torch.tensor(lengths)
         self.offsets = self.lengths.cumsum(0) - self.lengths
@@ -144,8 +193,8 @@ class SpeechDataset:
 
     def windows(self, indices: torch.Tensor, starts: torch.Tensor,
                 sizes: int | list[int], voices: Voices | None = None,
-                table: torch.Tensor | None = None) -> Iterator[tuple]:
-        """Yields batches (x, valid, indices (N,)), on the device. The host never waits for the device.
+                table: torch.Tensor | None = None) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """Yields batches (Inputs, indices (N,)), on the device. The host never waits for the device.
 
         indices (n,): utterances. starts (n,): first frame of each window, negative for padding in
         front. Both are on the host. sizes: of the batches. table: (9, n), what `voices` drew.
@@ -167,10 +216,14 @@ class SpeechDataset:
         t = torch.arange(self.n_frames, device=self.device)
         for x, (chosen, _, begin, end), its in zip(cut, on_device.split(sizes, dim=1), drawn):
             valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
-            x = x.to(self.device, non_blocking=True)
+            x, prosody = x.to(self.device, non_blocking=True), None
             if voices:
-                x = voices.change(x, valid, its, self.to_logmel and tuple(part[:, chosen] for part in self.to_logmel))
-            yield self._finish(x, valid), valid, chosen
+                n, back = len(x) - self.n_prosody, self.to_logmel and [part[:, chosen] for part in self.to_logmel]
+                x = torch.cat([voices.change(x[:n], valid, its, back), x[n:]])
+            x = self._finish(x, valid)
+            if self.n_prosody:
+                x, prosody = x[:, :, :-self.n_prosody], x[:, 0, -self.n_prosody:]
+            yield Inputs(x, valid, prosody, self.speaker[chosen]), chosen
 
     def _gather(self, first):
         """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
@@ -188,7 +241,7 @@ class SpeechDataset:
 
     def batches(self, batch_size: int, indices=None, generator: torch.Generator | None = None,
                 augment: SpecAugment | None = None, voices: Voices | None = None) -> Iterator[Batch]:
-        """One epoch in random order and at random time shifts: this process's shares ((x, valid), y).
+        """One epoch in random order and at random time shifts: this process's shares (Inputs, y).
 
         batch_size: of all processes together. Generators in the same state give the same epoch in
         every process.
@@ -206,10 +259,10 @@ class SpeechDataset:
         if voices:
             table = torch.cat([starts[None].double(), table[1:]])[:, own]
         windows = self.windows(order[own], starts[own], [len(share) for share in shares], voices, table)
-        for n, (x, valid, chosen) in zip(sizes, windows):
+        for n, (X, chosen) in zip(sizes, windows):
             if augment is not None:
-                x = augment(x, generator, n, self.rank, self.world_size)
-            yield (x, valid), self.labels[chosen]
+                X = X._replace(x=augment(X.x, generator, n, self.rank, self.world_size))
+            yield self._with_differences(X), self.labels[chosen]
 
     def batch_sizes(self, batch_size: int, indices=None) -> list[int]:
         """Sizes of the batches of an epoch, over all processes."""
@@ -222,13 +275,20 @@ class SpeechDataset:
     def _chosen(self, indices):
         return torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
 
+    def scoring_windows(self, batch_size: int) -> Iterator[tuple[Inputs, torch.Tensor]]:
+        """Yields the windows that are scored, (Inputs, indices (N,) of their utterances)."""
+        for X, owner in self.windows(self.window_owner, self.window_start, batch_size):
+            yield self._with_differences(X), owner
+
+    def _with_differences(self, X):
+        return X if self.C_in == 1 else X._replace(x=with_differences(X.x, X.valid))
+
     @torch.no_grad()
-    def score(self, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-              batch_size: int) -> torch.Tensor:
-        """Probabilities (n, n_classes): the softmax of forward(x, valid), averaged over windows."""
+    def score(self, forward: Callable[..., torch.Tensor], batch_size: int) -> torch.Tensor:
+        """Probabilities (n, n_classes): the softmax of forward(*Inputs), averaged over windows."""
         total = None
-        for x, valid, owner in self.windows(self.window_owner, self.window_start, batch_size):
-            p = torch.softmax(forward(x, valid).float(), dim=-1)
+        for X, owner in self.scoring_windows(batch_size):
+            p = torch.softmax(forward(*X).float(), dim=-1)
             if total is None:
                 total = p.new_zeros(len(self), p.shape[1])
             total.index_add_(0, owner, p)

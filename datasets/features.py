@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import utils
 from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError
+from datasets import prosody as prosody_module
 from datasets.faults import Faults
 from datasets.index import Index
 from datasets.utterance import Utterance
@@ -114,8 +115,17 @@ def file_digest(path: str) -> 'hashlib._Hash':
     return digest
 
 
-def parameters(config: FeatureSettings) -> tuple:
+def extract_prosody(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:
+    """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_prosody, n_frames), of the frames of `extract`."""
+    wave = trim(wave, config.trim_db) if config.trim_db else wave
+    wave = torch.from_numpy(np.ascontiguousarray(wave))
+    return prosody_module.extract(wave, config.hop_length, config.time_pool).numpy()
+
+
+def parameters(config: FeatureSettings, prosody: bool = False) -> tuple:
     """The settings that cached features depend on."""
+    if prosody:
+        return ('prosody', prosody_module.VERSION, float(config.hop_ms), config.time_pool, float(config.trim_db))
     return (config.features, config.n_mels, float(config.hop_ms), config.time_pool,
             float(config.trim_db))
 
@@ -127,30 +137,33 @@ def constants() -> tuple:
 
 
 def cache_key(utterance: Utterance, config: FeatureSettings,
-              digest_of: Callable = file_digest) -> str:
+              digest_of: Callable = file_digest, prosody: bool = False) -> str:
     """Hex key of all that the features depend on: the bytes of the file, the segment, the parameters."""
     digest = digest_of(utterance.path).copy()
-    digest.update(repr((constants(), parameters(config), utterance.start, utterance.end)).encode())
+    digest.update(repr((constants(), parameters(config, prosody), utterance.start, utterance.end)).encode())
     return digest.hexdigest()
 
 
-def open_index(cache_dir: str, config: FeatureSettings) -> Index:
+def open_index(cache_dir: str, config: FeatureSettings, prosody: bool = False) -> Index:
     """The Index of cache keys for these settings; a file of many segments is read once."""
-    settings = hashlib.sha256(repr((constants(), parameters(config))).encode()).hexdigest()[:16]
+    settings = hashlib.sha256(repr((constants(), parameters(config, prosody))).encode()).hexdigest()[:16]
     digest_of = cache(file_digest)
     return Index(os.path.join(cache_dir, f'index-{settings}.json'),
-                 lambda utterance: cache_key(utterance, config, digest_of))
+                 lambda utterance: cache_key(utterance, config, digest_of, prosody))
 
 
 def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_dir: str,
-                    workers: int = 0, quiet: bool = False) -> tuple[list[np.ndarray], int]:
+                    workers: int = 0, quiet: bool = False,
+                    prosody: bool = False) -> tuple[list[np.ndarray], int]:
     """Features [(n_mels, n_frames) float16, ...], and how many of them had to be extracted.
+
+    prosody: those of extract_prosody instead, [(n_prosody, n_frames) float16, ...].
 
     Every utterance has its own file in the cache, so that an interrupted extraction continues where
     it stopped. workers: threads; 0: one per available core, up to THREADS. All faults of the
     recordings are raised together.
     """
-    index, faults = open_index(cache_dir, config), Faults()
+    index, faults = open_index(cache_dir, config, prosody), Faults()
     paths, found, missing = [], {}, {}  # in the cache; {path: features}; {path: utterances}
     with tqdm(total=len(utterances), desc=f'features in {cache_dir}', disable=quiet or None,
               leave=False) as bar:
@@ -166,14 +179,14 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                 else:
                     missing.setdefault(path, []).append(u)
         index.save()
-        for path, x in _extract_all(missing, config, workers, faults):
+        for path, x in _extract_all(missing, config, workers, faults, extract_prosody if prosody else extract):
             found[path] = x
             bar.update()
     faults.check()
     return [found[path] for path in paths], len(missing)
 
 
-def _extract_all(missing, config, workers, faults):
+def _extract_all(missing, config, workers, faults, extract):
     """Yields (path, features) when they are in the cache; UserErrors go to `faults`.
 
     missing: {path in the cache: utterances, which are the same audio}.

@@ -16,7 +16,7 @@ HESSIANS = ('exact', 'difference')
 class Architect:
     """Writes the architecture gradient into alpha.grad; an optimizer of alpha takes the step.
 
-    net: any module with loss(X, y), weights() and alphas(); X is passed on as it is, a tensor or the pair (x, valid).
+    net: any module with loss(X, y), weights() and alphas(); X is passed on as it is, such as datasets.dataset.Inputs.
     w_momentum, w_weight_decay: those of the SGD that trains w.
     hessian: how order 2 multiplies the mixed second derivative with a vector: 'exact', by differentiating twice, or
     'difference', by DARTS' finite difference, which is cheaper and approximate.

@@ -32,7 +32,7 @@ class AugmentCNN(JointNetwork):
 
     def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
                  stem_multiplier: int = 3, n_layers_rnn: int | None = None, C_rnn: int = 32, dropout: float = 0.,
-                 fast: bool = True):
+                 fast: bool = True, n_prosody: int = 0):
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
 
@@ -42,18 +42,19 @@ class AugmentCNN(JointNetwork):
         def make_seq_cell(H_pp, H_p, H):
             return AugmentSeqCell(genotype, H_pp, H_p, H)
 
-        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
+        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
+                         n_prosody)
         self.aux_pos = 2 * n_layers // 3 if auxiliary else -1
         self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
         if fast:
             use_fast_depthwise(self)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None):
+    def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
         """x (N, C_in, F, T) -> logits (N, n_classes), auxiliary logits (None in eval mode or without the head).
 
-        valid: (N, T) bool, False where a frame is padding.
+        Arguments as in datasets.dataset.Inputs.
         """
-        logits, tapped = self.forward_cells(x, tap=self.aux_pos, valid=valid)
+        logits, tapped = self.forward_cells(x, None, self.aux_pos, valid, prosody, speaker)
         return logits, self.aux_head(tapped) if self.training and self.aux_head is not None else None
 
     def drop_path_prob(self, p: float):

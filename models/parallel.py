@@ -296,14 +296,18 @@ def check_equal(net: torch.nn.Module, epoch: int):
 
 
 def sharing(forward: Callable) -> Callable:
-    """forward(*tensors) -> (N, n), made such that each rank computes a share of the rows and all get every row."""
+    """forward(*tensors) -> (N, n), made such that each rank computes a share of the rows and all get every row.
+
+    All but the first of the tensors may be None.
+    """
     if world_size() == 1:
         return forward
 
     def whole(*tensors):
         n, rows = len(tensors[0]), slice(rank(), None, world_size())
         n_own = len(range(n)[rows])
-        found = forward(*(t[rows] if n_own else t[:1] for t in tensors))  # a rank without rows needs the width too
+        own = rows if n_own else slice(1)  # a rank without rows needs the width too
+        found = forward(*(None if t is None else t[own] for t in tensors))
         y = found.new_zeros(n, found.shape[1])
         y[rows] = found[:n_own]
         return all_reduce([y])[0]

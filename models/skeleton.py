@@ -39,6 +39,16 @@ def valid_steps(valid: Tensor, n_steps: int) -> Tensor:
     return F.adaptive_max_pool1d(valid.float(), n_steps).unsqueeze(-1) > 0
 
 
+def prosody_steps(prosody: Tensor, n_steps: int) -> Tensor:
+    """(N, P, T) -> (N, n_steps, P)"""
+    return F.adaptive_avg_pool1d(prosody, n_steps).transpose(1, 2)
+
+
+def prosody_statistics(prosody: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean and standard deviation over the frames of audio: (N, P, T) -> (N, 2P)"""
+    return statistics_pool(prosody.transpose(1, 2), None if valid is None else valid.unsqueeze(-1))
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over time of the steps where mask, (N, T, 1) bool, is True: (N, T, H) -> (N, H)"""
     return x.masked_fill(~mask, 0.).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
@@ -62,12 +72,14 @@ class JointNetwork(nn.Module):
 
     make_cell(C_pp, C_p, C, reduction_p, reduction) and make_seq_cell(H_pp, H_p, H) build the cells. A cell has the attributes
     `kind` ('normal', 'reduce' or 'rnn') and `C_out`. With n_layers_rnn = 0 the pooled output of the CNN goes to the classifier.
-    Raises ValueError on sizes that make no network.
+    n_prosody: rows of prosody, P, which join the sequences that the first SeqNN cell reads; their mean and deviation over time
+    join the pooled vector. Raises ValueError on sizes that make no network.
     """
 
     pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
-    def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell):
+    def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
+                 n_prosody=0):
         super().__init__()
         sizes = dict(C_in=C_in, C=C, n_layers=n_layers, stem_multiplier=stem_multiplier, C_rnn=C_rnn)
         for name, size in sizes.items():
@@ -78,7 +90,7 @@ class JointNetwork(nn.Module):
                              f'dropout {dropout} in [0, 1)')
         if n_layers_rnn and C_rnn < 2:
             raise ValueError('C_rnn 1: the layer norm of one channel is always 0; a SeqNN cell needs 2 or more')
-        self.C_in = C_in
+        self.C_in, self.n_prosody = C_in, n_prosody
         C_cur = stem_multiplier * C
         self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), BatchNorm2d(C_cur))
         C_pp, C_p, C_cur = C_cur, C_cur, C
@@ -90,18 +102,23 @@ class JointNetwork(nn.Module):
             self.cells.append(make_cell(C_pp, C_p, C_cur, reduction_p, reduction))
             reduction_p, C_pp, C_p = reduction, C_p, self.cells[-1].C_out
         H_pp, H_p = N_BANDS * C_pp, N_BANDS * C_p
+        if n_layers_rnn:
+            H_pp, H_p = H_pp + n_prosody, H_p + n_prosody
         self.seq_cells = nn.ModuleList()
         for _ in range(n_layers_rnn):
             self.seq_cells.append(make_seq_cell(H_pp, H_p, C_rnn))
             H_pp, H_p = H_p, self.seq_cells[-1].C_out
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(2 * H_p, n_classes)
+        self.speaker_norm = None  # see models/speaker_norm.py
+        self.linear = nn.Linear(2 * (H_p + n_prosody), n_classes)
 
-    def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None):
+    def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None,
+                      prosody: Tensor | None = None, speaker: Tensor | None = None):
         """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
 
         weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet. valid: (N, T) bool, False where a
-        frame is padding, which then takes no part in the pooling over time.
+        frame is padding, which then takes no part in the pooling over time. prosody: (N, P, T). speaker: (N,) indices, for
+        SpeakerNorm.
         """
         if x.ndim != 4 or x.shape[1] != self.C_in:
             raise ValueError(f'expected (N, {self.C_in}, F, T), got {tuple(x.shape)}')
@@ -113,10 +130,16 @@ class JointNetwork(nn.Module):
                 tapped = s1
         n_steps = s1.shape[-1]
         s0, s1 = to_sequence(s0, n_steps), to_sequence(s1, n_steps)  # (N, C, F', T') -> (N, T', H)
+        if self.n_prosody and self.seq_cells:
+            steps = prosody_steps(prosody, n_steps)
+            s0, s1 = torch.cat([s0, steps], dim=-1), torch.cat([s1, steps], dim=-1)
         for cell in self.seq_cells:
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
         mask = None if valid is None or self.pools_padding else valid_steps(valid, n_steps)
-        return self.linear(statistics_pool(s1, mask)), tapped
+        pooled = statistics_pool(s1, mask)
+        if self.n_prosody:
+            pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
+        return self.linear(pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)), tapped
 
     def check_batches(self, n_mels: int, n_frames: int, sizes):
         """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""

@@ -24,6 +24,7 @@ import genotypes as gt  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
 from datasets import scoring  # noqa: E402
+from models import speaker_norm  # noqa: E402
 
 SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
 
@@ -147,14 +148,15 @@ def dev_scores(net, weights, data, config) -> dict:
         if isinstance(module, nn.Dropout):
             module.eval()
     generator = torch.Generator().manual_seed(config.seed)
-    for i, ((x, _), _) in enumerate(data.sets['train'].batches(config.batch_size, None, generator)):
+
+    def forward(x, valid, prosody, speaker):
+        return net.net.forward_cells(x, weights, None, valid, prosody, speaker)[0]
+    for i, (X, _) in enumerate(data.sets['train'].batches(config.batch_size, None, generator)):
         for norm in norms:
             norm.momentum = 1 / (i + 1)  # running statistics become the mean over batches
-        net.net.forward_cells(x, weights)
+        forward(*X)
     net.eval()
-
-    def forward(x, valid):
-        return net.net.forward_cells(x, weights, valid=valid)[0]
+    speaker_norm.adapt(net, data.sets['dev'], config.batch_size, forward)
     return scoring.evaluate(forward, data.sets['dev'], config.batch_size, data.class_weights)[0]
 
 

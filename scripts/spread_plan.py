@@ -125,7 +125,7 @@ def baselines(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) 
 
 def n_parameters(config, labels, genotype) -> int:
     """Parameters of a network without its auxiliary head; no memory is allocated for them."""
-    train = SimpleNamespace(n_frames=config.n_frames, batch_sizes=lambda batch_size: [batch_size])
+    train = SimpleNamespace(n_frames=config.n_frames, speakers=(), batch_sizes=lambda batch_size: [batch_size])
     with torch.device('meta'):
         net = augment.make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
     return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))

@@ -30,7 +30,7 @@ def test_speech_of_the_others_is_read(dataset, said, n_test, tmp_path, capsys):
     config = cf.SearchConfig(name='x', cache=str(tmp_path / 'cache'), n_mels=16, **said)
     data = datasets.load(config, ('train', 'dev', 'test'), quiet=True)
     assert len(data.sets['test']) == n_test and len(data.labels) == (4 if 'labels' in said else 2)
-    (x, valid), _ = next(data.sets['test'].batches(n_test))
+    (x, valid, *_), _ = next(data.sets['test'].batches(n_test))
     assert x.std() > .1 and valid.any() and not valid.all()  # speech, not silence
     speakers = [{u.speaker for u in part.utterances} for part in data.sets.values()]
     assert sum(map(len, speakers)) == len(set.union(*speakers))

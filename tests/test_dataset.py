@@ -18,7 +18,7 @@ WINDOW = 12
 def dataset(lengths=LENGTHS, window=WINDOW):
     """Frame t of utterance i holds 100 i + t + 1 in every band, not normalised."""
     features = [np.tile(100. * i + np.arange(n) + 1, (3, 1)).astype(np.float32) for i, n in enumerate(lengths)]
-    us = [SimpleNamespace(path=str(i)) for i in range(len(lengths))]
+    us = [SimpleNamespace(path=str(i), speaker=str(i % 4)) for i in range(len(lengths))]
     return SpeechDataset(us, features, [i % 2 for i in range(len(lengths))], torch.zeros(3, 1), torch.ones(3, 1), window)
 
 
@@ -26,13 +26,13 @@ def speech(dtype=np.float16, **kwargs):
     """Random features of 41 utterances, and their dataset."""
     rng = np.random.default_rng(0)
     features = [rng.normal(-7., 4., (5, n)).astype(dtype) for n in rng.integers(3, 40, 41)]
-    us = [SimpleNamespace(path=str(i)) for i in range(len(features))]
+    us = [SimpleNamespace(path=str(i), speaker=str(i % 4)) for i in range(len(features))]
     mean, std = statistics(features)
     return features, SpeechDataset(us, features, [i % 3 for i in range(len(us))], mean, std, WINDOW, **kwargs)
 
 
 def cut(data, i, start):
-    return next(data.windows(torch.tensor([i]), torch.tensor([start]), 1))[0]
+    return next(data.windows(torch.tensor([i]), torch.tensor([start]), 1))[0].x
 
 
 def frames_of(x):
@@ -52,7 +52,7 @@ def test_scoring_reads_every_frame_of_every_utterance():
 def test_scores_are_averaged_over_windows_and_do_not_depend_on_the_batch():
     data = dataset()
 
-    def forward(x, valid):
+    def forward(x, valid, *_):
         assert torch.equal(x[:, 0, 0] != 0, valid)
         top = x.amax(dim=(1, 2, 3)) / 300.
         return torch.stack([top, 1. - top], dim=1)
@@ -70,7 +70,7 @@ def test_an_epoch_has_every_utterance_once_at_random_places():
     data, starts = dataset(), {i: set() for i in range(5)}
     for _ in range(60):
         seen = []
-        for (X, valid), y in data.batches(2):
+        for (X, valid, *_), y in data.batches(2):
             for x, is_audio, label in zip(X, valid, y):
                 inside = frames_of(x)
                 i = int(inside[0] - 1) // 100
@@ -110,13 +110,13 @@ def test_features_kept_in_float16_give_the_bits_of_normalising_them_beforehand()
 
 def check_same_batches(one, other):
     """Two datasets give the same batches, to the bit, draw as many random numbers, and score alike."""
-    def forward(x, valid):
+    def forward(x, valid, *_):
         return x.sum(dim=2)[:, 0, :3]
     for indices in (None, range(7), range(11, 24)):
         seen = []
         for data in (one, other):
             torch.manual_seed(3)
-            batches = [(x.cpu(), valid.cpu(), y.cpu()) for (x, valid), y in data.batches(6, indices)]
+            batches = [(x.cpu(), valid.cpu(), y.cpu()) for (x, valid, *_), y in data.batches(6, indices)]
             seen.append([*batches, (torch.rand(1),) * 3])
         for (x, valid, y), (x2, valid2, y2) in zip(*seen, strict=True):
             assert torch.equal(x, x2) and torch.equal(valid, valid2) and torch.equal(y, y2) and x.stride() == x2.stride()
@@ -128,7 +128,7 @@ def check_same_batches(one, other):
 def test_batches_from_the_host_are_those_of_resident_features(dtype, share):
     threads = threading.active_count()
     check_same_batches(speech(dtype, **share)[1], speech(dtype, resident=False, **share)[1])
-    (x, valid), _ = next(iter(speech(resident=False)[1].batches(4)))  # the other batches are dropped
+    (x, valid, *_), _ = next(iter(speech(resident=False)[1].batches(4)))  # the other batches are dropped
     assert x.shape == (4, 1, 5, WINDOW) and valid.shape == (4, WINDOW) and valid.dtype == torch.bool
     assert threading.active_count() == threads
 
@@ -141,7 +141,7 @@ def test_processes_share_each_batch_and_its_masks(resident, augment):
         return list(data.batches(8, None, torch.Generator().manual_seed(4), augment))
     whole = epoch(0, 1)
     for rank in range(3):
-        for ((x, valid), y), ((own_x, own_valid), own_y) in zip(whole, epoch(rank, 3), strict=True):
+        for ((x, valid, *_), y), ((own_x, own_valid, *_), own_y) in zip(whole, epoch(rank, 3), strict=True):
             assert torch.equal(x[rank::3], own_x) and torch.equal(valid[rank::3], own_valid)
             assert torch.equal(y[rank::3], own_y)
 
@@ -155,7 +155,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu_and_wait_for_nothing():
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            assert all(x.is_cuda and valid.is_cuda and y.is_cuda for (x, valid), y in data.batches(6))
+            assert all(x.is_cuda and valid.is_cuda and y.is_cuda for (x, valid, *_), y in data.batches(6))
         finally:
             torch.cuda.set_sync_debug_mode('default')
 
@@ -199,6 +199,6 @@ def test_masks_inside_batches_change_neither_order_nor_windows_nor_what_is_valid
     data, generators = speech()[1], [torch.Generator().manual_seed(5) for _ in range(2)]
     plain = list(data.batches(8, None, generators[0]))
     masked = list(data.batches(8, None, generators[1], SpecAugment(1, .9, .9)))
-    assert any(not torch.equal(x, x2) for ((x, _), _), ((x2, _), _) in zip(plain, masked, strict=True))
-    for ((x, valid), y), ((x2, valid2), y2) in zip(plain, masked):
+    assert any(not torch.equal(x, x2) for ((x, *_), _), ((x2, *_), _) in zip(plain, masked, strict=True))
+    for ((x, valid, *_), y), ((x2, valid2, *_), y2) in zip(plain, masked):
         assert torch.equal(valid, valid2) and torch.equal(y, y2) and ((x2 == x) | (x2 == 0)).all()

@@ -30,7 +30,8 @@ def of_speaker(part, speaker):
 
 
 @pytest.mark.parametrize('train_on_dev', [False, True])
-def test_every_speaker_as_scikit_learn_scales_them(small_corpus, tmp_path, train_on_dev):
+def test_every_speaker_as_scikit_learn_scales_them(tmp_path, train_on_dev):
+    small_corpus = write_corpus(tmp_path / 'c', n_takes=5)  # 10 recordings a speaker
     raw = load(small_corpus, tmp_path, normalise='corpus', train_on_dev=train_on_dev)
     data = load(small_corpus, tmp_path, train_on_dev=train_on_dev)
     assert data.digest == raw.digest and len(data.sets) == 3 - train_on_dev
@@ -69,7 +70,7 @@ def test_neither_labels_nor_other_sets_nor_other_speakers_matter(tmp_path):
 
 def test_a_microphone_of_ones_own_is_taken_off(tmp_path):
     """A fixed filter and gain, below which no band is silent, shift a speaker's log-mel by a constant a band."""
-    csv = write_corpus(tmp_path / 'c')
+    csv = write_corpus(tmp_path / 'c', n_takes=5)
     before = {how: load(csv, tmp_path / 'cache', normalise=how) for how in ('speaker', 'corpus')}
     speaker = before['speaker'].fold.test[0]
     for u in before['speaker'].sets['test'].utterances:
@@ -85,7 +86,7 @@ def test_a_microphone_of_ones_own_is_taken_off(tmp_path):
 def test_a_speaker_who_is_silent_stays_finite():
     silent = [np.full((8, 20), np.log(ft.FLOOR), np.float16)]
     utterances = [type('Utterance', (), {'speaker': 'a'})]
-    found = datasets.by_speaker(utterances, silent)[0]
+    found = datasets.by_speaker(utterances, silent, (torch.zeros(8, 1), torch.ones(8, 1)))[0]
     assert found.dtype == np.float16 and np.abs(found).max() < 1e3
     assert SpeechDataset(utterances, [found], [0], torch.zeros(8, 1), torch.ones(8, 1), 20).frames.isfinite().all()
 

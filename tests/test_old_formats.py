@@ -24,7 +24,7 @@ def test_a_network_of_format_1_scores_as_it_did(kind, small_corpus, tmp_path):
     net = augment.rebuild(best)
 
     def score(net):
-        return data.sets['test'].score(lambda x, valid: net(x, valid)[0], 7).numpy()
+        return data.sets['test'].score(lambda *X: net(*X)[0], 7).numpy()
     with open(OLD / kind / 'predictions.csv', newline='') as f:
         saved = np.array([[float(v) for k, v in row.items() if k.startswith('p_')] for row in csv.DictReader(f)])
     np.testing.assert_allclose(score(net), saved, atol=1e-4)

@@ -80,7 +80,8 @@ def corpus(n=11):
     """Utterances of 5 to 40 frames of noise, windows of 12: 11 utterances have an odd number of windows."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(3, length)).astype(np.float32) for length in np.linspace(5, 40, n).astype(int)]
-    return SpeechDataset([SimpleNamespace(path=str(i)) for i in range(n)], arrays, [i % 3 for i in range(n)],
+    us = [SimpleNamespace(path=str(i), speaker=str(i % 4)) for i in range(n)]
+    return SpeechDataset(us, arrays, [i % 3 for i in range(n)],
                          torch.zeros(3, 1), torch.ones(3, 1), 12, **parallel.place())
 
 
@@ -89,7 +90,7 @@ def epoch_numbers():
     data, tally, seen = corpus(), scoring.Tally(), []
     shared, criterion = torch.Generator().manual_seed(1), CrossEntropyLoss(WEIGHTS.float())
     batches = data.batches(N, None, shared, SpecAugment(2, .6, .6))
-    for ((x, valid), y), n in zip(batches, data.batch_sizes(N), strict=True):
+    for ((x, valid, *_), y), n in zip(batches, data.batch_sizes(N), strict=True):
         logits = x.mean(dim=(1, 3))  # (N, 3)
         tally.add(criterion(logits, y), logits, y)
         shares = parallel.gather((x, valid, y))
@@ -104,7 +105,7 @@ def epoch_numbers():
 def score_numbers():
     data, rows = corpus(), []
 
-    def forward(x, valid):
+    def forward(x, valid, *_):
         rows.append(len(x))
         return x.mean(dim=(1, 3)) + valid.sum(dim=1, keepdim=True)
     found = {f'batch {size}': data.score(parallel.sharing(forward), size).flatten() for size in (1, 4, 100)}

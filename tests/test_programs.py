@@ -30,7 +30,7 @@ def test_a_search_leaves_what_is_promised(finished):
     assert gt.to_str(genotype) == rows(folder / 'metrics.jsonl')[-1]['genotype']
     assert record['network']['layers'] == 3
     assert record['features'] == dict(features='logmel', n_mels=16, hop_ms=32., time_pool=1, trim_db=50., normalise='corpus',
-                                      duration=.8)
+                                      embedding='none', prosody=False, deltas=False, duration=.8)
     assert record['operations']['rnn'] == list(gt.RNN_OP_SETS['mixed'])
     assert yaml.safe_load((folder / 'config.yaml').read_text())['alpha_lr'] == .05
     first, last = rows(folder / 'metrics.jsonl')[0], rows(folder / 'metrics.jsonl')[-1]
@@ -81,7 +81,7 @@ def check_saved_network(folder, corpus):
     data = datasets.load(config, ('train', 'test'))
     assert torch.equal(data.mean, best['mean']) and torch.equal(data.std, best['std'])
     net = augment.rebuild(best)
-    probabilities = data.sets['test'].score(lambda x, valid: net(x, valid)[0], 7)
+    probabilities = data.sets['test'].score(lambda *X: net(*X)[0], 7)
     with open(folder / 'predictions.csv', newline='') as f:
         saved = [[float(v) for k, v in r.items() if k.startswith('p_')] for r in csv.DictReader(f)]
     np.testing.assert_allclose(probabilities, saved, atol=1e-5)

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def data_of(*names):
     sets = {}
     for name in names:
         features = [torch.randn(8, 14).half().numpy() for _ in range(12)]
-        sets[name] = SpeechDataset([None] * 12, features, [0, 1, 2] * 4, torch.zeros(8, 1), torch.ones(8, 1), 14)
+        us = [SimpleNamespace(speaker='a')] * 12
+        sets[name] = SpeechDataset(us, features, [0, 1, 2] * 4, torch.zeros(8, 1), torch.ones(8, 1), 14)
     return type('Data', (), {'sets': sets, 'class_weights': torch.ones(3)})
 
 
@@ -54,7 +56,7 @@ def test_batch_norm_gets_the_statistics_of_the_network_itself():
     found = [rank_correlation.dev_scores(net, weights, data, Config) for _ in range(2)]
     assert found[0] == pytest.approx(found[1])  # no dropout, nothing left of the statistics before
     norm = net.net.stem[1]
-    x = net.net.stem[0](torch.cat([X for (X, _), _ in data.sets['train'].batches(12)]))
+    x = net.net.stem[0](torch.cat([X for (X, *_), _ in data.sets['train'].batches(12)]))
     torch.testing.assert_close(norm.running_mean, x.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,100 @@
+"""Normalisation of the vector that enters the classifier, by the recordings of its speaker and without labels."""
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from datasets.dataset import Moments, SpeechDataset, shrunk
+from models.parallel import sharing, sum_over_ranks
+from models.rnn_ops import at_least_float32
+
+WINDOW = 50  # recordings of a speaker, after which the weight of an older one in the training moments has fallen to 1/e
+VARIANCE_FLOOR = 1e-5
+
+
+class SpeakerNorm(nn.Module):
+    """(N, C), speakers (N,) -> (N, C): the recordings of every speaker get mean 0 and deviation 1 in every dimension.
+
+    In training a speaker's moments are exponential averages over the speaker's recordings, those of the batch included,
+    which take part in the gradient as in batch norm. In eval mode they are what `adapt` computed for the speakers of a
+    set; without it, those of all training speakers together. Moments of few recordings are shrunk towards the latter
+    (datasets.dataset.shrunk). n_speakers: of the training set.
+    """
+
+    def __init__(self, C: int, n_speakers: int):
+        super().__init__()
+        # Number, sum and sum of squares of the recordings of each training speaker, older ones with less weight.
+        self.register_buffer('sums', torch.zeros(n_speakers, 1 + 2 * C))
+        self.adapted: Moments | None = None  # (n_speakers of the set, C)
+
+    def forward(self, x: Tensor, speaker: Tensor | None = None) -> Tensor:
+        x = at_least_float32(x)
+        if speaker is not None and self.training:
+            mean, std = (moment[speaker] for moment in self._training_moments(x, speaker))
+        elif speaker is not None and self.adapted is not None:
+            mean, std = (moment[speaker] for moment in self.adapted)
+        else:
+            mean, std = self.corpus()
+        return (x - mean) / std
+
+    def corpus(self) -> Moments:
+        """Moments of all training speakers together, two tensors (C,)."""
+        return moments(self.sums.sum(dim=0))
+
+    def _training_moments(self, x, speaker):
+        """Adds a batch to the sums, and returns the moments of every training speaker, (n_speakers, C)."""
+        batch = sum_over_ranks(sums_of(x, speaker, len(self.sums)))
+        sums = self.sums * (1 - 1 / WINDOW) ** batch[:, :1].detach() + batch
+        self.sums.copy_(sums.detach())
+        return shrunk(moments(sums), sums[:, :1].detach(), moments(sums.sum(dim=0)))
+
+
+def sums_of(x: Tensor, speaker: Tensor, n_speakers: int) -> Tensor:
+    """Number, sum and sum of squares of the vectors x (N, C) of each speaker: (n_speakers, 1 + 2C)"""
+    rows = torch.cat([x.new_ones(len(x), 1), x, x.square()], dim=1)
+    return x.new_zeros(n_speakers, rows.shape[1]).index_add(0, speaker, rows)
+
+
+def moments(sums: Tensor) -> Moments:
+    """Mean and deviation (..., C) of what `sums_of` summed (..., 1 + 2C); 0 and 1 where there is no recording."""
+    C = sums.shape[-1] // 2
+    n, total, squares = sums.split([1, C, C], dim=-1)
+    some = n.clamp_min(torch.finfo(n.dtype).tiny)
+    mean = total / some
+    variance = torch.where(n > 0, (squares / some - mean.square()).clamp_min(0.), 1.)
+    return mean, (variance + VARIANCE_FLOOR).sqrt()
+
+
+def added(net: nn.Module, config, n_speakers: int) -> nn.Module:
+    """The network, with a SpeakerNorm before its classifier `linear` if --embedding asks for one."""
+    if config.embedding == 'speaker':
+        first = next(layer for layer in net.linear.modules() if isinstance(layer, nn.Linear))
+        net.speaker_norm = SpeakerNorm(first.in_features, n_speakers)
+    return net
+
+
+@torch.no_grad()
+def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Callable | None = None):
+    """Gives `net`, in eval mode, the moments of the speakers of a set, before the set is scored. Labels are not read.
+
+    The moments are over all windows of a speaker's recordings. Does nothing if the network has no SpeakerNorm. Another
+    set whose dataset.speakers are the same may be scored afterwards. forward: forward(*Inputs), if it is not net's.
+    """
+    norm, seen = net.speaker_norm, []
+    if norm is None:
+        return
+
+    def embed(*X):
+        (forward or net)(*X)
+        return seen.pop().double()
+    norm.adapted = None
+    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    whole, sums = sharing(embed), 0.
+    try:
+        for X, owner in dataset.scoring_windows(batch_size):
+            sums = sums + sums_of(whole(*X), dataset.speaker[owner], len(dataset.speakers))
+    finally:
+        hook.remove()
+    n = dataset.speaker.bincount().unsqueeze(1)
+    norm.adapted = tuple(m.to(norm.sums.dtype) for m in shrunk(moments(sums), n, norm.corpus()))

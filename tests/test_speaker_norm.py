@@ -1,0 +1,205 @@
+"""--embedding speaker: what enters the classifier, normalised by the recordings of its speaker."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+from test_networks import copy_weights, one_hot, supernet
+
+import augment
+import config as cf
+import datasets
+import search
+import utils
+from config import BASELINES
+from datasets.dataset import ENOUGH, Inputs, SpeechDataset, by_speaker, shrunk
+from models import speaker_norm
+from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
+from scripts import svm
+
+ASKED = SimpleNamespace(embedding='speaker')
+T = 12
+
+
+def corpus(speakers='aaaaaaaaaaaabbbbbbbbbbbbccc', labels=None, shift=0.):
+    """Random features (8, 6 to 30) of one speaker a letter; `shift` is added to those of speaker a."""
+    rng = np.random.default_rng(0)
+    features = [rng.normal(shift if s == 'a' else 0., 1., (8, rng.integers(6, 30))).astype(np.float32) for s in speakers]
+    us = [SimpleNamespace(path=str(i), speaker=s) for i, s in enumerate(speakers)]
+    labels = labels or [i % 3 for i in range(len(us))]
+    return SpeechDataset(us, features, labels, torch.zeros(8, 1), torch.ones(8, 1), T)
+
+
+def network(name='cnn_gru'):
+    """A network in eval mode that was trained for two batches."""
+    if name in BASELINES:
+        net = make_baseline(name, 8, T, 3, 0., 2_000)
+    else:
+        net = supernet(n_layers_rnn=1, rnn_primitives='skip_connect,gru_1,none')
+        net = AugmentCNN(None, 1, 4, 3, 3, False, net.genotype(), n_layers_rnn=1, C_rnn=6) if name == 'discrete' else net
+    speaker_norm.added(net.net if name == 'supernet' else net, ASKED, 3)
+    for X, _ in corpus().batches(14, None, torch.Generator().manual_seed(0)):
+        net(*X)
+    return net.eval()
+
+
+def scores(net, data, batch_size=7):
+    speaker_norm.adapt(net, data, batch_size)
+    return data.score(lambda *X: net(*X) if hasattr(net, 'alphas') else net(*X)[0], batch_size)
+
+
+@pytest.mark.parametrize('n, mean, variance', [(0, 0., 4.), (5, 1., .5 * 1 + .5 * 4 + .25 * 4), (9, 1.8, .9 + .4 + .09 * 4),
+                                               (ENOUGH, 2., 1.), (60, 2., 1.)])
+def test_below_ten_recordings_moments_are_shrunk_as_by_hand(n, mean, variance):
+    own, prior = (torch.tensor([2.]), torch.tensor([1.])), (torch.tensor([0.]), torch.tensor([2.]))
+    found = shrunk(own, n, prior)
+    torch.testing.assert_close(torch.cat(found), torch.tensor([mean, variance ** .5]))
+    if n >= ENOUGH:
+        assert torch.equal(found[0], own[0]) and torch.equal(found[1], own[1])
+
+
+def test_features_of_few_recordings_are_as_if_the_rest_were_the_corpus(tmp_path):
+    """Five recordings of a speaker, and as many frames of the corpus' moments, scaled by scikit-learn."""
+    rng = np.random.default_rng(0)
+    own = [rng.normal(3., 2., (4, 20)).astype(np.float32) for _ in range(5)]
+    fill = np.tile([-1., 3.], 50)[None] * np.ones((4, 1))  # mean 1, deviation 2
+    us = [SimpleNamespace(speaker='a')] * 5
+    found = by_speaker(us, own, (torch.full((4, 1), 1.), torch.full((4, 1), 2.)))
+    scaler = StandardScaler().fit(np.concatenate([*own, fill], axis=1).T)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), scaler.transform(np.concatenate(own, axis=1).T).T, atol=1e-5)
+
+
+def test_training_moments_are_those_of_the_latest_recordings():
+    norm, keep = speaker_norm.SpeakerNorm(2, 3).double(), 1 - 1 / speaker_norm.WINDOW
+    first, second = (torch.randn(30, 2, dtype=torch.double) + 5. for _ in range(2))
+    speaker = torch.arange(30) % 2  # the third speaker does not occur
+    norm(first, speaker)
+    found = norm(second, speaker)
+    for s in range(2):
+        x = torch.cat([first[speaker == s], second[speaker == s]])
+        w = torch.tensor([keep ** 15] * 15 + [1.] * 15, dtype=torch.double)[:, None]
+        mean = (w * x).sum(dim=0) / w.sum()
+        var = (w * (x - mean).square()).sum(dim=0) / w.sum()
+        own = second[speaker == s]
+        torch.testing.assert_close(found[speaker == s], (own - mean) / (var + speaker_norm.VARIANCE_FLOOR).sqrt())
+    assert norm.sums[2].abs().max() == 0
+    unheard = norm(torch.zeros(1, 2, dtype=torch.double), torch.tensor([2]))
+    assert unheard.isfinite().all()
+
+
+def test_the_batch_takes_part_in_the_gradient():
+    norm, speaker = speaker_norm.SpeakerNorm(3, 2).double(), torch.arange(8) % 2
+    norm(torch.randn(20, 3, dtype=torch.double), torch.arange(20) % 2)
+    before = norm.sums.clone()
+
+    def forward(x):
+        norm.sums.copy_(before)
+        return norm(x, speaker)
+    x = torch.randn(8, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(forward, x) and torch.autograd.gradgradcheck(forward, x)
+
+
+@pytest.mark.parametrize('name', [*BASELINES, 'discrete', 'supernet'])
+def test_every_model_gets_each_speaker_with_mean_0_and_deviation_1(name):
+    net, data, seen = network(name), corpus(), []
+    scores(net, data)
+    net.speaker_norm.register_forward_hook(lambda module, args, out: seen.append(out))
+    for X, _ in data.scoring_windows(7):
+        net(*X)
+    h, owner = torch.cat(seen).detach(), data.speaker[data.window_owner]
+    raw = net.speaker_norm.corpus()[1]
+    alive = raw > .01  # the floor under the variance shows elsewhere
+    assert alive.any()
+    for s in range(2):
+        mean, std = h[owner == s].mean(dim=0), h[owner == s].std(dim=0, unbiased=False)
+        assert mean.abs().max() < 1e-3
+        assert (std[alive] <= 1.001).all() and std[alive].median() > .9
+
+
+@pytest.mark.parametrize('name', ['cnn_gru', 'discrete'])
+def test_neither_labels_nor_batches_nor_other_speakers_matter(name):
+    net, data = network(name), corpus()
+    found = scores(net, data)
+    assert torch.equal(scores(net, corpus(labels=[2 - i % 3 for i in range(27)])), found)
+    for batch_size in (1, 100):
+        torch.testing.assert_close(scores(net, data, batch_size), found)
+    other = scores(net, corpus(shift=1.))
+    assert torch.equal(other[12:], found[12:]) and (other[:12] - found[:12]).abs().max() > 1e-4
+    net.speaker_norm.adapted = None  # as for a voice of which nothing is known
+    assert (data.score(lambda *X: net(*X)[0], 7) - found).abs().max() > 1e-4
+
+
+def test_a_one_hot_supernet_is_the_discrete_network():
+    net = supernet(3, n_layers_rnn=1, n_nodes_rnn=1, rnn_primitives='gru_1,skip_connect,none').double()
+    genotype = net.genotype()
+    one_hot(net, genotype)
+    discrete = AugmentCNN(None, 1, 4, 3, 3, False, genotype, n_layers_rnn=1, C_rnn=6).double()
+    copy_weights(net, discrete, genotype)
+    for body in (net.net, discrete):
+        speaker_norm.added(body, ASKED, 3).double()
+    plain = net(torch.ones(6, 1, 8, T, dtype=torch.double))
+    for _ in range(2):
+        X = Inputs(torch.randn(6, 1, 8, T, dtype=torch.double), speaker=torch.arange(6) % 3)
+        torch.testing.assert_close(net(*X), discrete(*X)[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(net.speaker_norm.sums, discrete.speaker_norm.sums, rtol=0, atol=1e-9)
+    assert (net(torch.ones(6, 1, 8, T, dtype=torch.double)) - plain).abs().max() > 1e-6
+
+
+def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), '--n_mels', '16', '--hop_ms', '32',
+            '--normalise', 'speaker']
+    asked = ['--embedding', 'speaker']
+    short = ['--duration', '.8', '--device', 'cpu', '--batch_size', '10']
+    net_argv = [*argv, *asked, *short, '--model', 'cnn_gru', '--params', '2000', '--epochs', '2']
+    augment.main(['--name', 'whole', *net_argv])
+    monkeypatch.setattr(utils.Run, 'save_checkpoint', stop_after(1, utils.Run.save_checkpoint))
+    with pytest.raises(KeyboardInterrupt):
+        augment.main(['--name', 'cut', *net_argv])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    augment.main(['--name', 'cut', *net_argv, '--resume'])
+    runs = tmp_path / 'runs/augment'
+    assert (runs / 'whole/predictions.csv').read_text() == (runs / 'cut/predictions.csv').read_text()
+    assert json.loads((runs / 'whole/results.json').read_text())['embedding'] == 'speaker'
+    best = torch.load(runs / 'whole/best.pt')
+    net, config = augment.rebuild(best), cf.build('augment', cf.given('augment', ['--name', 'x', *net_argv]))
+    data = datasets.load(config, ('train', 'test'))
+    assert all(map(torch.equal, best['prior'], data.prior))
+    written = np.loadtxt(runs / 'whole/predictions.csv', delimiter=',', skiprows=1, usecols=(4, 5))
+    np.testing.assert_allclose(scores(net, data.sets['test']).numpy(), written, atol=1e-5)
+    tiny = ['--init_channels', '2', '--rnn_channels', '4', '--n_nodes', '1', '--rnn_nodes', '1', '--epochs', '1',
+            '--alpha_warmup', '0', '--order', '2']
+    search.main(['--name', 's', *argv, *asked, *short, *tiny])
+    record = json.loads((tmp_path / 'runs/search/s/genotype.json').read_text())
+    assert record['features']['embedding'] == 'speaker'
+    monkeypatch.setattr(svm, 'PENALTIES', (1e-3,))
+    for name, more in (('svm', asked), ('plain', [])):
+        svm.main(['--name', name, *argv, *more])
+    assert (runs / 'svm/predictions.csv').read_text() != (runs / 'plain/predictions.csv').read_text()
+    with pytest.raises(cf.UserError, match='needs --normalise speaker'):
+        svm.main(['--name', 'x', *argv, *asked, '--normalise', 'corpus'])
+
+
+def stop_after(n, save):
+    """run.save_checkpoint, interrupted when it has saved n."""
+    saved = []
+
+    def stopping(self, state):
+        save(self, state)
+        saved.append(1)
+        if len(saved) == n:
+            self.close()
+            raise KeyboardInterrupt
+    return stopping
+
+
+def test_the_svm_scales_functionals_as_scikit_learn_does():
+    data = corpus()
+    x = svm.functionals(data)
+    found = svm.by_speaker({'train': x}, {'train': data})['train']
+    np.testing.assert_allclose(found[:12], StandardScaler().fit_transform(x[:12]), atol=1e-4)
+    assert np.abs(found[24:].mean(axis=0)).max() > .01  # three recordings: shrunk towards the corpus
