@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None):
     autocast = utils.autocast(device, config.amp)
     masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
     ema = averaged(net, config.ema)
-    judged = ema.module if ema else net  # the network that is scored and kept
+    kept = ema.module if ema else net  # the network that is scored and kept
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, **({'ema': ema} if ema else {}))
@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None):
         scheduler.step()
         parallel.check_equal(net, epoch)
         if dev:
-            scores['dev'], probabilities = evaluate(judged, dev, criterion, autocast, config)
+            scores['dev'], probabilities = evaluate(kept, dev, criterion, autocast, config)
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
-                    'file': portable(judged, genotype, data, config, epoch, start)}
+                    'file': portable(kept, genotype, data, config, epoch, start)}
             run.save('best.pt', best['file'])
         run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
         board.retraining(run, data, probabilities if dev else None, best)
@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None):
         log('epoch %d/%d: %s%s | %.0f s%s', epoch, config.epochs, shown, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})'
             if dev else '', run.history[-1]['seconds'], utils.time_left(run))
 
-    judged.load_state_dict(best['file']['weights'])
-    _, probabilities = evaluate(judged, test, criterion, autocast, config)  # the test speakers, once
+    kept.load_state_dict(best['file']['weights'])
+    _, probabilities = evaluate(kept, test, criterion, autocast, config)  # the test speakers, once
     if run.writes:
         chosen = 'the last' if config.train_on_dev else 'chosen on dev'
         report(run, probabilities, config, data, dict(

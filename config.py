@@ -23,6 +23,8 @@ BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # fun
 RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
 WINDOW_MS = 32  # ms, length of an STFT frame
+_PROSODY = ('pitch', 'voicing', 'loudness', 'flux', 'harmonicity')
+PROSODY = (*_PROSODY, *(f'difference of {name}' for name in _PROSODY))  # rows of --prosody
 
 
 class UserError(Exception):
@@ -208,6 +210,8 @@ class FeatureSettings:
                              'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
     embedding: str = setting('none', 'normalise what enters the classifier by all recordings of the same speaker, including '
                              'test speakers (speaker)', choices=('none', 'speaker'))
+    prosody: bool = setting(False, 'read pitch, voicing, loudness, spectral flux and harmonicity too, and their differences')
+    deltas: bool = setting(False, 'read the first and second differences of the features over time too')
     duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05, high=600.)
 
     @property
@@ -224,6 +228,11 @@ class FeatureSettings:
     def n_frames(self):
         """Frames in a window."""
         return max(1, round(self.duration * self.frame_rate))
+
+    @property
+    def inputs(self):
+        """How many input channels, and rows of prosody, a network reads: arguments of every network."""
+        return {'C_in': 3 if self.deltas else 1, 'n_prosody': len(PROSODY) if self.prosody else 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,8 +390,8 @@ class Settings:
             return next((f'--{name}' for name in names if getattr(self, name, 0)), None)
         if (flag := asked('speed', 'vtlp', 'noise')) and self.features != 'logmel':
             raise UserError(f'{flag} needs --features logmel')
-        if (flag := asked('speed', 'vtlp', 'copypaste', 'noise')) and (other := asked('prosody', 'deltas')):
-            raise UserError(f'{flag} and {other} exclude each other: only log-mel bands can be changed')
+        if (flag := asked('speed', 'noise')) and asked('prosody'):
+            raise UserError(f'{flag} and --prosody exclude each other: it would change the prosody too')
         if asked('noise') and self.snr_low > self.snr_high:
             raise UserError(f'--snr_low {self.snr_low}: must not be above --snr_high {self.snr_high}')
 
@@ -408,6 +417,7 @@ class Settings:
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
             (get('patience') and get('patience') >= get('epochs') - 1, f'--epochs {get("epochs")}', ['patience']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
+            (isinstance(self, SvmConfig), 'the SVM, whose functionals have differences', ['deltas']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),

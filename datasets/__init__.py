@@ -29,7 +29,7 @@ class Data:
     """One fold of a corpus, ready for a network."""
     labels: list[str]  # names of the classes, sorted; a target is an index into this list
     fold: Fold
-    mean: torch.Tensor  # (F, 1), of the set 'train'
+    mean: torch.Tensor  # (F, 1), of the set 'train'; the last rows are of the prosody, if there is any
     std: torch.Tensor
     prior: Moments  # the same before --normalise speaker; speakers of few recordings are shrunk towards it
     sets: dict[str, SpeechDataset]  # the sets that were asked for, of 'train', 'dev' and 'test'
@@ -144,7 +144,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     for name, part in parts.items():
         arrays = features.pop(name)  # freed once the set holds them
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
-                                   rank, world_size, back.get(name))
+                                   rank, world_size, **config.inputs, to_logmel=back.get(name))
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
     return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, cached.extracted)
 
@@ -188,11 +188,17 @@ def _counted(notes):
 
 def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moments, dict, Cached]:
     """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; the moments of the training
-    recordings before that; {set: the way back to log-mel}; and all that the cache says.
+    recordings before that; {set: the way back to log-mel}, for noise; and all that the cache says. The
+    last rows are the prosody, if there is any.
     """
     utterances = [u for part in parts.values() for u in part]
     cached = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
-    arrays = iter(cached.features)
+    arrays = cached.features
+    if config.prosody:
+        below = cached_features(utterances, config, _cache_dir(config), config.workers, quiet, prosody=True)
+        arrays = [np.concatenate(both) for both in zip(arrays, below.features, strict=True)]
+        cached = cached._replace(extracted=max(cached.extracted, below.extracted))
+    arrays = iter(arrays)
     features, back = {name: [next(arrays) for _ in part] for name, part in parts.items()}, {}
     prior = statistics(features['train'])
     if config.normalise == 'speaker':  # set by set, so that test recordings cannot affect another set

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from config import UserError
 from datasets.transforms import SpecAugment, Voices, n_frames_of
@@ -90,6 +91,18 @@ def to_logmel(utterances: list[Utterance], features: list[np.ndarray],
     return torch.cat(scale, dim=1), torch.cat(shift, dim=1)
 
 
+def with_differences(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """x and its first and second difference over time, (N, 1, F, T) -> (N, 3, F, T).
+
+    (x[t + 1] - x[t - 1]) / 2 and x[t + 1] - 2 x[t] + x[t - 1]; 0 at the first and last frame of the audio.
+    """
+    around = F.pad(valid, (1, 1))
+    inside = (around[:, 2:] & valid & around[:, :-2])[:, None, None]
+    before, after = F.pad(x, (1, 0))[..., :-1], F.pad(x, (0, 1))[..., 1:]
+    parts = [(after - before) / 2, after - 2 * x + before]
+    return torch.cat([x, *(part.masked_fill(~inside, 0.) for part in parts)], dim=1)
+
+
 def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
     """Whether n_bytes of features stay on the device, given --resident."""
     if resident == 'auto' and torch.device(device).type == 'cuda':
@@ -135,13 +148,16 @@ class SpeechDataset:
     class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
     window that reaches beyond its utterance is padded with zeros, the mean of the training data.
     resident: whether the features are kept on the device or on the host; the batches are the same.
-    rank, world_size: this process and how many share every batch. to_logmel: as in
+    rank, world_size: this process and how many share every batch. n_prosody: the last rows of the
+    features, which are no part of x. C_in: 3 to add first and second differences to x. to_logmel: as in
     transforms.Voices.change, if the features are not log-mel.
     """
 
     def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
                  mean: torch.Tensor, std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu',
-                 resident: bool = True, rank: int = 0, world_size: int = 1, to_logmel: tuple | None = None):
+                 resident: bool = True, rank: int = 0, world_size: int = 1, C_in: int = 1,
+                 n_prosody: int = 0, to_logmel: tuple | None = None):
+        self.C_in, self.n_prosody = C_in, n_prosody
         self.utterances, self.n_frames = utterances, n_frames
         self.device, self.resident = torch.device(device), resident
         self.rank, self.world_size = rank, world_size
@@ -194,17 +210,22 @@ class SpeechDataset:
         gather, where, drawn = self._gather, (first, on_device[1]), itertools.repeat(None)
         if voices:
             gather = functools.partial(voices.cut, self.frames, self.n_frames)
-            where = table, table.to(self.device)
+            pinned = table.pin_memory() if self.device.type == 'cuda' else table
+            where = table, pinned.to(self.device, non_blocking=True)
             drawn = where[1].split(sizes, dim=1)
         where = where[self.resident].split(sizes, dim=-1)
         cut = map(gather, where) if self.resident else ahead(gather, where)
         t = torch.arange(self.n_frames, device=self.device)
         for x, (chosen, _, begin, end), its in zip(cut, on_device.split(sizes, dim=1), drawn):
             valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
-            x = x.to(self.device, non_blocking=True)
+            x, prosody = x.to(self.device, non_blocking=True), None
             if voices:
-                x = voices.change(x, valid, its, self.to_logmel and tuple(part[:, chosen] for part in self.to_logmel))
-            yield Inputs(self._finish(x, valid), valid, speaker=self.speaker[chosen]), chosen
+                n, back = len(x) - self.n_prosody, self.to_logmel and [part[:, chosen] for part in self.to_logmel]
+                x = torch.cat([voices.change(x[:n], valid, its, back), x[n:]])
+            x = self._finish(x, valid)
+            if self.n_prosody:
+                x, prosody = x[:, :, :-self.n_prosody], x[:, 0, -self.n_prosody:]
+            yield Inputs(x, valid, prosody, self.speaker[chosen]), chosen
 
     def _gather(self, first):
         """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
@@ -243,7 +264,7 @@ class SpeechDataset:
         for n, (X, chosen) in zip(sizes, windows):
             if augment is not None:
                 X = X._replace(x=augment(X.x, generator, n, self.rank, self.world_size))
-            yield X, self.labels[chosen]
+            yield self._with_differences(X), self.labels[chosen]
 
     def batch_sizes(self, batch_size: int, indices=None) -> list[int]:
         """Sizes of the batches of an epoch, over all processes."""
@@ -258,7 +279,11 @@ class SpeechDataset:
 
     def scoring_windows(self, batch_size: int) -> Iterator[tuple[Inputs, torch.Tensor]]:
         """Yields the windows that are scored, (Inputs, indices (N,) of their utterances)."""
-        return self.windows(self.window_owner, self.window_start, batch_size)
+        for X, owner in self.windows(self.window_owner, self.window_start, batch_size):
+            yield self._with_differences(X), owner
+
+    def _with_differences(self, X):
+        return X if self.C_in == 1 else X._replace(x=with_differences(X.x, X.valid))
 
     @torch.no_grad()
     def score(self, forward: Callable[..., torch.Tensor], batch_size: int) -> torch.Tensor:

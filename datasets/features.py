@@ -19,6 +19,7 @@ import torchaudio
 
 import utils
 from config import SAMPLE_RATE, WINDOW_MS, FeatureSettings, UserError, one_line
+from datasets import prosody as prosody_module
 from datasets.faults import Faults
 from datasets.index import Index
 from datasets.utterance import Utterance
@@ -174,8 +175,17 @@ def file_digest(path: str) -> 'hashlib._Hash':
     return digest
 
 
-def parameters(config: FeatureSettings) -> tuple:
+def extract_prosody(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:
+    """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_prosody, n_frames), of the frames of `extract`."""
+    wave = trim(wave, config.trim_db) if config.trim_db else wave
+    wave = torch.from_numpy(np.ascontiguousarray(wave))
+    return prosody_module.extract(wave, config.hop_length, config.time_pool).numpy()
+
+
+def parameters(config: FeatureSettings, prosody: bool = False) -> tuple:
     """The settings that cached features depend on."""
+    if prosody:
+        return ('prosody', prosody_module.VERSION, float(config.hop_ms), config.time_pool, float(config.trim_db))
     return (config.features, config.n_mels, float(config.hop_ms), config.time_pool,
             float(config.trim_db))
 
@@ -187,19 +197,19 @@ def constants() -> tuple:
 
 
 def cache_key(utterance: Utterance, config: FeatureSettings,
-              digest_of: Callable = file_digest) -> str:
+              digest_of: Callable = file_digest, prosody: bool = False) -> str:
     """Hex key of all that the features depend on: the bytes of the file, the segment, the parameters."""
     digest = digest_of(utterance.path).copy()
-    digest.update(repr((constants(), parameters(config), utterance.start, utterance.end)).encode())
+    digest.update(repr((constants(), parameters(config, prosody), utterance.start, utterance.end)).encode())
     return digest.hexdigest()
 
 
-def open_index(cache_dir: str, config: FeatureSettings) -> Index:
+def open_index(cache_dir: str, config: FeatureSettings, prosody: bool = False) -> Index:
     """The Index of cache keys for these settings; a file of many segments is read once."""
-    settings = hashlib.sha256(repr((constants(), parameters(config))).encode()).hexdigest()[:16]
+    settings = hashlib.sha256(repr((constants(), parameters(config, prosody))).encode()).hexdigest()[:16]
     digest_of = cache(file_digest)
     return Index(os.path.join(cache_dir, f'index-{settings}.json'),
-                 lambda utterance: cache_key(utterance, config, digest_of))
+                 lambda utterance: cache_key(utterance, config, digest_of, prosody))
 
 
 class Cached(NamedTuple):
@@ -211,14 +221,17 @@ class Cached(NamedTuple):
 
 
 def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_dir: str,
-                    workers: int = 0, quiet: bool = False) -> Cached:
+                    workers: int = 0, quiet: bool = False, prosody: bool = False) -> Cached:
     """Features from the cache, or extracted and put there.
+
+    prosody: those of extract_prosody instead, [(n_prosody, n_frames) float16, ...].
 
     Every utterance has its own file in the cache, so that an interrupted extraction continues where
     it stopped. workers: threads; 0: one per available core, up to THREADS. All faults of the
     recordings are raised together.
     """
-    index, faults, notes, files = open_index(cache_dir, config), Faults(), [], []
+    index, faults, notes, files = open_index(cache_dir, config, prosody), Faults(), [], []
+    n_bands = config.inputs['n_prosody'] if prosody else config.n_mels
     paths, found, missing = [], {}, {}  # in the cache; {path: features}; {path: utterances}
     with utils.progress(len(utterances), f'features in {cache_dir}', quiet) as bar:
         for u in utterances:
@@ -228,21 +241,21 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                 paths.append(path)
                 whole = u.start is None and u.end is None
                 files.append(key if whole else index.key(replace(u, start=None, end=None)))
-                if path not in found and path not in missing and (x := _read(path, config)) is not None:
+                if path not in found and path not in missing and (x := _read(path, n_bands)) is not None:
                     found[path] = x
                 if path in found:
                     bar.update()
                 else:
                     missing.setdefault(path, []).append(u)
         index.save()
-        for path, x in _extract_all(missing, config, workers, faults, notes):
+        for path, x in _extract_all(missing, config, workers, faults, notes, extract_prosody if prosody else extract):
             found[path] = x
             bar.update()
     faults.check()
     return Cached([found[path] for path in paths], len(missing), files, sorted(notes))
 
 
-def _extract_all(missing, config, workers, faults, notes):
+def _extract_all(missing, config, workers, faults, notes, extract):
     """Yields (path, features) when they are in the cache; UserErrors go to `faults`, odd recordings to `notes`.
 
     missing: {path in the cache: utterances, which are the same audio}.
@@ -283,7 +296,7 @@ def _finite(x: np.ndarray) -> bool:
     return (x.view(np.uint16) & 0x7c00).max() < 0x7c00
 
 
-def _read(path, config):
+def _read(path, expected):
     """The features in a file, or None if there are none or they are damaged. The header is matched, not interpreted."""
     try:
         with open(path, 'rb') as f:
@@ -292,7 +305,7 @@ def _read(path, config):
                 return None
             n_bands, n_frames = int(match['bands']), int(match['frames'])
             n_bytes = n_bands * n_frames * 2
-            if n_bands != config.n_mels or os.fstat(f.fileno()).st_size != NPY_HEADER_BYTES + n_bytes:
+            if n_bands != expected or os.fstat(f.fileno()).st_size != NPY_HEADER_BYTES + n_bytes:
                 return None
             x = np.fromfile(f, '<f2')
     except OSError:

@@ -44,7 +44,7 @@ class AugmentCNN(JointNetwork):
 
     def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
                  stem_multiplier: int = 3, n_layers_rnn: int | None = None, C_rnn: int = 32, dropout: float = 0.,
-                 fast: bool = True):
+                 fast: bool = True, n_prosody: int = 0):
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
         sizes = dict(C=C, n_layers=n_layers, n_layers_rnn=n_layers_rnn, C_rnn=C_rnn) | arguments(genotype.network)
@@ -56,7 +56,7 @@ class AugmentCNN(JointNetwork):
             return AugmentSeqCell(genotype, H_pp, H_p, H)
 
         super().__init__(C_in=C_in, n_classes=n_classes, stem_multiplier=stem_multiplier, dropout=dropout, make_cell=make_cell,
-                         make_seq_cell=make_seq_cell, **sizes)
+                         make_seq_cell=make_seq_cell, n_prosody=n_prosody, **sizes)
         self.aux_pos = 2 * sizes['n_layers'] // 3 if auxiliary else -1
         self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
         if fast:

@@ -275,10 +275,13 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
     n_speakers = len(best['weights'].get('speaker_norm.sums', ()))
     with torch.device('meta'):
         if best['genotype']:
-            net = AugmentCNN(None, 1, config.init_channels, n_classes, config.layers, bool(best.get('auxiliary')),
-                             gt.from_str(best['genotype']), config.stem_multiplier, config.rnn_layers, config.rnn_channels)
+            net = AugmentCNN(None, C=config.init_channels, n_classes=n_classes, n_layers=config.layers,
+                             auxiliary=bool(best.get('auxiliary')), genotype=gt.from_str(best['genotype']),
+                             stem_multiplier=config.stem_multiplier, n_layers_rnn=config.rnn_layers,
+                             C_rnn=config.rnn_channels, **config.inputs)
         else:
-            net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
+            net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params,
+                                **config.inputs)
         return speaker_norm.added(net, config, n_speakers)
 
 

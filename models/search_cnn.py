@@ -37,7 +37,8 @@ class SearchCNN(JointNetwork):
     """The supernet. It knows nothing of alphas: each call passes softmax weights."""
 
     def __init__(self, C_in, C, n_classes, n_layers, n_nodes=4, stem_multiplier=3, n_layers_rnn=1, n_nodes_rnn=2, C_rnn=32,
-                 primitives=gt.PRIMITIVES, rnn_primitives=gt.RNN_PRIMITIVES, dropout=0., partial_channels=1, fast=True):
+                 primitives=gt.PRIMITIVES, rnn_primitives=gt.RNN_PRIMITIVES, dropout=0., partial_channels=1, fast=True,
+                 n_prosody=0):
         cell, seq_cell = (FastCell, FastSeqCell) if fast else (SearchCell, SearchSeqCell)
 
         def make_cell(C_pp, C_p, C, reduction_p, reduction):
@@ -46,7 +47,8 @@ class SearchCNN(JointNetwork):
         def make_seq_cell(H_pp, H_p, H):
             return seq_cell(n_nodes_rnn, H_pp, H_p, H, rnn_primitives)
 
-        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell)
+        super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
+                         n_prosody)
         if fast:
             use_fast_depthwise(self)  # for a Path; mixtures call no convolution of a cell
 
@@ -64,6 +66,7 @@ class SearchCNNController(nn.Module):
     n_nodes, n_nodes_rnn: nodes per cell. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
     partial_channels: with K > 1, 1/K of the channels of a CNN state pass the operations, and edges of CNN cells have weights of
     their own, softmax(beta) over the edges of a node (PC-DARTS, Xu et al. 2020).
+    n_prosody: rows of prosody in the input.
     device_ids: accepted for compatibility with pt.darts; at most one device. fast: compute the cells as models/fast does;
     False: edge by edge, as models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or
     operations that make no network.
@@ -73,7 +76,8 @@ class SearchCNNController(nn.Module):
 
     def __init__(self, C_in: int, C: int, n_classes: int, n_layers: int, criterion: nn.Module, n_nodes: int = 4,
                  stem_multiplier: int = 3, n_layers_rnn: int = 1, n_nodes_rnn: int = 2, C_rnn: int = 32, primitives='paper',
-                 rnn_primitives='mixed', dropout: float = 0., device_ids=None, partial_channels: int = 1, fast: bool = True):
+                 rnn_primitives='mixed', dropout: float = 0., device_ids=None, partial_channels: int = 1, fast: bool = True,
+                 n_prosody: int = 0):
         super().__init__()
         if n_nodes < 1 or n_nodes_rnn < 1:
             raise ValueError(f'a cell needs 1 node or more, not n_nodes {n_nodes}, n_nodes_rnn {n_nodes_rnn}')
@@ -85,7 +89,7 @@ class SearchCNNController(nn.Module):
         self.n_nodes, self.n_nodes_rnn = n_nodes, n_nodes_rnn
         self.primitives, self.rnn_primitives = gt.op_set(primitives), gt.op_set(rnn_primitives, 'rnn')
         self.net = SearchCNN(C_in, C, n_classes, n_layers, n_nodes, stem_multiplier, n_layers_rnn, n_nodes_rnn, C_rnn,
-                             self.primitives, self.rnn_primitives, dropout, partial_channels, fast)
+                             self.primitives, self.rnn_primitives, dropout, partial_channels, fast, n_prosody)
         self.alpha_normal = self._alpha(n_nodes, self.primitives)
         self.alpha_reduce = self._alpha(n_nodes, self.primitives)
         self.alpha_rnn = self._alpha(n_nodes_rnn if n_layers_rnn else 0, self.rnn_primitives)

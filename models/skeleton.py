@@ -42,6 +42,16 @@ def valid_steps(valid: Tensor, n_steps: int) -> Tensor:
     return F.adaptive_max_pool1d(valid.float(), n_steps).unsqueeze(-1) > 0
 
 
+def prosody_steps(prosody: Tensor, n_steps: int) -> Tensor:
+    """(N, P, T) -> (N, n_steps, P)"""
+    return F.adaptive_avg_pool1d(prosody, n_steps).transpose(1, 2)
+
+
+def prosody_statistics(prosody: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean and standard deviation over the frames of audio: (N, P, T) -> (N, 2P)"""
+    return statistics_pool(prosody.transpose(1, 2), None if valid is None else valid.unsqueeze(-1))
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over time of the steps where mask, (N, T, 1) bool, is True: (N, T, H) -> (N, H)"""
     return x.masked_fill(~mask, 0.).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
@@ -67,13 +77,15 @@ class JointNetwork(nn.Module):
     `kind` ('normal', 'reduce' or 'rnn') and `C_out`. reduction: False, or the stride of a reduction cell. With n_layers_rnn = 0
     the pooled output of the CNN goes to the classifier.
     strides: of the two reduction cells, 2 or a pair (along F, along T). bands: frequency bands of a sequence, or 'attended'.
-    head: 'mean_std' (statistics pooling), or a name in models/heads.py. Raises ValueError on sizes that make no network.
+    head: 'mean_std' (statistics pooling), or a name in models/heads.py. n_prosody: rows of prosody,
+    P, which join the sequences that the first SeqNN cell reads; their mean and deviation over time join the pooled vector.
+    Raises ValueError on sizes that make no network.
     """
 
     pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
     def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
-                 strides=(2, 2), bands=N_BANDS, head='mean_std'):
+                 strides=(2, 2), bands=N_BANDS, head='mean_std', n_prosody=0):
         super().__init__()
         sizes = dict(C_in=C_in, C=C, n_layers=n_layers, stem_multiplier=stem_multiplier, C_rnn=C_rnn)
         for name, size in sizes.items():
@@ -84,7 +96,7 @@ class JointNetwork(nn.Module):
                              f'dropout {dropout} in [0, 1)')
         if n_layers_rnn and C_rnn < 2:
             raise ValueError('C_rnn 1: the layer norm of one channel is always 0; a SeqNN cell needs 2 or more')
-        self.C_in = C_in
+        self.C_in, self.n_prosody = C_in, n_prosody
         C_cur = stem_multiplier * C
         self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), BatchNorm2d(C_cur))
         C_pp, C_p, C_cur = C_cur, C_cur, C
@@ -100,6 +112,8 @@ class JointNetwork(nn.Module):
         self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if bands == 'attended' else None
         width = N_BANDS if self.attend else bands
         H_pp, H_p = width * C_pp, width * C_p
+        if n_layers_rnn:
+            H_pp, H_p = H_pp + n_prosody, H_p + n_prosody
         self.seq_cells = nn.ModuleList()
         for _ in range(n_layers_rnn):
             self.seq_cells.append(make_seq_cell(H_pp, H_p, C_rnn))
@@ -107,7 +121,7 @@ class JointNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.speaker_norm = None  # see models/speaker_norm.py
         self.head = None if head == 'mean_std' else HEADS[head](H_p)
-        self.linear = nn.Linear(H_p if self.head else 2 * H_p, n_classes)
+        self.linear = nn.Linear((H_p if self.head else 2 * H_p) + 2 * n_prosody, n_classes)
         self.shrink = [math.prod(stride if isinstance(stride, int) else stride[axis] for stride in reductions.values())
                        for axis in (0, 1)]  # by which F and T get smaller
 
@@ -116,7 +130,8 @@ class JointNetwork(nn.Module):
         """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
 
         weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet. valid: (N, T) bool, False where a
-        frame is padding, which then takes no part in the pooling over time. speaker: (N,) indices, for SpeakerNorm.
+        frame is padding, which then takes no part in the pooling over time. prosody: (N, P, T). speaker: (N,) indices, for
+        SpeakerNorm.
         """
         if x.ndim != 4 or x.shape[1] != self.C_in:
             raise ValueError(f'expected (N, {self.C_in}, F, T), got {tuple(x.shape)}')
@@ -131,10 +146,15 @@ class JointNetwork(nn.Module):
             s0, s1 = (attend(s, n_steps) for attend, s in zip(self.attend, (s0, s1)))  # (N, C, F', T') -> (N, T', H)
         else:
             s0, s1 = to_sequence(s0, n_steps, self.bands), to_sequence(s1, n_steps, self.bands)
+        if self.n_prosody and self.seq_cells:
+            steps = prosody_steps(prosody, n_steps)
+            s0, s1 = torch.cat([s0, steps], dim=-1), torch.cat([s1, steps], dim=-1)
         for cell in self.seq_cells:
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
         mask = None if valid is None or self.pools_padding else valid_steps(valid, n_steps)
         pooled = self.head(s1, mask) if self.head else statistics_pool(s1, mask)
+        if self.n_prosody:
+            pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
         return self.linear(pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)), tapped
 
     def check_batches(self, n_mels: int, n_frames: int, sizes):

@@ -4,7 +4,9 @@
         --variant slow lr=0.001 --variant voices speed=0.1,vtlp=0.1
 
 A variant is the settings of augment.py that the command line names, with some of them changed; `base` changes none. Each is
-trained on each fold with each seed and scored after its last epoch on the fold's dev speakers. Test speakers are not read.
+trained on each fold with each seed and scored after its last epoch on the fold's dev speakers. The fold's test speakers are
+not read; but they are dev speakers of another fold, so a choice over all folds has seen the whole corpus.
+
 Every training is one row of runs/recipe/NAME/trainings.csv, and the same command continues after an interruption. Seeds and
 variants may be added later.
 """

@@ -90,7 +90,7 @@ def key(network: Network, fold: int, seed: int) -> tuple:
 
 def read_rows(path: Path, networks: list[Network]) -> dict:
     """{key: row} of the finished trainings. UserError if one is of another genotype."""
-    rows = trainings.read_rows(path, COLUMNS, added=('latency_ms',))
+    rows = trainings.read_rows(path, COLUMNS)
     texts = {network.name: network.text() for network in networks}
     for row in rows:
         if texts.get(row['architecture'], row['genotype']) != row['genotype']:

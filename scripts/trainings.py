@@ -43,16 +43,15 @@ def check_settings(folder: Path, settings: dict, write: bool):
             raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
 
 
-def read_rows(path: Path, columns: dict[str, Callable], added: tuple[str, ...] = ()) -> list[dict]:
-    """The rows of a CSV file of trainings, in the types of `columns`. [] if there is no file; UserError if it is damaged.
+def read_rows(path: Path, columns: dict[str, Callable]) -> list[dict]:
+    """The rows of a CSV file of trainings, {column: function of its text}. [] if there is no file; UserError if it is damaged.
 
-    added: columns that earlier versions did not write; there they are ''.
+    A column that the file lacks has the text ''.
     """
     if not path.exists():
         return []
     try:
         with open(path, newline='', encoding='utf-8') as f:
-            rows = [dict.fromkeys(added, '') | row for row in csv.DictReader(f)]
-            return [{name: kind(row[name]) for name, kind in columns.items()} for row in rows]
-    except (KeyError, TypeError, ValueError, csv.Error):
+            return [{name: kind(row.get(name, '')) for name, kind in columns.items()} for row in csv.DictReader(f)]
+    except (TypeError, ValueError, csv.Error):
         raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None

@@ -176,6 +176,7 @@ def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
     search.main(['--name', 's', *argv, *asked, *short, *tiny])
     record = json.loads((tmp_path / 'runs/search/s/genotype.json').read_text())
     assert record['features']['embedding'] == 'speaker'
+    monkeypatch.setattr(svm, 'PENALTIES', (1e-3,))
     for name, more in (('svm', asked), ('plain', [])):
         svm.main(['--name', name, *argv, *more])
     assert (runs / 'svm/predictions.csv').read_text() != (runs / 'plain/predictions.csv').read_text()
