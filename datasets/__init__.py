@@ -137,7 +137,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     features, prior, back, cached = _features(parts, config, quiet)
     notes += duplicates.check([u for part in parts.values() for u in part], cached.files)
     report = {**report, 'notes': [*report.get('notes', ()), *dict.fromkeys(notes), *_counted(cached.notes)]}
-    mean, std = statistics(features['train'])
+    mean, std = statistics(features['train']) if config.normalise == 'speaker' else prior
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
     sets = {}
@@ -242,8 +242,9 @@ def describe(config, data: Data) -> Iterator[str]:
     if config.normalise == 'speaker':
         counts = Counter(u.speaker for part in data.sets.values() for u in part.utterances)
         fewest = min(counts, key=counts.get)
-        yield (f'each speaker is normalised by their own recordings; the fewest are {counts[fewest]}, of '
-               f'{fewest}')
+        what = ' and the vector before the classifier' if config.embedding == 'speaker' else ''
+        yield (f'features{what} of each speaker are normalised by their own recordings; the fewest are '
+               f'{counts[fewest]}, of {fewest}')
         if few := [speaker for speaker, n in counts.items() if n < ENOUGH]:
             yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {ENOUGH} recordings: their '
                    'statistics are shrunk towards those of the training speakers')

@@ -21,9 +21,10 @@ from datasets.readers import synthetic
 from datasets.transforms import SpecAugment
 from datasets.utterance import Utterance
 from genotypes import Genotype
-from models import parallel
+from models import parallel, speaker_norm
 from models.architect import Architect
 from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
 from models.search_cnn import SearchCNNController
 from models.sync import CrossEntropyLoss
 
@@ -112,9 +113,29 @@ def score_numbers():
     return {**found, 'windows': torch.tensor(float(sum(parallel.gather(sum(rows[-1:])))))}
 
 
+def speaker_numbers():
+    """Gradients, training moments and scores of a network with a SpeakerNorm."""
+    torch.manual_seed(0)
+    net, criterion, found = make_baseline('rnn', 3, 12, 3, 0., 300), CrossEntropyLoss(WEIGHTS), {}
+    speaker_norm.added(net, SimpleNamespace(embedding='speaker'), 3).double()
+    own = slice(parallel.rank(), None, parallel.world_size())
+    for step in range(2):
+        x, y = one_batch((3, 12))
+        net.zero_grad()
+        criterion(net(x, speaker=torch.tensor([0, 1, 1, 2, 0])[own])[0], y).backward()
+        parallel.sum_gradients(net.parameters())
+        found[f'step {step}'] = flat([*(p.grad for p in net.parameters()), *net.buffers()])
+    net.float().eval()
+    for size in (1, 4):
+        speaker_norm.adapt(net, corpus(), size)
+        scores = corpus().score(parallel.sharing(lambda *X: net(*X)[0]), size)
+        found[f'scores, batch {size}'] = torch.cat([scores.flatten(), *(m.flatten() for m in net.speaker_norm.adapted)])
+    return found
+
+
 def numbers():
-    return {f'{part.__name__}: {name}': x for part in (supernet_numbers, discrete_numbers, epoch_numbers, score_numbers)
-            for name, x in part().items()}
+    parts = supernet_numbers, discrete_numbers, speaker_numbers, epoch_numbers, score_numbers
+    return {f'{part.__name__}: {name}': x for part in parts for name, x in part().items()}
 
 
 def what_only_ranks_have(folder):
@@ -184,7 +205,7 @@ def ranks(tmp_path_factory):
 
 def test_two_processes_find_the_numbers_of_one(ranks):
     alone = numbers()
-    assert len(alone) == 14
+    assert len(alone) == 18
     for found, _ in ranks:
         assert found.keys() == alone.keys()
         for name, x in alone.items():
