@@ -106,7 +106,7 @@ WITHOUT_EFFECT = [
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
 VALUES = {'drop_path_prob': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru', 'rnn_layers': '2',
-          'space': 'speech'}
+          'space': 'speech', 'band': '1-2'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)
