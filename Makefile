@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python search.py --name demo --config configs/demo.yaml --overwrite
 	$(BIN)/python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo/genotype.json --overwrite
-	$(BIN)/python scripts/predict.py runs/augment/demo .cache/synthetic-0/09_angry_00.wav
+	$(BIN)/python scripts/predict.py runs/augment/demo .cache/synthetic-0/00_angry_00.wav
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

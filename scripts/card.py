@@ -43,8 +43,8 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
               f'| windows | {config.duration:g} s; a longer recording is scored on several, whose probabilities are averaged |',
               f'| parameters | {sum(p.numel() for p in predictor.net.parameters()):,} |',
               f'| size of the file | {os.path.getsize(file) / 1e6:.2f} MB |',
-              f'| latency | {latency(predictor):.0f} ms for {SECONDS} s of audio, features included, in PyTorch on this machine '
-              f'({utils.describe_device(torch.device("cpu"))}) |', '', '## Training and test', '']
+              f'| latency | {latency(predictor):.0f} ms for {SECONDS} s of audio, features included, in PyTorch on this '
+              f'machine ({utils.describe_device(torch.device("cpu"))}) |', '', '## Training and test', '']
     lines += _results(results, folder) if results else ['The run has no results.json: it is not known how well it does.']
     lines += ['', '## Intended use', '',
               'Research on speech emotion recognition, with speech like that of the corpus: its language, its recording '
@@ -53,7 +53,8 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
               '- Spontaneous speech, other languages, noise and other microphones were not tested, unless the corpus has them. '
               '`scripts/evaluate.py` measures it.',
               '- Do not decide about people with it: what a voice expresses is not what a person feels. In the European Union '
-              'the AI Act forbids emotion recognition at work and in education, but for medical or safety reasons.', '', '## Licence', '',
+              'the AI Act forbids emotion recognition at work and in education, but for medical or safety reasons.', '',
+              '## Licence', '',
               f'The corpus {results.get("dataset", "")}: '.replace(' :', ':')
               + LICENCES.get(results.get('dataset'), 'not known to emoDARTS; ask who gave it to you')
               + '. The network may be bound by it. The code that made it: MIT.', '']

@@ -119,8 +119,10 @@ def onnx_model(program: torch.export.ExportedProgram, predictor: Predictor, fact
     try:
         made = torch.onnx.export(for_onnx(program), dynamo=True, verbose=False, input_names=names,
                                  output_names=['probabilities'], dynamic_shapes=None)
-    except Exception as error:  # the exporter raises many kinds; the last line names the operation
-        raise UserError(f'ONNX cannot hold this network: {str(error).strip().splitlines()[-1]}; try --torch_export') from None
+    except Exception as error:  # the exporter raises many kinds; the first of the chain names the operation
+        while error.__cause__:
+            error = error.__cause__
+        raise UserError(f'ONNX cannot hold this network ({str(error)[:150]}); try --torch_export') from None
     model = made.model_proto
     if predictor.needs_speaker:
         model.graph.initializer.extend(onnx.numpy_helper.from_array(moment.numpy(), name)
