@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import types
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import FEATURES, write_corpus
+from conftest import FEATURES, ROOT, write_corpus
 
 import augment
 import config as cf
@@ -71,7 +72,7 @@ def test_a_recording_gets_what_the_test_gave_it(name, batch_size, folder, small_
 @pytest.mark.parametrize('trim_db', [0., 40.])
 def test_a_long_recording_is_read_in_blocks_with_the_same_result(rate, trim_db, tmp_path, monkeypatch, small_corpus):
     path, rng = str(tmp_path / 'a.wav'), np.random.default_rng(0)
-    wave = np.concatenate([np.zeros(rate // 3), .1 * rng.standard_normal((int(2.7 * rate))), np.zeros(rate // 2)])
+    wave = np.concatenate([np.zeros(rate // 3), .1 * rng.standard_normal(int(2.7 * rate)), np.zeros(rate // 2)])
     soundfile.write(path, np.stack([wave, wave / 2], axis=1), rate)
     config, whole = cf.FeatureSettings(trim_db=trim_db), Utterance(path, '', '')
     expected, skipped = recording.features(whole, config)
@@ -90,8 +91,8 @@ def test_few_recordings_of_a_speaker_are_shrunk(folder, small_corpus):
     judge, paths = load(folder / 'speaker'), sorted(map(str, small_corpus.parent.glob('s1_*.wav')))
     notes = []
     few = judge.of_speaker(paths[:2], notes.append)
-    own, prior = predictor.statistics([recording.features(Utterance(p, '', ''), judge.config)[0] for p in paths[:2]]), judge.prior
-    torch.testing.assert_close(few.moments[0], .2 * own[0] + .8 * prior[0])
+    own = predictor.statistics([recording.features(Utterance(p, '', ''), judge.config)[0] for p in paths[:2]])
+    torch.testing.assert_close(few.moments[0], .2 * own[0] + .8 * judge.prior[0])
     assert '2 recordings' in notes[0]
     with pytest.raises(cf.UserError, match='does not normalise'):
         load(folder / 'genotype').of_speaker(paths)
@@ -217,3 +218,16 @@ def test_a_network_that_heard_the_test_speakers_is_named(folder, small_corpus, m
     assert found['init_heard_test_speakers'] and set(found['init_heard_test_speakers']) <= set(found['test_speakers'])
     with pytest.raises(cf.UserError, match='--init: .* is not in the trained one'):
         init(folder, small_corpus, 'wide', '--init', 'runs/augment/genotype', '--init_channels', '4')
+
+
+def test_the_lines_of_the_page(folder, small_corpus, tmp_path, monkeypatch, capsys):
+    page = (ROOT / 'docs/using.md').read_text()
+    lines = re.search(r'```python\n(from models.predictor.*?)```', page, re.S)[1]
+    (tmp_path / 'runs/augment').mkdir(parents=True)
+    shutil.copytree(folder / 'genotype', tmp_path / 'runs/augment/demo')
+    shutil.copy(small_corpus.parent / 's1_sad_0.wav', tmp_path / 'my.wav')
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    label, p = capsys.readouterr().out.split()
+    _, expected, probabilities = saved(folder / 'genotype')['s1_sad_0.wav']
+    assert label == expected and float(p) == pytest.approx(probabilities[label], abs=1e-5)
