@@ -1,4 +1,4 @@
-# make demo: search and retraining on the built-in corpus.   make test: the whole suite.
+# make demo: search, retraining and a prediction on the built-in corpus.   make test: the whole suite.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,6 +7,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python search.py --name demo --config configs/demo.yaml --overwrite
 	$(BIN)/python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo/genotype.json --overwrite
+	$(BIN)/python scripts/predict.py runs/augment/demo .cache/synthetic-0/00_angry_00.wav
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -21,7 +22,7 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-dask.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-dask.txt requirements-onnx.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

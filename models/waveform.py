@@ -83,10 +83,10 @@ class Waveform(nn.Module):
         padded = F.pad(wave.square(), (TRIM_FRAME // 2, TRIM_FRAME // 2))[None, None]
         sums = F.conv1d(padded, torch.ones(1, 1, TRIM_FRAME, device=wave.device), stride=TRIM_HOP).flatten()
         level = 20. * torch.log10((sums / TRIM_FRAME).sqrt().clamp_min(QUIETEST))  # dB
-        loud = level > level.amax() - self.config.trim_db
+        loud = level > level.amax(dim=0) - self.config.trim_db
         k = torch.arange(n // TRIM_HOP + 1, device=wave.device)
-        first = torch.where(loud, k, n).amin() * TRIM_HOP
-        last = torch.minimum(end, (torch.where(loud, k, -1).amax() + 1) * TRIM_HOP)
+        first = torch.where(loud, k, n).amin(dim=0) * TRIM_HOP
+        last = torch.minimum(end, (torch.where(loud, k, -1).amax(dim=0) + 1) * TRIM_HOP)
         middle = torch.div(first + last - MIN_SAMPLES, 2, rounding_mode='floor')
         first = torch.minimum(torch.minimum(first, middle), end - MIN_SAMPLES).clamp_min(0)
         return first, torch.minimum(end, torch.maximum(last, first + MIN_SAMPLES)) - first
@@ -126,11 +126,11 @@ def exported(predictor: Predictor) -> torch.export.ExportedProgram:
 
 def for_onnx(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without operations that have no counterpart in ONNX."""
-    aten, table = torch.ops.aten, torch.export.default_decompositions()
-    table[aten.adaptive_avg_pool2d.default] = table[aten._adaptive_avg_pool2d.default] = \
-        lambda x, size: _pooled(x, size, torch.mean)
-    table[aten.adaptive_max_pool2d.default] = _max_pooled
-    return program.run_decompositions(table)
+    aten = torch.ops.aten
+    means = (aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default)
+    maxima = (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default)
+    return program.run_decompositions({**dict.fromkeys(means, lambda x, size: _pooled(x, size, torch.mean)),
+                                       **dict.fromkeys(maxima, _max_pooled)})
 
 
 def _max_pooled(x, size):
@@ -139,8 +139,8 @@ def _max_pooled(x, size):
 
 
 def _pooled(x, size, reduce):
-    """Adaptive pooling of the last two axes: cell i of m reads positions floor(i n / m) to ceil((i + 1) n / m)."""
-    for axis, m in zip((-2, -1), size):
+    """Adaptive pooling of the last axes: cell i of m reads positions floor(i n / m) to ceil((i + 1) n / m)."""
+    for axis, m in zip(range(-len(size), 0), size):
         n = x.shape[axis]
         if n != m:
             cells = [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]

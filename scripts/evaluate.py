@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None):
             parser.add_argument(f'--{f.name}', help=f.metadata['help'])
     parser.add_argument('--map', metavar='A=B,...', default='', help='class A of the corpus is class B of the network; A= '
                         'leaves A out')
-    parser.add_argument('--output', metavar='FOLDER', help='write results.json and predictions.csv there')
-    parser.add_argument('--json', action='store_true', help='print the result as JSON')
+    parser.add_argument('--output', metavar='FOLDER', default=None, help='write results.json and predictions.csv there')
+    parser.add_argument('--json', action='store_true', default=False, help='print the result as JSON')
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UserError(f'unknown argument {unknown[0]}; --help lists all flags')

@@ -1,0 +1,125 @@
+"""The model card of an exported network: what it was trained on, how well it does, and what it must not be used for."""
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import utils
+from config import SAMPLE_RATE, UserError
+from models.predictor import Predictor, best_file
+from scripts.significance import count, interval
+
+LICENCES = {  # of the corpora, as their authors state them; a network made from one may be bound by it
+    'synthetic': 'made by this project, MIT', 'emodb': 'free for research', 'ravdess': 'CC BY-NC-SA 4.0',
+    'nemo': 'CC BY-NC-SA 4.0', 'cremad': 'Open Database License', 'savee': 'free for research, on registration',
+    'iemocap': 'by agreement with USC, for research', 'msp_improv': 'by agreement with UT Dallas, for research',
+    'msp_podcast': 'by agreement with UT Dallas, for research'}
+SECONDS = 3  # of the recording whose latency is measured
+RUNS = 7
+
+
+def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
+    """Markdown. What is in the results.json and predictions.csv of the run is told; without them the card says so."""
+    folder = Path(best_file(run)).parent
+    results = _read(folder / 'results.json')
+    config = predictor.config
+    lines = [
+        f'# {file.name}', '',
+        f'Emotion of speech: {", ".join(predictor.labels)}. Made with emoDARTS from `{_short(run)}`, epoch '
+        f'{best.get("epoch")}.',
+        '', '## Use', '',
+        '| | |', '|---|---|',
+        f'| input | `waveform`, float32 (1, n_samples), mono, {SAMPLE_RATE} Hz, between -1 and 1, of any length from 65 ms |',
+        f'| output | `probabilities`, float32 (1, {len(predictor.labels)}), of the classes in this order: '
+        f'{", ".join(predictor.labels)} |']
+    if predictor.needs_speaker:
+        lines.append(f'| optional inputs | `speaker_mean`, `speaker_std`, ({config.n_mels}, 1): statistics of the speaker\'s '
+                     'features. Without them those that the file was made with |')
+    lines += [f'| features | {config.features}, {config.n_mels} bands; normalised by {config.normalise} |',
+              f'| windows | {config.duration:g} s; a longer recording is scored on several, whose probabilities are averaged |',
+              f'| parameters | {sum(p.numel() for p in predictor.net.parameters()):,} |',
+              f'| size of the file | {os.path.getsize(file) / 1e6:.2f} MB |',
+              f'| latency | {latency(predictor):.0f} ms for {SECONDS} s of audio, features included, in PyTorch on this '
+              f'machine ({utils.describe_device(torch.device("cpu"))}) |', '', '## Training and test', '']
+    lines += _results(results, folder) if results else ['The run has no results.json: it is not known how well it does.']
+    lines += ['', '## Intended use', '',
+              'Research on speech emotion recognition, with speech like that of the corpus: its language, its recording '
+              'conditions and, if it was acted, acted emotions.', '', '## Limits', '',
+              '- Probabilities are not calibrated.', '- A recording that holds none of the classes still gets one of them.',
+              '- Spontaneous speech, other languages, noise and other microphones were not tested, unless the corpus has them. '
+              '`scripts/evaluate.py` measures it.',
+              '- Do not decide about people with it: what a voice expresses is not what a person feels. In the European Union '
+              'the AI Act forbids emotion recognition at work and in education, but for medical or safety reasons.', '',
+              '## Licence', '',
+              f'The corpus {results.get("dataset", "")}: '.replace(' :', ':')
+              + LICENCES.get(results.get('dataset'), 'not known to emoDARTS; ask who gave it to you')
+              + '. The network may be bound by it. The code that made it: MIT.', '']
+    return '\n'.join(lines)
+
+
+def latency(predictor: Predictor) -> float:
+    """Median ms for a recording of SECONDS."""
+    wave = np.random.default_rng(0).standard_normal(SECONDS * SAMPLE_RATE).astype(np.float32) * .1
+    times = []
+    for _ in range(RUNS):
+        began = time.perf_counter()
+        predictor(wave)
+        times.append(time.perf_counter() - began)
+    return 1000 * float(np.median(times))
+
+
+def _results(results, folder):
+    """Lines on corpus, speakers and scores."""
+    labels, matrix = results['labels'], np.array(results['confusion'])
+    rows = [('corpus', results.get('dataset')), ('folds', f'{results.get("folds")}, fold {results.get("fold")}'),
+            *((f'{part} speakers', ' '.join(results.get(f'{part}_speakers', []))) for part in ('train', 'dev', 'test')),
+            ('trained on dev speakers too', 'yes' if results.get('train_on_dev') else 'no'),
+            ('test utterances', results['n_test']),
+            ('UA', f'{results["ua"]:.3f}{_between(folder / "predictions.csv", labels)} (chance {results["chance"]["ua"]:.3f})'),
+            ('WA', f'{results["wa"]:.3f} (largest class {results["chance"]["wa"]:.3f})'),
+            ('macro F1', f'{results["macro_f1"]:.3f}')]
+    yield from ['| | |', '|---|---|', *(f'| {name} | {value} |' for name, value in rows), '']
+    yield from ['| class | recall | test utterances |', '|---|---|---|']
+    for k, label in enumerate(labels):
+        n = matrix[k].sum()
+        yield f'| {label} | {f"{matrix[k, k] / n:.3f}" if n else "-"} | {n} |'
+    for key, what in (('search_heard_test_speakers', 'search'), ('init_heard_test_speakers', 'network it began with')):
+        if results.get(key):
+            yield (f'\nWARNING: the {what} heard test speakers: {" ".join(results[key])}. The scores are not '
+                   'speaker-independent.')
+
+
+def _between(path, labels):
+    """The 95% interval of the UA over the test speakers, in words; '' if it cannot be computed."""
+    if not path.is_file():
+        return ''
+    with open(path, newline='', encoding='utf-8') as f:
+        rows = list(csv.DictReader(f))
+    speakers, numbers = np.unique([row['speaker'] for row in rows], return_inverse=True)
+    y, predicted = (np.array([labels.index(row[name]) for row in rows]) for name in ('label', 'predicted'))
+    low, high = interval(count(numbers, y, predicted, len(speakers), len(labels))[None])
+    if len(speakers) == 1:
+        return ', of one speaker'
+    return f', 95% interval over the {len(speakers)} test speakers {low[0]:.3f} to {high[0]:.3f}'
+
+
+def _short(run):
+    return os.path.join(*Path(run).parts[-3:])
+
+
+def _read(path):
+    """The results of a run, {} if it has none. UserError if they are damaged."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            found = json.load(f)
+        if not {'labels', 'confusion', 'ua', 'wa', 'macro_f1', 'n_test', 'chance'} <= found.keys():
+            raise ValueError
+        return found
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError):
+        raise UserError(f'{path}: damaged; delete it, or train again') from None

@@ -1,0 +1,148 @@
+"""Exported networks give the probabilities of the predictor, which test_predictor.py compares with those of the test."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import config as cf
+import genotypes as gt
+import utils
+from datasets.readers import synthetic
+from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
+from models.predictor import Predictor, load
+from models.waveform import Waveform
+from scripts import export
+
+LABELS = ['angry', 'happy', 'sad']
+EVERY_KIND = gt.Genotype(
+    [[('max_pool_3x3', 0), ('sep_conv_3x3', 1)], [('avg_pool_3x3', 2), ('dil_conv_5x5', 0)]], [2, 3],
+    [[('skip_connect', 0), ('dil_conv_3x3', 1)], [('max_pool_3x3', 0), ('sep_conv_5x5', 2)]], [2, 3],
+    [[('lstm_2', 0), ('gru_att_1', 1)], [('rnn_1', 0), ('skip_connect', 2)]], [2, 3])
+
+
+def best_of(model, **settings):
+    """The contents of a best.pt with random weights."""
+    settings = dict(n_mels=16, hop_ms=16., time_pool=2, duration=.8, init_channels=2, layers=3, rnn_channels=4, params=600,
+                    model=model) | settings
+    config = cf.AugmentConfig(name='x', **settings)
+    if model == 'genotype':
+        net = AugmentCNN(None, 1, 2, 3, 3, False, EVERY_KIND, config.stem_multiplier, 1, 4)
+    else:
+        net = make_baseline(model, config.n_mels, config.n_frames, 3, 0., config.params)
+    for name, x in net.state_dict().items():  # batch norm of a network that was trained
+        if name.endswith(('running_mean', 'running_var')):
+            x.copy_(.5 + torch.rand(x.shape))
+    for x in net.linear.parameters():
+        x.data *= 8  # classes that are sure of themselves
+    return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((16, 1), -5.),
+                std=torch.full((16, 1), 3.), prior=[torch.full((16, 1), -5.), torch.full((16, 1), 2.)],
+                genotype=gt.to_str(EVERY_KIND) if model == 'genotype' else None, format=utils.FORMAT)
+
+
+def waves():
+    """Of a fraction of a window, of several, the shortest, with silence around, and silent."""
+    speech = np.concatenate([synthetic.synthesise(s, 'angry', 0) for s in range(3)])
+    silence = np.zeros(7_000, np.float32)
+    yield from (speech[:1_025], speech[3_000:9_777], speech, np.concatenate([silence, speech[:20_000], silence]), silence)
+    yield np.concatenate([silence, speech[5_000:5_100], silence])  # of which trimming keeps the least
+
+
+def expected(predictor, wave):
+    return np.array(list(predictor(wave).probabilities.values()))
+
+
+CASES = [*[(name, {}) for name in cf.BASELINES], ('genotype', {'trim_db': 30.}), ('cnn_gru', {'features': 'mfcc'}),
+         ('lstm', {'time_pool': 1, 'hop_ms': 10., 'trim_db': 40.}), ('cnn', {'time_pool': 3, 'trim_db': 40.})]
+
+
+@pytest.mark.parametrize('model, settings', CASES)
+@torch.no_grad()
+def test_the_module_computes_what_the_predictor_does(model, settings):
+    predictor = Predictor(best_of(model, **settings))
+    module, spread = Waveform(predictor), []
+    for wave in waves():
+        found = module(torch.from_numpy(wave)[None])[0].numpy()
+        np.testing.assert_allclose(found, expected(predictor, wave), atol=1e-4)
+        spread.append(found)
+    assert np.ptp(spread, axis=0).max() > .01  # the probabilities do depend on the wave
+
+
+@torch.no_grad()
+def test_a_program_of_torch_export(tmp_path):
+    torch.save(best_of('cnn_gru', trim_db=30.), tmp_path / 'best.pt')
+    export.main([str(tmp_path), '--out', str(tmp_path / 'a.pt2'), '--torch_export'])
+    extra = {'metadata.json': ''}
+    module = torch.export.load(tmp_path / 'a.pt2', extra_files=extra).module()
+    assert json.loads(json.loads(extra['metadata.json'])['classes']) == LABELS
+    for wave in waves():
+        np.testing.assert_allclose(module(torch.from_numpy(wave)[None])[0].numpy(), expected(load(tmp_path), wave), atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def onnx_file(tmp_path_factory):
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp('onnx')
+    torch.save(best_of('genotype', trim_db=30., normalise='speaker'), folder / 'best.pt')
+    export.main([str(folder / 'best.pt'), '--out', str(folder / 'net.onnx')])
+    return folder / 'net.onnx'
+
+
+def run(file, wave, **inputs):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(file)
+    return session.run(None, {'waveform': wave[None], **inputs})[0][0]
+
+
+def of_speaker(file, moments):
+    predictor = load(file.parent)
+    predictor.moments = moments
+    return predictor
+
+
+def test_an_onnx_file_takes_any_wave_and_perhaps_a_speaker(onnx_file):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(onnx_file)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts['classes']) == LABELS and (facts['sample_rate'], facts['normalise']) == ('16000', 'speaker')
+    assert [(x.name, x.type) for x in session.get_inputs()] == [('waveform', 'tensor(float)')]
+    assert [(x.name, x.shape) for x in session.get_outputs()] == [('probabilities', [1, 3])]
+    prior, other = load(onnx_file.parent).prior, (torch.full((16, 1), -3.), torch.full((16, 1), 4.))
+    mean, std = (x.numpy() for x in other)
+    for wave in waves():
+        nobody, somebody = run(onnx_file, wave), run(onnx_file, wave, speaker_mean=mean, speaker_std=std)
+        np.testing.assert_allclose(nobody, expected(of_speaker(onnx_file, prior), wave), atol=1e-4)
+        np.testing.assert_allclose(somebody, expected(of_speaker(onnx_file, other), wave), atol=1e-4)
+        assert np.abs(nobody - somebody).max() > 1e-3
+
+
+@pytest.mark.speech
+def test_an_onnx_file_on_real_speech(onnx_file, ser_data):
+    predictor = of_speaker(onnx_file, load(onnx_file.parent).prior)
+    for path in sorted((ser_data / 'emodb/wav').glob('*.wav'))[::40]:
+        np.testing.assert_allclose(run(onnx_file, soundfile.read(path, dtype='float32')[0]),
+                                   list(predictor(path).probabilities.values()), atol=1e-4)
+
+
+def test_the_card_stands_beside_it(onnx_file):
+    text = onnx_file.with_suffix('.md').read_text()
+    assert all(word in text for word in ('# net.onnx', 'speaker_mean', 'logmel, 16 bands', 'no results.json', '## Licence'))
+    size = sum(x.numel() for x in load(onnx_file.parent).net.parameters())
+    assert f'| parameters | {size:,} |' in text
+
+
+def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
+    torch.save(best_of('rnn'), tmp_path / 'best.pt')
+    argv = [str(tmp_path), '--torch_export', '--out']
+    with pytest.raises(cf.UserError, match=r'must end in \.pt2'):
+        export.main([*argv, str(tmp_path / 'a.onnx')])
+    soundfile.write(tmp_path / 'a.wav', np.zeros(9_000), 16_000)
+    with pytest.raises(cf.UserError, match='does not normalise speakers'):
+        export.main([*argv, str(tmp_path / 'a.pt2'), '--speaker_files', str(tmp_path)])
+    monkeypatch.setattr(export, 'run_program', lambda program, predictor: lambda wave: np.array([.2, .3, .5]))
+    with pytest.raises(cf.UserError, match='would not give the probabilities'):
+        export.main([*argv, str(tmp_path / 'a.pt2')])
+    assert not (tmp_path / 'a.pt2').exists()
