@@ -136,7 +136,8 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     notes = duplicates.check(utterances, map(duplicates.inode, (u.path for u in utterances)))
     features, prior, back, cached = _features(parts, config, quiet)
     notes += duplicates.check([u for part in parts.values() for u in part], cached.files)
-    report = {**report, 'notes': [*report.get('notes', ()), *dict.fromkeys(notes), *_counted(cached.notes)]}
+    if notes := [*report.get('notes', ()), *dict.fromkeys(notes), *_counted(cached.notes)]:
+        report = {**report, 'notes': notes}
     mean, std = statistics(features['train']) if config.normalise == 'speaker' else prior
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
     resident = fits(n_bytes, config.resident, device)
