@@ -74,7 +74,7 @@ def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str],
     side, font = (3.5, 6) if small else (2.2 + .75 * len(names), 9)  # inches, points
     figure = Figure(figsize=(side, side), layout='constrained')
     axes = figure.add_subplot()
-    display = ConfusionMatrixDisplay(recall, display_labels=names)
+    display = ConfusionMatrixDisplay(recall, display_labels=[name.replace('$', r'\$') for name in names])
     display.plot(ax=axes, xticks_rotation='vertical', colorbar=False, im_kw=dict(vmin=0., vmax=1., cmap='Blues'))
     for i, row in enumerate(display.text_):
         for j, text in enumerate(row):

@@ -215,7 +215,7 @@ def test(run, data, probabilities, found: dict, step: int):
     for name, (recall, _) in of_class.items():
         run.writer.add_scalar(f'{RECALL}/test_{name}', recall, step)
     panels = {'recall of each class, %': of_class, 'UA of each test speaker, %': of_speaker}
-    run.draw(f'{RECALL}/test', lambda: charts.bars(panels, 1 / len(of_class), 2.25, 7), step)
+    run.draw(f'{RECALL}/test', lambda: charts.bars(panels, 1 / len(of_class), 1.75, 6), step)
     rows = [f'|{plain(name)}|{100 * recall:.1f}|{n}|' for name, (recall, n) in {**of_class, **of_speaker}.items()]
     run.writer.add_text('0_result', '\n'.join([
         f'test UA **{100 * found["ua"]:.1f}%** (chance {100 / len(of_class):.1f}), WA {100 * found["wa"]:.1f}%, macro F1 '

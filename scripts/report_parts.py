@@ -29,7 +29,10 @@ def blocks_of(path: Path) -> list:
     if not (run.settings or run.results or (path / 'genotype.json').exists()):
         raise UserError(f'{path}: no run and no experiment; name a folder such as runs/search/NAME, runs/augment/NAME or '
                         'runs/cv/NAME')
-    return search(run) if run.program == 'search' else retraining(run)
+    try:
+        return search(run) if run.program == 'search' else retraining(run)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f'{path}: a file of this run is damaged or was not written by these programs ({error!r})') from None
 
 
 def search(run: RunFolder) -> list:
