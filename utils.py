@@ -54,7 +54,7 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
     def end(code, message=None, why=None):
         if message and speaks():
             print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
-        for run in list(_open_runs) if code != 130 else ():
+        for run in list(_open_runs) if code in (1, 2) else ():
             with contextlib.suppress(OSError), open(run.file(f'{run.program}.log'), 'a') as f:  # scripts/runs.py reads this
                 f.write(f'FAILED: {" ".join((message or why or "see the output of the program").split())}\n')
         for run in list(_open_runs):  # flush TensorBoard: a resumed run does not draw old epochs again

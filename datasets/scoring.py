@@ -61,23 +61,29 @@ class Tally:
 
 
 def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str],
-                   title: str | None = None) -> 'matplotlib.figure.Figure':  # noqa: F821
+                   title: str | None = None, small: bool = False) -> 'matplotlib.figure.Figure':  # noqa: F821
     """Confusion matrix as a matplotlib Figure; each cell shows the share of its true class, and the count.
 
-    labels, predicted: class indices (n,). names: of the classes.
+    labels, predicted: class indices (n,). names: of the classes. small: up to nine classes in the size that TensorBoard
+    shows, so that it need not shrink the picture.
     """
     from matplotlib.figure import Figure  # slow to import
     counts = confusion_matrix(labels, predicted, labels=range(len(names)))
     recall = counts / counts.sum(axis=1, keepdims=True).clip(1)  # a class without utterances has an empty row
-    side = 2.2 + .75 * len(names)  # inches
+    small = small and len(names) <= 9
+    side, font = (3.5, 6) if small else (2.2 + .75 * len(names), 9)  # inches, points
     figure = Figure(figsize=(side, side), layout='constrained')
     axes = figure.add_subplot()
-    display = ConfusionMatrixDisplay(recall, display_labels=names)
+    display = ConfusionMatrixDisplay(recall, display_labels=[name.replace('$', r'\$') for name in names])
     display.plot(ax=axes, xticks_rotation='vertical', colorbar=False, im_kw=dict(vmin=0., vmax=1., cmap='Blues'))
     for i, row in enumerate(display.text_):
         for j, text in enumerate(row):
-            text.set(text=f'{recall[i, j]:.2f}\n{counts[i, j]}', fontsize=9)
-    axes.set(xlabel='predicted', ylabel='true', title=title)
+            text.set(text=f'{recall[i, j]:.2f}\n{counts[i, j]}', fontsize=font)
+    if small:
+        axes.tick_params(labelsize=font + 1)
+    axes.set_xlabel('predicted', fontsize=font + 1)
+    axes.set_ylabel('true', fontsize=font + 1)
+    axes.set_title(title, fontsize=font + 2 if small else None)
     for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
         text.set_parse_math(False)  # a label may hold two $
     return figure

@@ -80,8 +80,8 @@ def begin(run, data, n_params: int):
     session = {'model': model, 'corpus': config.dataset, 'fold': str(config.fold), 'seed': str(config.seed),
                'parameters': n_params, **{name: getattr(config, name) for name in SIZES if hasattr(config, name)}}
     session = {f'{i:02}_{name}': value for i, (name, value) in enumerate(session.items(), 1)}
-    for summary in hparams(session, {BEST: 0., TESTED: 0.}):
-        run.writer.file_writer.add_summary(summary)
+    for summary in hparams(session, {TESTED: 0., BEST: 0.}):
+        run.writer._get_file_writer().add_summary(summary)  # its own add_hparams would make a second run
     layout = {'UA': {'UA': ['Multiline', [f'{UA}/.*', CHANCE]]},
               'loss': {'loss': ['Multiline', [f'{LOSS}/.*']]}}
     if run.program == 'search':
@@ -140,20 +140,20 @@ def draw_curves(run):
 
 def title(run) -> str:
     """What a picture of the current genotype is of."""
+    where = f'{run.config.dataset}, fold {run.config.fold}'
     if not run.history:
-        return f'{run.config.dataset}, fold {run.config.fold}'
+        return where
     row = run.history[-1]
-    return (f'{run.config.dataset}, fold {run.config.fold}, epoch {row["epoch"]}: dev UA {100 * row["dev"]["ua"]:.1f} of the '
-            'supernet')
+    return f'{where}, epoch {row["epoch"]}: dev UA {100 * row["dev"]["ua"]:.1f} of the supernet'
 
 
 @harmless
 def search_result(run, genotype):
     """The last words of a search."""
-    best = max(run.history, key=lambda row: row['dev']['ua'])
+    best = max(run.history, key=lambda row: row['dev']['ua'], default=None)
     run.writer.add_text('0_result', '\n\n'.join([
-        f'{len(run.history)} epochs; dev UA {100 * run.history[-1]["dev"]["ua"]:.1f}% after the last one, at best '
-        f'{100 * best["dev"]["ua"]:.1f}% (epoch {best["epoch"]})',
+        f'{len(run.history)} epochs' + (f'; dev UA {100 * run.history[-1]["dev"]["ua"]:.1f}% after the last one, at best '
+                                        f'{100 * best["dev"]["ua"]:.1f}% (epoch {best["epoch"]})' if best else ''),
         *(f'The {TITLES[kind]} has collapsed: most of its edges are skip connections.' for kind in gt.collapsed(genotype)),
         'Genotype:', f'    {gt.to_str(genotype)}']), len(run.history))
 
@@ -177,7 +177,7 @@ def retraining(run, data, probabilities, best: dict):
             run.writer.add_scalar(f'{RECALL}/dev_{name}', recall, epoch)
         if best['epoch'] == epoch:
             said = f'dev, epoch {epoch}: UA {100 * best["ua"]:.1f}, n = {len(labels)}'
-            run.confusion = functools.partial(scoring.plot_confusion, labels, predicted, data.labels, said), epoch
+            run.confusion = functools.partial(scoring.plot_confusion, labels, predicted, data.labels, said, True), epoch
     if affordable(run):
         draw_curves(run)
         draw_confusion(run)
@@ -209,13 +209,13 @@ def test(run, data, probabilities, found: dict, step: int):
         run.writer.add_scalar(f'{SUMMARY}/test_{GROUPS[name][2:]}', value, step)
     draw_confusion(run)
     what = f'{run.config.dataset}, fold {run.config.fold}: test UA {100 * found["ua"]:.1f}, n = {len(labels)}'
-    run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what), step)
+    run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what, True), step)
     of_class = scoring.recalls(labels, predicted, data.labels)
     of_speaker = by_speaker(labels, predicted, [u.speaker for u in part.utterances])
     for name, (recall, _) in of_class.items():
         run.writer.add_scalar(f'{RECALL}/test_{name}', recall, step)
     panels = {'recall of each class, %': of_class, 'UA of each test speaker, %': of_speaker}
-    run.draw(f'{RECALL}/test', lambda: charts.bars(panels, 1 / len(of_class)), step)
+    run.draw(f'{RECALL}/test', lambda: charts.bars(panels, 1 / len(of_class), 1.75, 6), step)
     rows = [f'|{plain(name)}|{100 * recall:.1f}|{n}|' for name, (recall, n) in {**of_class, **of_speaker}.items()]
     run.writer.add_text('0_result', '\n'.join([
         f'test UA **{100 * found["ua"]:.1f}%** (chance {100 / len(of_class):.1f}), WA {100 * found["wa"]:.1f}%, macro F1 '

@@ -86,18 +86,20 @@ def leading(history: list, primitives, title: str | None = None) -> Figure:
     return figure
 
 
-def bars(groups: dict, chance: float | None = None) -> Figure:
+def bars(groups: dict, chance: float | None = None, width: float = 4.8, font: int = 9) -> Figure:
     """A panel of horizontal bars per group: {title: {name: (share from 0 to 1, n)}}. The dotted line is chance."""
     longest = max(len(rows) for rows in groups.values())
-    figure = Figure(figsize=(4.8 * len(groups), 1.2 + .34 * longest), layout='constrained')
+    figure = Figure(figsize=(width * len(groups), (1.2 + .34 * longest) * font / 9), layout='constrained')
     for i, (title, rows) in enumerate(groups.items(), 1):
         axes = figure.add_subplot(1, len(groups), i)
         places = range(len(rows))
         axes.barh(places, [100 * share for share, _ in rows.values()], color=PALETTE[0], height=.7)
         for y, (share, n) in zip(places, rows.values()):
-            axes.text(100 * share + 1, y, f'{100 * share:.0f}  (n = {n})', va='center', fontsize=9)
+            axes.text(100 * share + 1, y, f'{100 * share:.0f}  (n = {n})', va='center', fontsize=font)
+        axes.tick_params(labelsize=font)
         axes.set_yticks(places, [name.replace('$', r'\$') for name in rows])
-        axes.set(xlim=(0, 125), xticks=range(0, 101, 20), title=title)
+        axes.set_title(title, fontsize=font + 1)
+        axes.set(xlim=(0, 145), xticks=range(0, 101, 20))
         axes.invert_yaxis()
         if chance:
             axes.axvline(100 * chance, color='black', ls=':', lw=1)
@@ -106,9 +108,11 @@ def bars(groups: dict, chance: float | None = None) -> Figure:
 
 def log_mel(x: np.ndarray, seconds: float, title: str) -> Figure:
     """The features (F, T) of one utterance as the network sees them. seconds: its length."""
-    figure = Figure(figsize=(5.2, 2.6), layout='constrained')
+    figure = Figure(figsize=(3.5, 2.15), layout='constrained')
     axes = figure.add_subplot()
     axes.imshow(x, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, len(x)))
-    axes.set_title(title.replace('$', r'\$'), fontsize=10)
-    axes.set(xlabel='s', ylabel='band')
+    axes.set_title(title.replace('$', r'\$'), fontsize=7)
+    axes.set_xlabel('s', fontsize=7)
+    axes.set_ylabel('band', fontsize=7)
+    axes.tick_params(labelsize=7)
     return figure

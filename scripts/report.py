@@ -36,12 +36,12 @@ def main(argv=None):
             for figure in (block for block in found if block[0] == 'figure'):
                 name = f'{folder.resolve().name}-{figure[1]}'.replace(' ', '-').replace('/', '-')
                 figure[2].savefig(args.pdf / f'{name}.pdf', bbox_inches='tight')
-    text = html_page.page(', '.join(folder.resolve().name for folder in args.folders), blocks).encode()
+    text = html_page.page(', '.join(folder.resolve().name for folder in args.folders), blocks).encode(errors='replace')
     if len(text) > html_page.LIMIT:
         raise UserError(f'the page would have {len(text):,} bytes: name fewer folders')
     write_aside(args.output, lambda f: f.write(text))
     if args.latex:
-        write_aside(args.latex, lambda f: f.write(html_page.latex(blocks).encode()))
+        write_aside(args.latex, lambda f: f.write(html_page.latex(blocks).encode(errors='replace')))
     for verdict in (block for block in blocks if block[0] == 'verdict'):
         print(verdict[1])
     print(f'report: {args.output} ({len(text) / 1e6:.1f} MB)')

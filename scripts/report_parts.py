@@ -16,6 +16,7 @@ from models import charts
 from models.board import by_speaker
 from models.visualize import TITLES, plot, plot_alphas
 
+FEW = 5  # speakers
 SIDE_BY_SIDE = 3  # finalists whose cells are drawn
 HIDDEN = {'not_used', 'resume', 'overwrite'}
 
@@ -28,7 +29,10 @@ def blocks_of(path: Path) -> list:
     if not (run.settings or run.results or (path / 'genotype.json').exists()):
         raise UserError(f'{path}: no run and no experiment; name a folder such as runs/search/NAME, runs/augment/NAME or '
                         'runs/cv/NAME')
-    return search(run) if run.program == 'search' else retraining(run)
+    try:
+        return search(run) if run.program == 'search' else retraining(run)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f'{path}: a file of this run is damaged or was not written by these programs ({error!r})') from None
 
 
 def search(run: RunFolder) -> list:
@@ -139,10 +143,10 @@ def hardest(predictions) -> list:
 
 
 def interval_of(predictions, labels) -> str:
-    """', 95% interval over speakers 58.1 to 70.2'; '' for one speaker."""
+    """', 95% interval over speakers 58.1 to 70.2'; of fewer than FEW speakers an interval would say nothing."""
     speakers = sorted({row['speaker'] for row in predictions})
-    if len(speakers) < 2:
-        return ''
+    if len(speakers) < FEW:
+        return ', too few speakers for an interval'
     said = [[(row['label'], row['predicted']) for row in predictions if row['speaker'] == who] for who in speakers]
     counts = np.stack([confusion_matrix(*zip(*pairs), labels=labels) for pairs in said])
     low, high = sig.interval(counts[None])[:, 0]

@@ -113,4 +113,5 @@ class RunFolder:
 def find(root: Path) -> list[RunFolder]:
     """The runs below a folder, by path."""
     return [RunFolder(path.parent) for path in sorted(root.rglob('config.yaml'))
-            if path.parent.parent.name != 'cv' or (path.parent / 'metrics.jsonl').exists()]
+            if not any(part.startswith('.') for part in path.relative_to(root).parts)
+            and (path.parent.parent.name != 'cv' or (path.parent / 'metrics.jsonl').exists())]

@@ -23,9 +23,10 @@ import made_up  # noqa: E402
 
 from datasets.readers.emodb import LABELS  # noqa: E402
 
-PROGRAMS = ('python', 'python3', 'pip', 'make', 'torchrun', 'tensorboard', 'dask', 'sbatch')
+PROGRAMS = ('python', 'cat', 'python3', 'pip', 'make', 'torchrun', 'tensorboard', 'dask', 'sbatch')
 SKIPPED = {'make': 'run by .ci/run', 'pip': 'installs', 'python3': 'installs', 'tensorboard': 'a server',
            'torchrun': 'run by tests/test_torchrun.py', 'dask': 'run by tests/test_cluster.py', 'sbatch': 'needs a cluster'}
+SLURM = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_TASK_COUNT': '1'}
 NOT_RUN = {'docs/results.md': 'commands of finished experiments, days of work'}
 SMALL = dict(duration=.5, n_mels=16, hop_ms=32., time_pool=1, init_channels=2, rnn_channels=4, n_nodes=1, rnn_nodes=1,
              epochs=1, batch_size=16, train_on_dev=False)
@@ -33,8 +34,8 @@ SHORTER = {'scripts/cross_validate.py': '--only_folds 1 --seeds 0 --models searc
            'augment.py': '--epochs 1'}  # appended; of two equal flags the last one counts
 
 
-def commands(text: str) -> list[tuple[list[str], str | None]]:
-    """(words, why it is skipped or None) of every command in a page."""
+def commands(text: str) -> list[tuple[str, str | None]]:
+    """(command line, why it is skipped or None) of every command in a page; comments are off."""
     found, reason, fence = [], None, None
     text = re.sub(r'\\\n\s*', '', text)
     for line in text.splitlines():
@@ -49,8 +50,7 @@ def commands(text: str) -> list[tuple[list[str], str | None]]:
             reason = None  # the block under the marker has ended
         shown = line.removeprefix('$ ') if fence in ('bash', 'sh', 'console') else line[4:] if line.startswith('    ') else ''
         if shown.split(' ')[0] in PROGRAMS and ' ' in shown and fence in (None, 'bash', 'sh', 'console'):
-            words = shlex.split(shown, comments=True)
-            found.append((words, reason or SKIPPED.get(words[0])))
+            found.append((re.sub(r'\s+#.*$', '', shown), reason or SKIPPED.get(shown.split(' ')[0])))
     return found
 
 
@@ -85,32 +85,33 @@ def prepare(folder: Path) -> None:
     made_up.iemocap(folder / 'corpora/iemocap', turns, made_up.spoken)
 
 
-def fill_in(words: list[str], folder: Path) -> str:
-    """The command as a line for the shell: placeholders filled in, trainings shortened."""
-    corpus = words[words.index('--dataset') + 1] if '--dataset' in words else 'emodb'
+def fill_in(line: str) -> str:
+    """The command with placeholders filled in and trainings shortened."""
+    corpus = match[1] if (match := re.search(r'--dataset (\w+)', line)) else 'emodb'
     known = {'DIR': f'corpora/{corpus}', 'RUN': 'runs/augment/mine', 'FILE': 'a.wav', 'FOLDER': 'mine'}
-    words = [re.sub(r'\bNAME\b', 'mine', known.get(word, word)) for word in words]
-    words += SHORTER.get(words[1], '').split() if words[0] == 'python' else []
-    text = ' '.join(word if '*' in word else shlex.quote(word) for word in words)
-    return re.sub('^python ', f'{shlex.quote(sys.executable)} ', text)
+    for word, meant in known.items():
+        line = re.sub(rf'(?<!\S){word}(?!\S)', meant, line)
+    program = line.split(' ')[1]
+    line = ' '.join([re.sub(r'\bNAME\b', 'mine', line), *([SHORTER[program]] if program in SHORTER else [])])
+    return re.sub(r'(^|\| )python ', lambda match: f'{match[1]}{shlex.quote(sys.executable)} ', line)
 
 
 def main(names: list[str]) -> int:
     pages = [ROOT / name for name in names] or [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'DATA': 'corpora/emodb', **SLURM}
     failed, began = 0, time.time()
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         for page in pages:
             name = str(page.relative_to(ROOT))
-            for words, reason in commands(page.read_text()):
+            for shown, reason in commands(page.read_text()):
                 reason = NOT_RUN.get(name, reason)
                 if reason:
-                    print(f'{name}: skipped ({reason}): {shlex.join(words)[:90]}', flush=True)
+                    print(f'{name}: skipped ({reason}): {shown[:90]}', flush=True)
                     continue
-                line, start = fill_in(words, Path(folder)), time.time()
+                line, start = fill_in(shown), time.time()
                 done = subprocess.run(['bash', '-c', line], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-                print(f'{name}: exit code {done.returncode}, {time.time() - start:.0f} s: {shlex.join(words)[:90]}', flush=True)
+                print(f'{name}: exit code {done.returncode}, {time.time() - start:.0f} s: {shown[:90]}', flush=True)
                 if done.returncode:
                     failed += 1
                     print(f'  as: {line}\n{done.stdout[-1500:]}{done.stderr[-3000:]}', flush=True)

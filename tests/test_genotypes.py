@@ -176,3 +176,16 @@ def test_only_the_standard_library_and_yaml_are_imported():
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=root)
     others = {name for name in out.stdout.split() if 'cython' not in name} - set(sys.stdlib_module_names)
     assert others <= {'genotypes', 'config', 'yaml', '_yaml'}
+
+
+def test_edges_of_two_genotypes_compared_by_hand():
+    a = gt.Genotype([[('skip_connect', 0), ('sep_conv_3x3', 1)], [('max_pool_3x3', 0), ('dil_conv_3x3', 2)]], [2, 3], [], [])
+    b = gt.Genotype([[('skip_connect', 0), ('dil_conv_5x5', 1)], [('max_pool_3x3', 1), ('avg_pool_3x3', 0)]], [2, 3], [], [])
+    assert gt.compare(a, b) == {'normal': [
+        (2, ('skip_connect', 0), ('skip_connect', 0), 'same'), (2, ('sep_conv_3x3', 1), ('dil_conv_5x5', 1), 'operation'),
+        (3, ('max_pool_3x3', 0), ('avg_pool_3x3', 0), 'operation'), (3, ('dil_conv_3x3', 2), None, 'only'),
+        (3, None, ('max_pool_3x3', 1), 'only')]}
+    moved = b._replace(normal=[b.normal[0], [('max_pool_3x3', 1), ('avg_pool_3x3', 2)]])
+    assert gt.compare(a, moved)['normal'][2:] == [
+        (3, ('dil_conv_3x3', 2), ('avg_pool_3x3', 2), 'operation'), (3, ('max_pool_3x3', 0), ('max_pool_3x3', 1), 'moved')]
+    assert {row[3] for rows in gt.compare(a, a).values() for row in rows} == {'same'}

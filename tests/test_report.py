@@ -95,6 +95,16 @@ def test_folders_that_are_no_runs(tmp_path):
         runs.main([str(tmp_path)])
 
 
+def test_damaged_files_are_one_line(finished, tmp_path):
+    shutil.copytree(finished / 'runs/augment/a', tmp_path / 'a')
+    (tmp_path / 'a/results.json').write_text('{"labels": ["x"], "ua": []}')
+    with pytest.raises(UserError, match='damaged'):
+        report_parts.blocks_of(tmp_path / 'a')
+    (tmp_path / 'a/results.json').write_text('{"labels"')
+    (tmp_path / 'a/metrics.jsonl').write_text('nonsense')
+    assert report_parts.blocks_of(tmp_path / 'a')[1][0] == 'verdict'
+
+
 def test_the_list_of_runs_names_every_state(finished, tmp_path, capsys):
     for name in ('finished', 'interrupted', 'failed', 'running'):
         shutil.copytree(finished / 'runs/augment/a', tmp_path / 'runs/augment' / name)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -224,6 +225,16 @@ def test_tensorboard_has_what_was_drawn_before_a_failure(error, code):
     events = EventAccumulator('runs/search/x/tb')
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars('train/ua')] == [(1, .5)] and codes == [code]
+    last = Path('runs/search/x/search.log').read_text().rstrip().splitlines()[-1:]
+    assert bool(last and last[0].startswith('FAILED: ')) == (code in (1, 2))  # for scripts/runs.py
+
+
+def test_a_picture_that_fails_is_a_line_in_the_log():
+    one = run()
+    one.open(DATA)
+    one.draw('broken', lambda: 1 / 0, 1)
+    one.close()
+    assert 'broken could not be' in Path('runs/search/x/search.log').read_text()
 
 
 def test_tensorboard_forgets_what_comes_after_the_checkpoint():

@@ -44,7 +44,7 @@ def test_the_last_epoch_is_tested_and_a_killed_run_goes_on(small_corpus, tmp_pat
     argv = [*SMALL, '--data_path', str(small_corpus), '--epochs', '3', '--train_on_dev']
     augment.main(['--name', 'whole', *argv])
     said = capsys.readouterr().out
-    assert ', 0 for dev' in said and 'epoch 3, the last:' in said and 'best UA' not in said and 'dev loss' not in said
+    assert ', 0 for dev' in said and 'epoch 3, the last:' in said and 'best UA' not in said and 'dev UA' not in said
     found = json.loads((tmp_path / 'runs/augment/whole/results.json').read_text())
     assert (found['best_epoch'], found['dev_ua'], found['train_on_dev']) == (3, None, True)
     folder = tmp_path / 'runs/augment/whole'

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.colors import to_hex
 
 import genotypes as gt
 from config import UserError
-from models.visualize import TITLES, caption, plot, plot_alphas
+from models.visualize import DIFFERENCES, TITLES, caption, plot, plot_alphas, plot_comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -100,6 +101,22 @@ def test_the_alphas_of_a_large_cell_are_drawn_for_its_chosen_edges_only():
     nodes = [[[.6, .4]] * (2 + i) for i in range(8)]  # 44 edges
     gene = [[('b', i), ('a', 0)] for i in range(1, 9)]
     assert len(plot_alphas(nodes, ('a', 'b'), gene).axes[0].get_yticks()) == 16
+
+
+def test_a_comparison_has_a_colour_and_a_stroke_for_every_difference(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    a, b = GENOTYPES[0], gt.draw(np.random.default_rng(9), 3, 2)
+    figure = rendered(plot_comparison(a, b))
+    assert len(figure.axes) == 6 and len({look[:2] for look in DIFFERENCES.values()}) == 4
+    drawn = Counter(to_hex(patch.get_edgecolor()) for axes in figure.axes for patch in axes.patches)
+    words = Counter(word for rows in gt.compare(a, b).values() for *_, word in rows)
+    assert words['only'] and words['operation']
+    assert {word: drawn[DIFFERENCES[word][0]] for word in words} == {
+        word: n if word == 'only' else 2 * n for word, n in words.items()}
+    gt.save('b.json', b, {})
+    draw_genotype.main([gt.to_str(a), 'b.json', '-o', 'c.svg'])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == sum(words.values()) and lines[0].startswith('normal node 2:') and Path('c.svg').exists()
 
 
 def test_draw_genotype_takes_every_form_and_writes_every_picture(tmp_path, monkeypatch, capsys):

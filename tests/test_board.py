@@ -1,0 +1,83 @@
+"""models/board.py and what it stands on: failures become warnings, pictures take a tenth of the time."""
+import logging
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import utils
+from models import board, charts
+
+
+def a_run(seconds=(10.,), epochs=9, **more):
+    history = [{'epoch': i, 'seconds': took} for i, took in enumerate(seconds, 1)]
+    return SimpleNamespace(history=history, config=SimpleNamespace(epochs=epochs), writes=True,
+                           logger=logging.getLogger('x'), **more)
+
+
+def test_a_failure_is_a_warning_and_takes_nothing_else_along(caplog):
+    run = a_run()
+    board.harmless(lambda run: 1 / 0)(run)
+    assert 'ZeroDivisionError' in caplog.text and run.drawing >= 0
+    run.writes = False
+    board.harmless(lambda run: pytest.fail())(run)
+    run.writes = True
+    with pytest.raises(KeyboardInterrupt):
+        board.harmless(interrupt)(run)
+
+
+def interrupt(run):
+    raise KeyboardInterrupt
+
+
+def test_pictures_wait_until_they_are_a_tenth_of_the_time_or_the_run_ends():
+    assert board.affordable(a_run(drawing=1.)) and not board.affordable(a_run(drawing=1.01))
+    assert board.affordable(a_run((10., 10.), drawing=1.5)) and board.affordable(a_run((10., 10.), epochs=2, drawing=99.))
+    run = a_run()
+    board.harmless(lambda run: time.sleep(.02))(run)
+    board.harmless(lambda run: time.sleep(.02))(run)
+    assert run.drawing >= .04
+
+
+def test_time_left():
+    assert utils.time_left(a_run((10., 20.), epochs=4)) == ', 30 s left' and utils.time_left(a_run(epochs=1)) == ''
+    assert utils.time_left(a_run((60.,), epochs=13)) == ', 12 min left'
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(utils, 'LINE_EVERY', .05)
+    with utils.progress(3, 'features') as bar:
+        for _ in range(3):
+            time.sleep(.1)
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith('features: ') and ' of 3, ' in line for line in lines)
+    with utils.progress(3, 'quick') as bar:
+        bar.update(3)
+    with utils.progress(3, 'quiet', quiet=True) as bar:
+        time.sleep(.1)
+        bar.update(3)
+    assert capsys.readouterr().err == ''
+
+
+def test_curves_leave_out_what_a_run_does_not_have():
+    history = [{'epoch': 1, 'train': {'ua': .5, 'loss': 1.}, 'lr': .1, 'seconds': 3.}]
+    figure = charts.lines(charts.curves(history, .25), [1])
+    assert [axes.get_ylabel() for axes in figure.axes] == ['UA, %', 'loss', 'learning rate', 'time per epoch, s']
+    lines = {line.get_label(): line.get_ydata()[0] for line in figure.axes[0].lines}
+    assert lines == {'train': 50., 'chance': 25.}
+
+
+def test_the_leading_operations_are_those_of_the_last_epoch():
+    first, last = [[[.4, .3, .2, .1]] * 2], [[[.1, .2, .3, .4], [.7, .1, .1, .1]]]
+    axes = charts.leading([first, last], 'abcd').axes
+    assert [[text.get_text() for text in one.get_legend().texts] for one in axes] == [['d', 'c', 'b'], ['a', 'b', 'c']]
+    named = {line.get_label(): line.get_ydata() for line in axes[0].lines if len(line.get_label()) == 1}
+    assert np.allclose(named['d'], [10, 40])
+
+
+def test_speakers():
+    labels, predicted = np.array([0, 1, 0, 0]), np.array([0, 0, 0, 1])
+    assert board.by_speaker(labels, predicted, ['b', 'b', 'a', 'a']) == {'a': (.5, 2), 'b': (.5, 2)}
+    assert board.plain('a|b*c\nd') == r'a\|b\*c d'
