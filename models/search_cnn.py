@@ -48,7 +48,7 @@ class SearchCNN(JointNetwork):
             return seq_cell(n_nodes_rnn, H_pp, H_p, H, rnn_primitives)
 
         super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
-                         n_prosody)
+                         n_prosody=n_prosody)
         if fast:
             use_fast_depthwise(self)  # for a Path; mixtures call no convolution of a cell
 
