@@ -36,7 +36,7 @@ def best_of(model, **settings):
         if name.endswith(('running_mean', 'running_var')):
             x.copy_(.5 + torch.rand(x.shape))
     for x in net.linear.parameters():
-        x.data *= 8  # classes that are sure of themselves
+        x.data *= 4 if x.ndim == 2 else 0  # classes depend on the recording
     return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((16, 1), -5.),
                 std=torch.full((16, 1), 3.), prior=[torch.full((16, 1), -5.), torch.full((16, 1), 2.)],
                 genotype=gt.to_str(EVERY_KIND) if model == 'genotype' else None, format=utils.FORMAT)
@@ -67,7 +67,7 @@ def test_the_module_computes_what_the_predictor_does(model, settings):
         found = module(torch.from_numpy(wave)[None])[0].numpy()
         np.testing.assert_allclose(found, expected(predictor, wave), atol=1e-4)
         spread.append(found)
-    assert np.ptp(spread, axis=0).max() > .01  # the probabilities do depend on the wave
+    assert np.ptp(spread, axis=0).max() > .002  # the probabilities do depend on the wave
 
 
 @torch.no_grad()
