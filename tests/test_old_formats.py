@@ -9,6 +9,7 @@ from conftest import ROOT
 import augment
 import config as cf
 import datasets
+import utils
 
 OLD = ROOT / 'tests/data/format-1'  # made on the corpus of conftest.py, with windows longer than its utterances
 
@@ -17,7 +18,7 @@ OLD = ROOT / 'tests/data/format-1'  # made on the corpus of conftest.py, with wi
 def test_a_network_of_format_1_scores_as_it_did(kind, small_corpus, tmp_path):
     best = torch.load(OLD / kind / 'best.pt', weights_only=True)
     assert 'format' not in best
-    settings = {name: best['settings'][name] for name in cf.FeatureSettings.__dataclass_fields__}
+    settings = {name: utils.recorded(best['settings'], name) for name in cf.FeatureSettings.__dataclass_fields__}
     config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(small_corpus), cache=str(tmp_path), **settings)
     data = datasets.load(config, ('train', 'test'))
     torch.testing.assert_close(data.mean, best['mean'], atol=1e-3, rtol=0)
