@@ -72,7 +72,7 @@ def test_the_module_computes_what_the_predictor_does(model, settings):
 
 @torch.no_grad()
 def test_a_program_of_torch_export(tmp_path):
-    torch.save(best_of('cnn_gru', trim_db=30.), tmp_path / 'best.pt')
+    torch.save(best_of('lstm', trim_db=30.), tmp_path / 'best.pt')
     export.main([str(tmp_path), '--out', str(tmp_path / 'a.pt2'), '--torch_export'])
     extra = {'metadata.json': ''}
     module = torch.export.load(tmp_path / 'a.pt2', extra_files=extra).module()
@@ -142,6 +142,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     soundfile.write(tmp_path / 'a.wav', np.zeros(9_000), 16_000)
     with pytest.raises(cf.UserError, match='does not normalise speakers'):
         export.main([*argv, str(tmp_path / 'a.pt2'), '--speaker_files', str(tmp_path)])
+    monkeypatch.setattr(export, 'exported', lambda predictor: None)
     monkeypatch.setattr(export, 'run_program', lambda program, predictor: lambda wave: np.array([.2, .3, .5]))
     with pytest.raises(cf.UserError, match='would not give the probabilities'):
         export.main([*argv, str(tmp_path / 'a.pt2')])
