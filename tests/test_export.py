@@ -111,12 +111,13 @@ def test_an_onnx_file_takes_any_wave_and_perhaps_a_speaker(onnx_file):
     assert [(x.name, x.type) for x in session.get_inputs()] == [('waveform', 'tensor(float)')]
     assert [(x.name, x.shape) for x in session.get_outputs()] == [('probabilities', [1, 3])]
     prior, other = load(onnx_file.parent).prior, (torch.full((16, 1), -3.), torch.full((16, 1), 4.))
-    mean, std = (x.numpy() for x in other)
+    (mean, std), differ = (x.numpy() for x in other), []
     for wave in waves():
         nobody, somebody = run(onnx_file, wave), run(onnx_file, wave, speaker_mean=mean, speaker_std=std)
         np.testing.assert_allclose(nobody, expected(of_speaker(onnx_file, prior), wave), atol=1e-4)
         np.testing.assert_allclose(somebody, expected(of_speaker(onnx_file, other), wave), atol=1e-4)
-        assert np.abs(nobody - somebody).max() > 1e-3
+        differ.append(np.abs(nobody - somebody).max())
+    assert max(differ) > 1e-3  # of silence they are equal
 
 
 @pytest.mark.speech
