@@ -118,7 +118,8 @@ def exported(predictor: Predictor) -> torch.export.ExportedProgram:
     arguments = [torch.randn(1, round(2.5 * predictor.config.duration * SAMPLE_RATE) + N_FFT)]
     shapes = [{1: torch.export.Dim('n_samples', min=MIN_SAMPLES)}]
     if predictor.needs_speaker:
-        arguments += [predictor.mean, predictor.std]
+        # Tensors of their own: export would take the module's mean and std for the inputs if they were the same objects.
+        arguments += [torch.zeros_like(predictor.mean), torch.ones_like(predictor.std)]
         shapes += [None, None]
     with torch.no_grad():
         return torch.export.export(module, tuple(arguments), dynamic_shapes=tuple(shapes))

@@ -142,7 +142,9 @@ def run_program(program: torch.export.ExportedProgram, predictor: Predictor):
 def run_onnx(model: bytes, predictor: Predictor):
     """wave -> probabilities (n_classes,)"""
     import onnxruntime
-    session = onnxruntime.InferenceSession(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # no warning that the optional inputs are optional
+    session = onnxruntime.InferenceSession(model, options)
     return lambda wave: session.run(None, {'waveform': wave[None]})[0][0]
 
 
