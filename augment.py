@@ -296,6 +296,8 @@ def _rebuild(best):
     else:
         net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params)
     net.load_state_dict(best['weights'])
+    if type(best.get('format', 1)) is not int:
+        raise ValueError('format is not a number')
     net.pools_padding = best.get('format', 1) < 2
     return net.eval()
 
