@@ -148,7 +148,8 @@ def escape_html(text) -> str:
 
 def escape_markdown(text) -> str:
     """Text for a cell of a Markdown table, which has neither markup nor HTML."""
-    return re.sub(r'([\\`*_{}\[\]|~#!$])', r'\\\1', html.escape(one_line(text, 10_000), quote=False))
+    markup = r'([\\`*{}\[\]|~#!$]|(?<!\w)_|_(?!\w))'  # the _ of n_mels is none
+    return re.sub(markup, r'\\\1', html.escape(one_line(text, 10_000), quote=False))
 
 
 def csv_cell(text: str) -> str:

@@ -266,9 +266,10 @@ class State:
 
 
 def _kinds(part):
-    """The names and types of what an optimizer or scheduler counts; a network checks its tensors itself."""
+    """What a checkpoint of the same settings does not change; a network checks its tensors itself."""
     if isinstance(part, torch.optim.Optimizer):
-        return [{name: type(value) for name, value in group.items() if name != 'params'} for group in part.param_groups]
+        return [{name: type(value) if name == 'lr' else value for name, value in group.items() if name != 'params'}
+                for group in part.param_groups]
     if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
         return {name: type(value) for name, value in part.state_dict().items()}
 

@@ -85,6 +85,10 @@ def read(folder: Path, **only: list | None) -> Results:
     places = {'speaker': pd.Index(sorted(speakers)), 'label': pd.Index(sorted(labels)), 'predicted': pd.Index(sorted(labels))}
     counts = {key: sig.count(*(index.get_indexer(part[name]) for name, index in places.items()), len(speakers), len(labels))
               for key, part in predictions.groupby(KEY)}
+    finished = runs.loc[runs['state'] == 'finished', KEY]
+    if lacking := [key for key in finished.itertuples(index=False, name=None) if key not in counts]:
+        model, seed, fold = lacking[0]
+        raise UserError(f'{folder}/predictions.csv lacks the run {model}-f{fold}-s{seed}: {REMAKE}')
     return Results(folder.name, runs, predictions, sorted(labels), counts, plan)
 
 

@@ -159,7 +159,7 @@ CHANGES = [(name, None) for name in ('mean', 'std', 'history', 'rng', 'net', 'op
     ('mean', [0.]), ('std', 'x'), ('history', 5), ('history', [{}]), ('history', [ROW, ROW]), ('history', None), ('net', {}),
     ('net', {'weight': torch.ones(3, 3), 'bias': torch.ones(2)}), ('rng', {'shared': torch.zeros(3), 'ranks': []}), ('rng', 5),
     ('optim', {'state': {0: {'momentum_buffer': torch.ones(9)}, 1: {'momentum_buffer': torch.ones(2)}}, 'param_groups': None}),
-    ('scheduler', {'last_epoch': 'x'})]
+    ('scheduler', {'last_epoch': 'x'}), ('optim groups', {'momentum': (.9, .9)}), ('optim groups', {'lr': 'x'})]
 
 
 @pytest.mark.parametrize('name, value', CHANGES)
@@ -173,11 +173,15 @@ def test_a_checkpoint_with_another_content_is_named(name, value, tmp_path, monke
     again.close()
     if isinstance(value, dict) and value.get('param_groups', 0) is None:
         value['param_groups'] = tree['optim']['param_groups']
+    if name == 'optim groups':
+        name, value = 'optim', {**tree['optim'], 'param_groups': [{**tree['optim']['param_groups'][0], **value}]}
     tree = {k: v for k, v in tree.items() if k != name} if value is None else {**tree, name: value}
     torch.save(tree, first.file('checkpoint.pt'))
     again = run(resume=True)
-    with pytest.raises(UserError, match='checkpoint.pt: .*--overwrite') as error, again.reading():
-        state().load(again.open(DATA), lambda *_: None)
+    with pytest.raises(UserError, match='checkpoint.pt: .*--overwrite') as error:
+        checkpoint = again.open(DATA)
+        with again.reading():
+            state().load(checkpoint, lambda *_: None)
     assert len(str(error.value)) < 500
     again.lock and again.lock.close()
 

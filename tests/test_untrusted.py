@@ -111,7 +111,7 @@ def test_a_cell_of_a_csv_file_is_no_formula_and_is_read_back_exactly():
 def test_markup_is_escaped():
     assert cf.escape_html('<img src="x">') == '&lt;img src=&quot;x&quot;&gt;' and html.unescape(cf.escape_html('a&b')) == 'a&b'
     assert cf.escape_markdown('a|b <img> `x` [l](u) *e*') == 'a\\|b &lt;img&gt; \\`x\\` \\[l\\](u) \\*e\\*'
-    assert cf.escape_markdown('two\nlines') == 'two lines'
+    assert cf.escape_markdown('two\nlines, n_mels, _e_') == 'two lines, n_mels, \\_e\\_'
 
 
 def test_settings_that_a_program_wrote_are_read_back():
