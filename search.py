@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None):
     # The audio of test speakers is not even read.
     data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes, **parallel.place()))
     train, dev = data.sets['train'], data.sets['dev']
+    n_epochs = 0 if config.relaxation == 'none' else config.epochs
+    if config.finalists or n_epochs == 0:
+        finalists.check(config, data.labels)
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
@@ -69,7 +72,6 @@ def main(argv: list[str] | None = None):
     if warmup < config.alpha_warmup:
         log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
 
-    n_epochs = 0 if config.relaxation == 'none' else config.epochs
     for epoch in range(len(run.history) + 1, n_epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
         batches = train.batches(config.batch_size, w_half, state.draws, masks, voices)

@@ -10,6 +10,10 @@ from config import UserError
 from datasets.dataset import SpeechDataset
 
 
+class Diverged(UserError):
+    """The loss of a training is not finite."""
+
+
 def scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """'ua': mean recall of the classes that occur in labels; 'wa': accuracy; 'macro_f1'. Both arrays are class indices (n,)."""
     present = np.unique(labels)
@@ -56,7 +60,7 @@ class Tally:
         predicted, labels = np.concatenate(predicted), np.concatenate(labels)
         loss = float(np.dot(np.sum(losses, axis=0, dtype=float), np.sum(sizes, axis=0)) / len(labels))
         if not np.isfinite(loss):
-            raise UserError('training diverged: the loss is not finite; lower the learning rate')
+            raise Diverged('training diverged: the loss is not finite; lower the learning rate')
         return {'loss': loss, **scores(labels, predicted)}
 
 

@@ -7,6 +7,7 @@ the last epoch. candidates.json has every score and every training, and a resume
 """
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import config as cf
 import genotypes as gt
 import utils
+from datasets.scoring import Diverged
 from models import parallel
 from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, random_genotypes, with_decisions
 from models.training import n_parameters, train
@@ -43,6 +45,12 @@ def choose(run, net, scorer: Scorer | None, data, device) -> gt.Genotype:
     run.logger.info('best of %d finalists: dev loss %.3f UA %.3f after %d epochs (%.1f minutes of choice): %s', len(contenders),
                     found['loss'], found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
     return winner
+
+
+def check(config: cf.SearchConfig, labels: list[str]):
+    """UserError if candidates cannot be retrained, or none is within --band: known before the search, not after it."""
+    for _ in itertools.islice(in_band(random_genotypes(config, np.random.default_rng(0)), recipe(config), labels), 1):
+        pass
 
 
 def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
@@ -161,7 +169,11 @@ class Book:
             if training['epochs'] == epochs:
                 return training
         config = replace(self.config, epochs=epochs, warmup=round(self.config.warmup * epochs / self.config.epochs))
-        began, (found, _) = time.time(), train(config, genotype, self.data, self.device, 'dev')
+        began = time.time()
+        try:
+            found, _ = train(config, genotype, self.data, self.device, 'dev')
+        except Diverged:
+            found = {'loss': math.inf, 'ua': 0.}
         training = {'epochs': epochs, **found, 'seconds': time.time() - began}
         training = parallel.gather(training)[0]  # all ranks decide alike
         row['trainings'].append(training)

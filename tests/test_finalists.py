@@ -17,6 +17,7 @@ import config as cf
 import genotypes as gt
 import search
 import utils
+from datasets import scoring
 from models import candidates, finalists
 from models.augment_cnn import AugmentCNN
 from models.training import n_parameters, train
@@ -181,6 +182,26 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
     with pytest.raises(utils.UserError, match='--relaxation none trains no supernet'):
         search.main(['--name', 'n', *argv[:-2]])
+
+
+def test_a_finalist_that_diverges_loses_and_a_band_without_networks_is_told_first(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*ARGS, '--data_path', str(small_corpus), '--relaxation', 'none', '--finalist_epochs', '4', '--finalists', '2']
+    calls = []
+
+    def diverges(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise scoring.Diverged('training diverged')
+        return {'loss': 1., 'ua': .5}
+    monkeypatch.setattr(finalists, 'train', diverges)
+    search.main(['--name', 'd', *argv])
+    tree, _ = read('d')
+    assert len(calls) == 4 and tree['winner'] == tree['finalists'][1]['genotype']
+    monkeypatch.setattr(candidates, 'MAX_DRAWS', 20)
+    with pytest.raises(utils.UserError, match='--band 1-2: 20 genotypes in a row'):
+        search.main(['--name', 'b', *argv, '--band', '1-2'])
+    assert not Path('runs/search/b').exists()
 
 
 @pytest.mark.parametrize('argv, message', [
