@@ -4,8 +4,10 @@ once, at the end.
     python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo
 """
 import config as cf
+import signals
 
 if __name__ == '__main__':
+    signals.begin()
     cf.answer_help('augment')  # before the slow imports
 
 import math
@@ -13,6 +15,7 @@ import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from datasets.transforms import SpecAugment
 from models import parallel
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.steps import Steps
 from models.sync import CrossEntropyLoss
 from models.visualize import plot
 
@@ -51,21 +55,23 @@ def main(argv: list[str] | None = None):
     masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
-    state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler)
+    steps = Steps(lambda: run.save_checkpoint({'best': best, **state.state_dict()}))
+    state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, steps=steps)
     checkpoint = parallel.from_main(lambda: run.open(data))
-    best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
+    best = {'epoch': 0, 'ua': -1., 'loss': float('inf'), 'file': None}
     if checkpoint:
         run.history, best = checkpoint['history'], checkpoint['best']
-        check_genotype(best, genotype, run)
-        run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
+        if best.get('file'):  # else the run was stopped in its first epoch
+            check_genotype(best, genotype, run)
+            run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
     log, hardware = run.logger.info, utils.describe_device(device, parallel.world_size())
     state.load(checkpoint, log)
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev or ()), len(test), f'{n_params:,}', hardware)
     for line in (*datasets.describe(config, data), *origin.describe(config, data)):
         log('%s', line)
-    if genotype and run.writes:
-        run.writer.add_figure('genotype', plot(genotype, f'{config.dataset}, fold {config.fold}'), 0)
+    if genotype and not checkpoint:
+        run.draw('genotype', lambda: plot(genotype, f'{config.dataset}, fold {config.fold}'), 0)
 
     if config.warmup >= config.epochs:
         log('WARNING: warmup %d leaves no epoch at the full learning rate', config.warmup)
@@ -76,27 +82,31 @@ def main(argv: list[str] | None = None):
             break
         began, lr = time.time(), scheduler.get_last_lr()[0]
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
+        steps.begin(epoch, state, optim, partial(train.files_of, batch_size=config.batch_size))
         batches = train.batches(config.batch_size, None, state.draws, masks)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size))
-        scores = {'train': train_epoch(net, criterion, optim, batches, autocast, config)}
-        scheduler.step()
+        scores = {'train': train_epoch(net, criterion, optim, steps, batches, autocast, config)}
         parallel.check_equal(net, epoch)
         if dev:
-            scores['dev'], probabilities = evaluate(net, dev, criterion, autocast, config)
+            with steps.interruptible():
+                scores['dev'], probabilities = evaluate(net, dev, criterion, autocast, config)
+        scheduler.step()
+        steps.end()
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
                     'file': portable(net, genotype, data, config, epoch)}
             run.save('best.pt', best['file'])
-            if dev and run.writes:
-                figure = scoring.plot_confusion(dev.labels.cpu().numpy(), probabilities.argmax(axis=1), data.labels)
-                run.writer.add_figure('confusion/dev', figure, epoch)
+            if dev:
+                predicted = dev.labels.cpu().numpy(), probabilities.argmax(axis=1)
+                run.draw('confusion/dev', partial(scoring.plot_confusion, *predicted, data.labels), epoch)
         run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
         run.save_checkpoint({'best': best, **state.state_dict()})
         shown = ' | '.join(f'{part} loss {s["loss"]:.3f} UA {s["ua"]:.3f} WA {s["wa"]:.3f}' for part, s in scores.items())
         log('epoch %d/%d: %s%s', epoch, config.epochs, shown,
             f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})' if dev else '')
 
+    signals.hold(False)
     net.load_state_dict(best['file']['weights'])
     _, probabilities = evaluate(net, test, criterion, autocast, config)  # the test speakers, once
     if run.writes:
@@ -110,20 +120,19 @@ def main(argv: list[str] | None = None):
     parallel.stop()
 
 
-def train_epoch(net, criterion, optim, batches, autocast, config) -> dict:
+def train_epoch(net, criterion, optim, steps, batches, autocast, config) -> dict:
     """One pass over the training speakers. Returns the training scores."""
-    tally = scoring.Tally()
-    for X, y in batches:
+    for X, y in steps.each(batches):
         optim.zero_grad()
         with autocast:
             logits, aux_logits = net(*X)
             loss = criterion(logits, y)
             total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
         total.backward()
-        parallel.clip_gradients(net.parameters(), config.grad_clip)
-        optim.step()
-        tally.add(loss, logits, y)
-    return tally.scores(parallel.gather)
+        if steps.sound(parallel.clip_gradients(net.parameters(), config.grad_clip)):
+            optim.step()
+            steps.tally.add(loss, logits, y)
+    return steps.tally.scores(parallel.gather)
 
 
 def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarray]:
@@ -302,8 +311,7 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'seed': config.seed, 'format': run.format,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     title = f'{config.dataset}, fold {config.fold}: UA {100 * found["ua"]:.1f}, n = {len(test)}'
-    figure = scoring.plot_confusion(labels, predicted, data.labels, title)
-    run.writer.add_figure('confusion/test', figure, facts['best_epoch'])
+    run.draw('confusion/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, title), facts['best_epoch'])
     for name, value in found.items():
         run.writer.add_scalar(f'test/{name}', value, facts['best_epoch'])
     log = run.logger.info

@@ -157,11 +157,10 @@ def from_str(text: str) -> Genotype:
 
 
 def save(path, genotype: Genotype, record: dict) -> None:
-    """Writes the genotype and `record`, the settings of the search that found it, as JSON (to a side file, then renamed)."""
+    """Writes the genotype and `record`, the settings of the search that found it, as JSON; whole or not at all."""
+    from utils import write_json  # loads torch
     fields = {name: list(value) for name, value in check(genotype)._asdict().items()}
-    with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
-        f.write(json.dumps({'genotype': fields, **record}, indent=1) + '\n')
-    os.replace(f'{path}.tmp', path)
+    write_json(path, {'genotype': fields, **record})
 
 
 def load(source) -> tuple[Genotype, dict]:

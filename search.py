@@ -3,13 +3,16 @@
     python search.py --name demo --config configs/demo.yaml
 """
 import config as cf
+import signals
 
 if __name__ == '__main__':
+    signals.begin()
     cf.answer_help('search')  # before the slow imports
 
 import itertools
 import shlex
 import time
+from functools import partial
 
 import torch
 
@@ -22,6 +25,7 @@ from datasets.transforms import SpecAugment
 from models import parallel
 from models.architect import Architect
 from models.search_cnn import SearchCNNController
+from models.steps import Steps
 from models.sync import CrossEntropyLoss
 from models.visualize import plot, plot_alphas
 
@@ -49,7 +53,9 @@ def main(argv: list[str] | None = None):
     autocast = utils.autocast(device, config.amp)
     masks = SpecAugment(config.n_masks, config.max_freq, config.max_time)
 
-    state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
+    steps = Steps(lambda: run.save_checkpoint(state.state_dict()))
+    state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler,
+                           steps=steps)
     checkpoint = parallel.from_main(lambda: run.open(data))
     run.history = checkpoint['history'] if checkpoint else []
     log = run.logger.info
@@ -65,16 +71,18 @@ def main(argv: list[str] | None = None):
 
     for epoch in range(len(run.history) + 1, config.epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
+        steps.begin(epoch, state, w_optim, partial(train.files_of, batch_size=config.batch_size, indices=w_half))
         batches = train.batches(config.batch_size, w_half, state.draws, masks)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
         val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup else None
-        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config)
-        scheduler.step()
+        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, steps, batches, val_batches, autocast, config)
         parallel.check_equal(net, epoch)
         net.eval()
-        with autocast:
+        with autocast, steps.interruptible():
             dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
         net.train()
+        scheduler.step()
+        steps.end()
         genotype = net.genotype()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
@@ -83,6 +91,7 @@ def main(argv: list[str] | None = None):
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
 
+    signals.hold(False)
     if run.writes:
         finish(run, net, config, data)
     run.close()
@@ -109,31 +118,40 @@ def forever(train, batch_size, indices, draws):
     return itertools.chain.from_iterable(train.batches(batch_size, indices, draws) for _ in itertools.count())
 
 
-def train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config) -> tuple[dict, float | None]:
+def paired(batches, val_batches):
+    """(batch for w, batch for alpha) of each step; None for alpha while w is trained alone."""
+    for batch in batches:
+        yield batch, next(val_batches) if val_batches else None
+
+
+def train_epoch(net, architect, w_optim, alpha_optim, steps, batches, val_batches, autocast,
+                config) -> tuple[dict, float | None]:
     """One pass over the half for w. Before each step of w, one step of alpha on a batch of the other half.
 
     val_batches: None while w is trained alone. Returns the training scores and the mean loss of the alpha steps.
     """
-    tally, alpha_losses = scoring.Tally(), []
-    for trn_X, trn_y in batches:
-        if val_batches:
-            val_X, val_y = next(val_batches)
+    tally = steps.tally
+    for (trn_X, trn_y), val in steps.each(paired(batches, val_batches)):
+        if val:
+            val_X, val_y = val
             if config.order == 2:  # in float32: second derivatives do not survive bfloat16
                 xi = w_optim.param_groups[0]['lr']
-                alpha_losses.append(architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim))
+                alpha_loss = architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim)
             else:
                 with autocast:
-                    alpha_losses.append(architect.backward(val_X, val_y))
-            alpha_optim.step()
+                    alpha_loss = architect.backward(val_X, val_y)
+            if steps.sound(parallel.gradient_norm(net.alphas()), 'alpha'):
+                alpha_optim.step()
+                tally.alpha_losses.append(alpha_loss)
         w_optim.zero_grad()
         with autocast:
             logits = net(*trn_X)
             loss = net.criterion(logits, trn_y)
         loss.backward()
-        parallel.clip_gradients(net.weights(), config.w_grad_clip)
-        w_optim.step()
-        tally.add(loss, logits, trn_y)
-    return tally.scores(parallel.gather), float(torch.stack(alpha_losses).mean()) if alpha_losses else None
+        if steps.sound(parallel.clip_gradients(net.weights(), config.w_grad_clip)):
+            w_optim.step()
+            tally.add(loss, logits, trn_y)
+    return tally.scores(parallel.gather), float(torch.stack(tally.alpha_losses).mean()) if tally.alpha_losses else None
 
 
 def op_weights(net) -> dict:
@@ -167,9 +185,9 @@ def draw_epoch(run, net, genotype):
                 writer.add_scalar(f'ops_{kind}/{name}', counts.get(name, 0), row['epoch'])
         writer.add_scalar(f'skips/{kind}', counts.get(gt.SKIP, 0), row['epoch'])
         alphas = [past['alpha'][kind] for past in run.history]
-        writer.add_figure(f'alpha/{kind}', plot_alphas(alphas, net.primitives_of(kind), getattr(genotype, kind)),
-                          row['epoch'])
-    writer.add_figure('genotype', plot(genotype, title(run)), row['epoch'])
+        run.draw(f'alpha/{kind}', partial(plot_alphas, alphas, net.primitives_of(kind), getattr(genotype, kind)),
+                 row['epoch'])
+    run.draw('genotype', lambda: plot(genotype, title(run)), row['epoch'])
 
 
 def log_epoch(run):
@@ -192,7 +210,7 @@ def finish(run, net, config, data):
     """Writes the genotype to files and to the log."""
     genotype, log = net.genotype(), run.logger.info
     net.print_alphas(run.logger)
-    plot(genotype, title(run)).savefig(run.file('genotype.png'), dpi=110)
+    run.write_figure('genotype.png', lambda: plot(genotype, title(run)))
     gt.save(run.file('genotype.json'), genotype, record(config, net, data))
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):

@@ -4,15 +4,19 @@ import csv
 import difflib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import logging
 import os
 import random
 import re
+import secrets
 import shutil
 import socket
+import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
@@ -21,12 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from tensorboardX import SummaryWriter
 
+import events
+import signals
 from config import UserError
 
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
 FORMAT = 2
+PREVIOUS = 'checkpoint.previous.pt'
 # Settings that may change on --resume; the data are compared by digest and normalisation instead.
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 # Values that these settings had, in effect, in runs made before they existed.
@@ -39,7 +45,8 @@ _open_runs = set()
 
 
 def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.exit, advice: str = ''):
-    """Runs main() as a program. A user's mistake is one line on stderr and exit code 2, an interruption exit code 130.
+    """Runs main() as a program. A user's mistake is one line on stderr and exit code 2, an interruption exit code 130,
+    SIGTERM or SIGUSR1 exit code 75.
 
     speaks() tells whether this process prints the line, since several may end for one reason. leave(code) ends it.
     advice: what to do after an interruption.
@@ -52,9 +59,12 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
                 run.close()
         leave(code)
     try:
-        main()
+        with signals.listening():
+            main()
     except UserError as error:
         end(2, str(error))
+    except signals.Stopped as stopped:
+        end(signals.AGAIN, f'{stopped}; {advice}' if advice else str(stopped))
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         end(2)
@@ -62,10 +72,26 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
         end(130, f'interrupted; {advice}' if advice else 'interrupted')
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USERS_ERRNO:
-            end(2, f'{error.filename or "the disk"}: {error.strerror}')
+            end(2, explain(error))
         else:
             traceback.print_exc()
             end(1)
+
+
+def explain(error: OSError) -> str:
+    """One line: the file, what is wrong, the disk it is on, what is safe and what to do."""
+    where = error.filename or 'the disk'
+    line = f'{where}: {error.strerror}'
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) or not error.filename:
+        return line
+    disk = os.path.abspath(where)
+    while not os.path.ismount(disk):
+        disk = os.path.dirname(disk)
+    free = ''
+    with contextlib.suppress(OSError):
+        free = f', {shutil.disk_usage(disk).free / 1e6:.1f} MB free'
+    kept = f' The last checkpoint in {next(iter(_open_runs)).path} is whole: continue with --resume.' if _open_runs else ''
+    return f'{line} (disk {disk}{free}). Files written before are whole; make room or mend the disk, and start again.{kept}'
 
 
 def set_threads(n: int):
@@ -131,40 +157,102 @@ def count_parameters(parameters: Iterable) -> int:
 
 
 def write_aside(path, write: Callable, shared: bool = False):
-    """Calls write(file) on a temporary file and renames it to `path`: the file is whole or absent.
+    """Calls write(file) and puts what it wrote at `path`, which is whole or absent at any moment, also if power fails.
 
-    shared: several processes may write this file, which can be made again; so each has a temporary file of its own, and
-    nothing waits for the disk.
+    shared: the file can be made again, so nothing waits for the disk. Any number of processes may write one file.
     """
-    aside = f'{path}.{socket.gethostname()}-{os.getpid()}.tmp' if shared else f'{path}.tmp'
-    try:
-        with open(aside, 'wb') as f:
-            write(f)
+    aside = f'{path}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp'
+    with signals.held():
+        whole = io.BytesIO()  # torch.save, for example, hides the error of a full disk behind one of its own
+        write(whole)
+        try:
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                events.write_all(fd, whole.getbuffer())
+                if not shared:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(aside, path)
             if not shared:
-                f.flush()
-                os.fsync(f.fileno())
-        os.replace(aside, path)
-    except OSError as error:  # a full disk, for example; the error of a write does not name the file
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+                _sync_folder(os.path.dirname(path) or '.')
+        except OSError as error:  # the error of a write does not name the file
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _sync_folder(folder):
+    """Makes new names in a folder outlast a power cut."""
+    with contextlib.suppress(OSError):  # some file systems cannot
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def remove_asides(folder, ours: bool = False):
+    """Deletes what killed processes left of `write_aside` in and below `folder`.
+
+    ours: no other process writes there. Otherwise those stay that may be at work: of living processes of this machine, and of
+    the last day on other machines.
+    """
+    for above, _, files in os.walk(folder):
+        for name in files:
+            if found := re.fullmatch(r'.+\.(.+)-(\d+)-[0-9a-f]{8}\.tmp', name):
+                path = os.path.join(above, name)
+                with contextlib.suppress(OSError):
+                    age = time.time() - os.path.getmtime(path)
+                    gone = found[1] == socket.gethostname() and not os.path.exists(f'/proc/{found[2]}')
+                    if ours or age > (60. if gone else 86_400.):  # a container may share our name but not our processes
+                        os.unlink(path)
 
 
 def write_json(path, tree):
     """Writes `tree` as JSON, whole or not at all."""
-    write_aside(path, lambda f: f.write((json.dumps(tree, indent=1) + '\n').encode()))
+    write_text(path, json.dumps(tree, indent=1) + '\n')
+
+
+def write_text(path, text: str):
+    """Writes text in UTF-8, whole or not at all."""
+    write_aside(path, lambda f: f.write(text.encode()))
 
 
 def write_torch(path, tree):
-    """torch.save, whole or not at all."""
-    write_aside(path, lambda f: torch.save(tree, f))
+    """torch.save, whole or not at all, with a checksum in the place of the ZIP file's comment: any torch.load reads it."""
+    def write(f):
+        torch.save(tree, f)
+        comment = _checksum(f.getvalue())
+        f.seek(-2, os.SEEK_END)  # the length of the comment
+        f.write(struct.pack('<H', len(comment)) + comment)
+    write_aside(path, write)
+
+
+def _checksum(archive):
+    return b'sha256:' + hashlib.sha256(archive).hexdigest().encode()
+
+
+def read_torch(path) -> dict:
+    """What `write_torch` wrote: tensors, on the CPU, and plain values. UserError if the file is damaged; executes nothing."""
+    with open(path, 'rb') as f:
+        data = f.read()
+    try:
+        size = len(_checksum(b''))
+        if data[-22:-18] != b'PK\5\6' or data[-2:] != bytes(2):  # else an earlier version wrote it, without a checksum
+            archive = data[:-size - 2] + bytes(2)
+            if data[-size:] != _checksum(archive) or data[-size - 2:-size] != struct.pack('<H', size):
+                raise ValueError('checksum')
+        return torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f'{path} is damaged ({error if str(error) == "checksum" else type(error).__name__})') from None
 
 
 def write_csv(path, header, rows):
     """Writes a CSV file, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([header, *rows])
-    write_aside(path, lambda f: f.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
 
 
 def read_settings(path) -> dict:
@@ -183,7 +271,7 @@ def recorded(settings: dict, name: str):
 
 
 class Run:
-    """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt, tb/.
+    """The folder runs/PROGRAM/NAME: config.yaml, PROGRAM.log, metrics.jsonl, checkpoint.pt and the one before it, tb/.
 
     The constructor checks whether the run may be made, `open` creates or resumes it, `close` ends it. The data are loaded
     between the first two, so a mistake in them does not touch an earlier run. Of several processes only one `writes`: the
@@ -250,22 +338,27 @@ class Run:
             raise
         if self.config.overwrite:
             self._clear()
+        remove_asides(self.path, ours=True)
+        self.logger = self._make_logger()
         checkpoint = self._read_checkpoint() if self.config.resume else None
         self._write_settings()
-        self.logger = self._make_logger()
         self.history = checkpoint['history'] if checkpoint else []
-        # Rows after the checkpoint belong to an epoch that will be run again.
-        write_aside(self.file('metrics.jsonl'), lambda f: f.write(''.join(map(_json_line, self.history)).encode()))
+        # Rows after the checkpoint belong to an epoch that will be run again, and so do events.
+        write_text(self.file('metrics.jsonl'), ''.join(map(_json_line, self.history)))
         done = len(self.history)
-        self.writer = SummaryWriter(self.file('tb'), flush_secs=10, purge_step=done + 1 if checkpoint else None,
-                                    filename_suffix=f'.{done:06}')  # or files of the same second overwrite each other
+        drawn = checkpoint.get('events') if checkpoint else {}
+        if drawn is not None and (lost := events.cut(self.file('tb'), drawn)):
+            self.logger.warning('WARNING: %s has lost events', self.file(f'tb/{lost[0]}'))
+        self.writer = events.Board(self.file('tb'), self.logger.warning, done + 1 if checkpoint else None, f'.{done:06}')
         _open_runs.add(self)
         if self.config.resume and not self.exists:
             self._announce_new()
         elif self.config.resume and not checkpoint:
             self.logger.info('no complete epoch in %s: it begins again', self.path)
         if checkpoint:
-            self.logger.info('resumed after epoch %d of %s', len(self.history), self.path)
+            inside = (checkpoint.get('steps') or {}).get('done')
+            after = f'step {inside} of epoch {len(self.history) + 1}' if inside else f'epoch {len(self.history)}'
+            self.logger.info('resumed after %s of %s', after, self.path)
         else:
             rows = [f'|{name}|{value}|' for name, value in self.settings.items()]
             self.writer.add_text('parameters', '\n'.join(['|setting|value|', '|---|---|', *rows]), 0)
@@ -308,13 +401,16 @@ class Run:
                             f' Runs with similar names: {", ".join(near)}' if near else '')
 
     def _read_checkpoint(self):
-        path = self.file('checkpoint.pt')
-        if not os.path.exists(path):
-            return None
+        """The newest checkpoint that is whole and of these data, or None if there is none. UserError."""
+        path, previous = self.file('checkpoint.pt'), self.file(PREVIOUS)
         try:
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise UserError(f'{path} cannot be read ({type(error).__name__}): begin anew with --overwrite') from None
+            checkpoint = read_torch(path)
+        except FileNotFoundError:
+            if not os.path.exists(previous):
+                return None
+            checkpoint = self._fall_back(f'{path} is missing')
+        except UserError as error:
+            checkpoint = self._fall_back(str(error))
         if 'digest' not in checkpoint:
             raise UserError(f'{path} was written by an earlier version: begin anew with --overwrite')
         if checkpoint['digest'] != self.data['digest']:
@@ -325,6 +421,16 @@ class Run:
                             '--overwrite')
         return checkpoint
 
+    def _fall_back(self, why):
+        """The checkpoint before the last one, which takes its place: the next one must not replace the only good one."""
+        try:
+            checkpoint = read_torch(self.file(PREVIOUS))
+        except (FileNotFoundError, UserError):
+            raise UserError(f'{why}, and there is no whole one before it: begin anew with --overwrite') from None
+        os.replace(self.file(PREVIOUS), self.file('checkpoint.pt'))
+        self.logger.warning('WARNING: %s: continuing from the checkpoint before it', why)
+        return checkpoint
+
     def _make_logger(self):
         logger = logging.getLogger(f'emodarts.{self.program}')
         logger.setLevel(logging.INFO)
@@ -332,7 +438,7 @@ class Run:
         for handler in list(logger.handlers):
             handler.close()
             logger.removeHandler(handler)
-        for handler in (logging.FileHandler(self.file(f'{self.program}.log')), _Stdout(sys.stdout)):
+        for handler in (_File(self.file(f'{self.program}.log')), _Stdout(sys.stdout)):
             handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%m/%d %H:%M:%S'))
             logger.addHandler(handler)
         return logger
@@ -342,12 +448,32 @@ class Run:
         self.history.append(row)
         if not self.writes:
             return
-        with open(self.file('metrics.jsonl'), 'a') as f:
-            f.write(_json_line(row))
+        if n := row.get('train', {}).get('skipped'):
+            self.logger.warning('WARNING: epoch %d: %d steps were skipped, whose gradients were not finite', row['epoch'], n)
+        self._append('metrics.jsonl', _json_line(row))
         for group, value in row.items():
             for name, number in (value.items() if isinstance(value, dict) else [(None, value)]):
                 if isinstance(number, float):
                     self.writer.add_scalar(f'{group}/{name}' if name else group, number, row['epoch'])
+
+    def _append(self, name, text):
+        """Appends to a file that the next start cuts back to the checkpoint."""
+        try:
+            fd = os.open(self.file(name), os.O_WRONLY | os.O_APPEND)
+            try:
+                events.write_all(fd, text.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.file(name)) from None
+
+    def draw(self, tag: str, make_figure: Callable, step: int):
+        """Adds make_figure() to TensorBoard. If that fails, the log has one warning, and the run goes on."""
+        self.writer.draw(tag, make_figure, step)
+
+    def write_figure(self, name: str, make_figure: Callable):
+        """Writes make_figure() to a PNG file of this run; a failure is a warning, as in `draw`."""
+        self.writer.guard(lambda: write_aside(self.file(name), lambda f: make_figure().savefig(f, dpi=110, format='png')), name)
 
     def save(self, name: str, tree: dict):
         """torch.save to a file of this run."""
@@ -355,8 +481,17 @@ class Run:
             write_torch(self.file(name), tree)
 
     def save_checkpoint(self, state: dict):
-        """Writes what --resume needs."""
-        self.save('checkpoint.pt', {**state, **self.data, 'history': self.history} if self.writes else {})
+        """Writes what --resume needs, and keeps the checkpoint before it. What has been drawn is on disk first."""
+        if not self.writes:
+            return
+        self.writer.flush()
+        tree = {**state, **self.data, 'history': self.history, 'events': events.sizes(self.file('tb'))}
+        with signals.held():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.file(PREVIOUS))
+            with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
+                os.link(self.file('checkpoint.pt'), self.file(PREVIOUS))
+            self.save('checkpoint.pt', tree)
 
     def close(self):
         """Flushes TensorBoard and releases the lock."""
@@ -371,6 +506,13 @@ class _Stdout(logging.StreamHandler):
 
     def handleError(self, record):
         raise
+
+
+class _File(logging.FileHandler):
+    """Forgets lines that cannot be written: the disk is full, say, which the next checkpoint will report."""
+
+    def handleError(self, record):
+        pass
 
 
 class _Nothing:

@@ -96,3 +96,16 @@ def results(folder):
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+def shown(folder):
+    """[(tag, step, value), ...] of all that TensorBoard shows of a run, sorted; a picture is its bytes."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+    events = EventAccumulator(os.path.join(folder, 'tb'), dict.fromkeys(('scalars', 'images', 'tensors'), 0))
+    events.Reload()
+    tags = events.Tags()
+    found = [(tag, e.step, e.value) for tag in tags['scalars'] for e in events.Scalars(tag)]
+    found += [(tag, e.step, e.encoded_image_string) for tag in tags['images'] for e in events.Images(tag)]
+    found += [(tag, e.step, make_ndarray(e.tensor_proto).tolist()) for tag in tags['tensors'] for e in events.Tensors(tag)]
+    return sorted(found, key=lambda row: row[:2])

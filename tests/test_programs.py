@@ -25,7 +25,7 @@ from datasets import scoring
 def test_a_search_leaves_what_is_promised(finished):
     folder = finished / 'runs/search/a'
     assert {p.name for p in folder.iterdir()} == {'config.yaml', 'genotype.json', 'genotype.png', 'metrics.jsonl', 'search.log',
-                                                  'checkpoint.pt', 'lock', 'tb'}
+                                                  'checkpoint.pt', 'checkpoint.previous.pt', 'lock', 'tb'}
     genotype, record = gt.load(folder / 'genotype.json')
     assert gt.to_str(genotype) == rows(folder / 'metrics.jsonl')[-1]['genotype']
     assert record['network']['layers'] == 3
@@ -42,8 +42,9 @@ def test_a_search_leaves_what_is_promised(finished):
 
 def test_results_agree_with_predictions(finished, small_corpus):
     folder = finished / 'runs/augment/a'
-    assert {p.name for p in folder.iterdir()} == {'config.yaml', 'best.pt', 'checkpoint.pt', 'results.json', 'predictions.csv',
-                                                  'metrics.jsonl', 'augment.log', 'lock', 'tb'}
+    assert {p.name for p in folder.iterdir()} == {'config.yaml', 'best.pt', 'checkpoint.pt', 'checkpoint.previous.pt',
+                                                  'results.json', 'predictions.csv', 'metrics.jsonl', 'augment.log', 'lock',
+                                                  'tb'}
     found = json.loads((folder / 'results.json').read_text())
     with open(folder / 'predictions.csv', newline='') as f:
         table = list(csv.DictReader(f))

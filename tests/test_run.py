@@ -68,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named():
         run(resume=True).open(DATA)
     with open(path, 'wb') as f:
         f.write(b'damaged')
-    with pytest.raises(UserError, match='checkpoint.pt cannot be read'):
+    with pytest.raises(UserError, match='checkpoint.pt is damaged'):
         run(resume=True).open(DATA)
     with pytest.raises(UserError, match='is None, but'):  # another program's run
         utils.Run('search', cf.SvmConfig(name='x', resume=True))

@@ -1,0 +1,269 @@
+"""Kills the programs at random moments and inside their writes, resumes them, and compares with a run that was left alone.
+
+    python scripts/kills.py --trials 250 --kills 4 --to /tmp/kills
+
+Nothing may differ: not a bit of the results, of TensorBoard's events, of the networks. Every trial is one line of
+TO/trials.jsonl; the same command continues. Programs run in forks of this process, which has torch loaded, on a corpus of a
+few synthetic files.
+"""
+import argparse
+import collections
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
+
+import soundfile  # noqa: E402
+import torch  # noqa: E402
+
+import augment  # noqa: E402
+import events  # noqa: E402
+import search  # noqa: E402
+import signals  # noqa: E402
+import utils  # noqa: E402
+from datasets.readers import synthetic  # noqa: E402
+from models import parallel  # noqa: E402
+
+DATA = '--dataset manifest --data_path ../corpus/m.csv --device cpu --duration 0.5 --n_mels 8 --hop_ms 32 --time_pool 1'.split()
+SIZES = '--batch_size 6 --layers 1 --init_channels 2 --rnn_channels 4'.split()
+SEARCH = ['--name', 'x', *DATA, *SIZES, *'--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --epochs 3 --cnn_ops'.split(),
+          'skip_connect,sep_conv_3x3,none', '--rnn_ops', 'skip_connect,lstm_1,none', '--resume']
+GENOTYPE = ("Genotype(normal=[[('sep_conv_3x3', 0), ('skip_connect', 1)]], normal_concat=[2], reduce=[[('sep_conv_3x3', 0), "
+            "('skip_connect', 1)]], reduce_concat=[2], rnn=[[('lstm_1', 0), ('skip_connect', 1)]], rnn_concat=[2])")
+AUGMENT = ['--name', 'x', *DATA, *SIZES, '--epochs', '3', '--genotype', GENOTYPE, '--resume']
+# What is killed: {name: (main, arguments, shared cache)}. Extraction: every start extracts what is missing in its own cache.
+PROGRAMS = {
+    'search, order 1': (search.main, [*SEARCH, '--cache', '../cache'], 'search.py'),
+    'search, order 2': (search.main, [*SEARCH, '--order', '2', '--cache', '../cache'], 'search.py'),
+    'augment': (augment.main, [*AUGMENT, '--cache', '../cache'], 'augment.py'),
+    'augment, train_on_dev': (augment.main, [*AUGMENT, '--train_on_dev', '--cache', '../cache'], 'augment.py'),
+    'extraction, then augment': (augment.main, [*AUGMENT, '--epochs', '1', '--cache', 'cache', '--workers', '2'], 'augment.py'),
+}
+WRITES = ('write', 'fsync', 'replace', 'link', 'unlink', 'truncate', 'ftruncate', 'mkdir')
+VARIES = {'seconds', 'command', 'provenance'}
+SOFT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+LIMIT = 300  # s: a program that has not ended by then is stuck
+
+
+def make_corpus(folder: Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ['path,label,speaker,gender']
+    for speaker, emotion, take in itertools.product(range(6), ('angry', 'sad'), range(3)):
+        name = f's{speaker}_{emotion}_{take}.wav'
+        soundfile.write(folder / name, synthetic.synthesise(speaker, emotion, take)[:9_000 + 700 * take], synthetic.SAMPLE_RATE)
+        rows.append(f'{name},{emotion},spk{speaker},{"mf"[speaker % 2]}')
+    (folder / 'm.csv').write_text('\n'.join(rows) + '\n')
+
+
+def child(folder: Path, program: str, strike: int | None):
+    """Runs a program in this fork. strike: number of the call in WRITES at which it is killed; a write is half done then."""
+    os.chdir(folder)
+    os.setsid()
+    log = os.open('log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for fd in (1, 2):
+        os.dup2(log, fd)
+    sys.stdout, sys.stderr = (os.fdopen(fd, 'w', buffering=1) for fd in (1, 2))
+    main, argv, name = PROGRAMS[program]
+    sys.argv = [name, *argv]
+    calls = itertools.count()
+    own = os.getpid()
+
+    def killing(do, is_write):
+        def call(*args, **kwargs):
+            if next(calls) == strike:
+                if is_write:
+                    do(args[0], memoryview(args[1])[:len(args[1]) // 2])
+                os.kill(own, signal.SIGKILL)
+            return do(*args, **kwargs)
+        return call
+    for write in WRITES:
+        setattr(os, write, killing(getattr(os, write), write == 'write'))
+    utils.set_threads = lambda n: None
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    utils.cli(main, parallel.first_to_speak, os._exit, 'the same command with --resume continues')
+    Path('calls').write_text(str(next(calls)))
+    os._exit(0)
+
+
+def start(folder, program, strike=None) -> int:
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        try:
+            child(folder, program, strike)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    return pid
+
+
+def wait(pid, until=LIMIT) -> int | None:
+    """Its exit code, negative for a signal; None if it still runs after `until` seconds."""
+    end = time.monotonic() + until
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(.005)
+    return None
+
+
+def kill(pid) -> int:
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def plain(tree):
+    """A tree without what differs from run to run; tensors as their bytes."""
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items() if key not in VARIES and key != 'events'}
+    if isinstance(tree, list | tuple):
+        return [plain(value) for value in tree]
+    if torch.is_tensor(tree):
+        return [str(tree.dtype), list(tree.shape), hashlib.sha256(tree.contiguous().view(-1).numpy().tobytes()).hexdigest()]
+    return tree
+
+
+def shown(folder: Path) -> list:
+    """Every event on disk as (step, tag, digest), in the order of files; a time is not compared."""
+    from tensorboardX.proto.event_pb2 import Event
+    found = []
+    for path in sorted(folder.glob('events*')):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], 'little')
+            event, data = Event.FromString(data[12:12 + size]), data[16 + size:]
+            for value in event.summary.value:
+                body = b'' if value.tag == 'seconds' else value.SerializeToString()
+                found.append((event.step, value.tag, hashlib.sha256(body).hexdigest()))
+    return sorted(found)
+
+
+def contents(folder: Path) -> dict:
+    """{file: what must be equal} of a finished run."""
+    run, found = next((folder / 'runs').glob('*/x')), {}
+    for path in sorted(run.rglob('*')):
+        if path.suffix == '.json':
+            found[path.name] = plain(json.loads(path.read_text()))
+        elif path.name == 'metrics.jsonl':
+            found[path.name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.suffix == '.pt':
+            found[path.name] = plain(utils.read_torch(path))
+        elif path.suffix in ('.csv', '.png', '.yaml'):
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    found['events'] = shown(run / 'tb')
+    found['left over'] = sorted(str(p.relative_to(folder)) for p in folder.rglob('*.tmp') if p.parent.parent.name != 'features')
+    return json.loads(json.dumps(found))
+
+
+def trial(folder: Path, program: str, reference: dict, n_kills: int, rng: random.Random) -> dict:
+    """Kills a run n_kills times, then lets it end; what differs from `reference`, and what else went wrong."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    killed, wrong = collections.Counter(), []
+    for _ in range(n_kills):
+        way = rng.choice(('write', 'write', 'moment', 'moment', 'soft'))
+        strike = int(rng.random() ** 1.5 * reference['calls']) if way == 'write' else None
+        pid = start(folder, program, strike)
+        code = wait(pid, LIMIT if way == 'write' else rng.random() * reference['seconds'])
+        if code is None and way == 'soft':
+            number = rng.choice(SOFT)
+            os.kill(pid, number)
+            code = wait(pid, 30)
+            if code is None:
+                wrong.append(f'{number.name}: no end within 30 s')
+            elif code not in (0, signals.INTERRUPTED if number == signal.SIGINT else signals.AGAIN):
+                wrong.append(f'{number.name}: exit code {code}')
+            killed[number.name] += code != 0
+        elif code is None and way == 'moment':
+            killed['SIGKILL'] += 1
+        elif code == -signal.SIGKILL:
+            killed['SIGKILL inside a write'] += 1
+        elif code:
+            wrong.append(f'exit code {code}')
+        if code is None:
+            kill(pid)
+    pid = start(folder, program)
+    code = wait(pid)
+    if code is None:
+        kill(pid)
+        wrong.append('stuck')
+    elif code:
+        wrong.append(f'exit code {code} at the end')
+    else:
+        found = contents(folder)
+        wrong += [name for name in reference['contents'] if found.get(name) != reference['contents'][name]]
+        mine, other = (collections.Counter(map(tuple, tree['events'])) for tree in (found, reference['contents']))
+        lost, doubled = (other - mine).total(), (mine - other).total()
+        wrong += [f'{lost} events lost'] * bool(lost) + [f'{doubled} events too many'] * bool(doubled)
+    if not wrong:
+        shutil.rmtree(folder)
+    return {'program': program, 'kills': dict(killed), 'wrong': wrong}
+
+
+def uninterrupted(folder: Path, program: str) -> dict:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    began = time.monotonic()
+    code = wait(start(folder, program))
+    if code:
+        sys.exit(f'kills.py: {program} fails without a kill: {(folder / "log").read_text()[-1000:]}')
+    return {'contents': contents(folder), 'seconds': time.monotonic() - began, 'calls': int((folder / 'calls').read_text())}
+
+
+def table(trials: list[dict]) -> str:
+    rows = ['| program | trials | SIGKILL at a moment | inside a write | SIGTERM, SIGUSR1, SIGINT | wrong |',
+            '|---|---|---|---|---|---|']
+    for program in dict.fromkeys(t['program'] for t in trials):
+        own = [t for t in trials if t['program'] == program]
+        kills = sum((collections.Counter(t['kills']) for t in own), collections.Counter())
+        soft = [str(kills[number.name]) for number in SOFT]
+        soft = ', '.join([soft[0], soft[1], soft[2]])
+        rows.append(f'| {program} | {len(own)} | {kills["SIGKILL"]} | {kills["SIGKILL inside a write"]} | {soft} | '
+                    f'{sum(bool(t["wrong"]) for t in own)} |')
+    return '\n'.join([*rows, f'{sum(sum(t["kills"].values()) for t in trials)} kills'])
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--trials', type=int, default=250, help='in all, in turn over the programs (default: 250)')
+    parser.add_argument('--kills', type=int, default=4, help='kills in a trial (default: 4)')
+    parser.add_argument('--to', type=Path, default=Path('/tmp/kills'), help='folder of the trials (default: /tmp/kills)')
+    parser.add_argument('--only', help='one of the programs')
+    own = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    to = own.to.resolve()
+    make_corpus(to / 'corpus')
+    names = [own.only] if own.only else list(PROGRAMS)
+    references, done = {}, []
+    record = to / 'trials.jsonl'
+    with contextlib.suppress(FileNotFoundError):
+        done = [json.loads(line) for line in record.read_text().splitlines()]
+    for n in range(len(done), own.trials):
+        program = names[n % len(names)]
+        if program not in references:
+            uninterrupted(to / 'whole', program)  # fills the cache, whose extraction takes its own time
+            references[program] = uninterrupted(to / 'whole', program)
+        done.append(trial(to / f'trial-{n}', program, references[program], own.kills, random.Random(n)))
+        with open(record, 'a') as f:
+            f.write(json.dumps(done[-1]) + '\n')
+        if done[-1]['wrong']:
+            print(n, done[-1], flush=True)
+    print(table(done))
+    return sum(bool(t['wrong']) for t in done)
+
+
+if __name__ == '__main__':
+    assert events  # so that a fork need not import it
+    sys.exit(bool(main()))
