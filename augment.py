@@ -309,6 +309,7 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev), 'test_speakers': list(speakers),
         'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'seed': config.seed, 'format': run.format,
+        'provenance': run.provenance,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     title = f'{config.dataset}, fold {config.fold}: UA {100 * found["ua"]:.1f}, n = {len(test)}'
     run.draw('confusion/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, title), facts['best_epoch'])

@@ -94,6 +94,7 @@ class DeviceSettings:
     device: str = setting('auto', 'auto, cpu, cuda or cuda:1; under torchrun each process takes one GPU')
     amp: bool = setting(True, 'bfloat16 autocast on a GPU that supports it')
     channels_last: bool = setting(True, 'memory layout of feature maps')
+    deterministic: bool = setting(False, 'equal bits in every run on one GPU, which is slower; a CPU always gives them')
 
 
 @dataclass(frozen=True, kw_only=True)

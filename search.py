@@ -211,7 +211,7 @@ def finish(run, net, config, data):
     genotype, log = net.genotype(), run.logger.info
     net.print_alphas(run.logger)
     run.write_figure('genotype.png', lambda: plot(genotype, title(run)))
-    gt.save(run.file('genotype.json'), genotype, record(config, net, data))
+    gt.save(run.file('genotype.json'), genotype, {**record(config, net, data), 'provenance': run.provenance})
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)

@@ -4,17 +4,21 @@ import csv
 import difflib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
 import logging
 import os
+import platform
 import random
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import time
 import traceback
@@ -33,10 +37,13 @@ from config import UserError
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
 FORMAT = 2
 PREVIOUS = 'checkpoint.previous.pt'
+BEFORE, MOVING = '.before', '.before.moving'  # in a run's folder: the run that it replaces; the same while it is moved
+KEPT = {'lock', BEFORE, MOVING}
+ASIDE = re.compile(r'.+\.(.+)-(\d+)-[0-9a-f]{8}\.tmp')  # file that is not yet at its place: host and process
 # Settings that may change on --resume; the data are compared by digest and normalisation instead.
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
 # Values that these settings had, in effect, in runs made before they existed.
-BEFORE_THE_SETTING = {'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'fast': True}
+BEFORE_THE_SETTING = {'deterministic': False, 'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'fast': True}
 # Errors of the operating system that the user can mend; others are mistakes in this code.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
                errno.EMFILE, errno.ENAMETOOLONG}
@@ -56,7 +63,7 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
             print(f'{os.path.basename(sys.argv[0])}: {" ".join(message.split())}', file=sys.stderr, flush=True)
         for run in list(_open_runs):  # flush TensorBoard: a resumed run does not draw old epochs again
             with contextlib.suppress(OSError):  # the disk may be full
-                run.close()
+                run.close(failed=True)
         leave(code)
     try:
         with signals.listening():
@@ -151,6 +158,37 @@ def set_seed(seed: int):
     torch.manual_seed(seed)
 
 
+@functools.cache
+def provenance() -> dict:
+    """What made a file: git commit and whether the code differs from it, versions, device, command."""
+    root = os.path.dirname(os.path.abspath(__file__))
+
+    def git(*words):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(['git', '-C', root, *words], capture_output=True, text=True, timeout=10).stdout
+        return ''
+    top, _, commit = git('rev-parse', '--show-toplevel', 'HEAD').strip().partition('\n')
+    known = bool(commit) and os.path.realpath(top) == os.path.realpath(root)  # this folder may lie in another repository
+    cpu = f'cpu ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
+    return {'commit': commit if known else None,
+            'dirty': bool(git('status', '--porcelain', '--untracked-files=no')) if known else None,
+            'python': platform.python_version(), 'torch': str(torch.__version__), 'numpy': np.__version__,
+            'device': torch.cuda.get_device_name() if torch.cuda.is_initialized() else cpu,
+            'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}
+
+
+def digest_of(tree) -> str:
+    """Hex digest of a tree that JSON can hold."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def set_deterministic():
+    """Only operations whose result does not depend on the order of threads. One that has no such form raises RuntimeError."""
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read when CUDA begins
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def count_parameters(parameters: Iterable) -> int:
     """Number of scalars in `parameters`."""
     return sum(p.numel() for p in parameters)
@@ -164,8 +202,8 @@ def write_aside(path, write: Callable, shared: bool = False):
     aside = f'{path}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp'
     with signals.held():
         whole = io.BytesIO()  # torch.save, for example, hides the error of a full disk behind one of its own
-        write(whole)
         try:
+            write(whole)
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 events.write_all(fd, whole.getbuffer())
@@ -200,7 +238,7 @@ def remove_asides(folder, ours: bool = False):
     """
     for above, _, files in os.walk(folder):
         for name in files:
-            if found := re.fullmatch(r'.+\.(.+)-(\d+)-[0-9a-f]{8}\.tmp', name):
+            if found := ASIDE.fullmatch(name):
                 path = os.path.join(above, name)
                 with contextlib.suppress(OSError):
                     age = time.time() - os.path.getmtime(path)
@@ -299,7 +337,7 @@ class Run:
         if self.config.overwrite and os.path.islink(path):
             raise UserError(f'--overwrite: {path} is a link to another folder: remove the link, or take another --name')
         self.exists = os.path.exists(self.file('config.yaml'))
-        if not self.exists and os.path.lexists(path) and not (os.path.isdir(path) and set(os.listdir(path)) <= {'lock'}):
+        if not self.exists and os.path.lexists(path) and not self._only_begun():
             raise UserError(f'{path} exists and is not a run: take another --name')
         if not self.exists or self.config.overwrite:
             return
@@ -314,10 +352,16 @@ class Run:
             if key not in MAY_CHANGE and then != now:
                 raise UserError(f'--resume: {key} is {now}, but {path} began with {then}; take another --name')
 
+    def _only_begun(self):
+        """Whether a process was killed here before it wrote config.yaml, or while it moved the run."""
+        return os.path.isdir(self.path) and (os.path.isdir(self.file(MOVING)) or all(
+            name in KEPT or ASIDE.fullmatch(name) for name in os.listdir(self.path)))
+
     @staticmethod
     def _runs(folder):
         """Folders of runs at and below `folder`, sorted."""
-        return sorted(above for above, _, files in os.walk(folder) if 'config.yaml' in files)
+        return sorted(above for above, _, files in os.walk(folder) if 'config.yaml' in files
+                      and not os.path.basename(above).startswith('.'))
 
     def file(self, name: str) -> str:
         """Path of a file of this run."""
@@ -331,17 +375,21 @@ class Run:
         self.data = {'mean': data.mean, 'std': data.std, 'digest': data.digest}
         os.makedirs(self.path, exist_ok=True)
         self._lock()
+        self._finish_moving()
         try:
             self._check()  # again: another process may have made this run meanwhile
         except UserError:
             self.lock.close()
             raise
         if self.config.overwrite:
-            self._clear()
+            self._set_aside()
         remove_asides(self.path, ours=True)
+        self.provenance = {**provenance(), 'settings': digest_of({**self.settings, 'name': None}), 'digest': data.digest,
+                           'speakers': {part: list(getattr(data.fold, part)) for part in ('train', 'dev', 'test')},
+                           'data_path': self.config.data_path}
+        self._write_settings()  # first, since they tell that the folder is a run
         self.logger = self._make_logger()
         checkpoint = self._read_checkpoint() if self.config.resume else None
-        self._write_settings()
         self.history = checkpoint['history'] if checkpoint else []
         # Rows after the checkpoint belong to an epoch that will be run again, and so do events.
         write_text(self.file('metrics.jsonl'), ''.join(map(_json_line, self.history)))
@@ -379,13 +427,44 @@ class Run:
         except OSError:
             pass  # a file system without locks
 
+    def _set_aside(self):
+        """Moves the run that is to be overwritten to BEFORE, where it stays until the new one has a checkpoint.
+
+        If it is there already, what is in the folder is a new run that never had one.
+        """
+        if os.path.isdir(self.file(BEFORE)):
+            self._clear()
+        elif names := self._entries():
+            os.mkdir(self.file(MOVING))
+            for name in names:
+                os.rename(self.file(name), self.file(os.path.join(MOVING, name)))
+            os.rename(self.file(MOVING), self.file(BEFORE))
+
+    def _give_back(self):
+        """Undoes `_set_aside`, if the new run has no checkpoint."""
+        if os.path.isdir(self.file(BEFORE)) and not os.path.exists(self.file('checkpoint.pt')):
+            self._clear()
+            os.rename(self.file(BEFORE), self.file(MOVING))
+            self._finish_moving()
+            print(f'{self.path} is again the run that was to be overwritten', file=sys.stderr)
+
+    def _finish_moving(self):
+        """Puts back what a killed process was moving."""
+        if os.path.isdir(self.file(MOVING)):
+            for name in os.listdir(self.file(MOVING)):
+                os.rename(self.file(os.path.join(MOVING, name)), self.file(name))
+            os.rmdir(self.file(MOVING))
+
+    def _entries(self):
+        return [name for name in os.listdir(self.path) if name not in KEPT]
+
     def _clear(self):
-        """Deletes everything but the lock that this process holds."""
-        for entry in os.scandir(self.path):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            elif entry.name != 'lock':
-                os.unlink(entry.path)
+        """Deletes the new run, but neither the lock that this process holds nor the run that was moved."""
+        for path in map(self.file, self._entries()):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
 
     def _write_settings(self):
         unused = self.config.unused()
@@ -485,19 +564,25 @@ class Run:
         if not self.writes:
             return
         self.writer.flush()
-        tree = {**state, **self.data, 'history': self.history, 'events': events.sizes(self.file('tb'))}
+        tree = {**state, **self.data, 'history': self.history, 'events': events.sizes(self.file('tb')),
+                'provenance': self.provenance}
         with signals.held():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.file(PREVIOUS))
             with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
                 os.link(self.file('checkpoint.pt'), self.file(PREVIOUS))
             self.save('checkpoint.pt', tree)
+        shutil.rmtree(self.file(BEFORE), ignore_errors=True)
 
-    def close(self):
-        """Flushes TensorBoard and releases the lock."""
+    def close(self, failed: bool = False):
+        """Flushes TensorBoard and releases the lock. failed: before its first checkpoint, --overwrite has changed nothing."""
         _open_runs.discard(self)
         self.writer.close()
         if self.lock:
+            if failed:
+                self._give_back()
+            elif self.writes:
+                shutil.rmtree(self.file(BEFORE), ignore_errors=True)
             self.lock.close()
 
 

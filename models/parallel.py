@@ -66,6 +66,8 @@ def launcher() -> str:
 def start(config) -> torch.device:
     """Sets the threads, chooses the device, and joins the other processes. `stop` leaves them."""
     utils.set_threads(config.threads)
+    if config.deterministic:
+        utils.set_deterministic()
     device = utils.choose_device(config.device, local_rank())
     join(device)
     return device

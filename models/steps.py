@@ -38,6 +38,7 @@ class Steps:
             self.epoch, self.done, self.start, self.tally = epoch, 0, state.draws.get_state(), Tally()
         else:
             self.tally.restore(self.left, state.device, parallel.is_main())
+            optim._opt_called = True  # else its scheduler warns, if no step is left of the epoch
         signals.hold(True)
         if number := self._asked():  # since the last step of the epoch before, which has a checkpoint
             signals.stop(number)

@@ -27,6 +27,7 @@ from jobs import MATCHED, SEARCH, SEARCHED, SVM, Job  # noqa: E402
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
+import signals  # noqa: E402
 from config import UserError  # noqa: E402
 
 
@@ -53,9 +54,10 @@ def main(argv=None, code: Path = ROOT):
     experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command)
     try:
         failed = run(experiment, [job for job in every if not job.done()], own)
-    except KeyboardInterrupt:
-        print('cross_validate.py: interrupted; the same command continues', file=sys.stderr, flush=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, signals.Stopped) as error:
+        said, code = (str(error), signals.AGAIN) if str(error) else ('interrupted', signals.INTERRUPTED)
+        print(f'cross_validate.py: {said}; the same command continues', file=sys.stderr, flush=True)
+        sys.exit(code)
     print(f'{experiment.path}/table.md: {make_tables(experiment)}')
     if failed:
         sys.exit(f'cross_validate.py: {len(failed)} of {len(every)} jobs failed: {", ".join(map(str, failed))}. Reasons are in '
@@ -140,7 +142,7 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
         env['OMP_NUM_THREADS'] = str(max(1, joblib.cpu_count() // own.jobs))
     failed, n_ended = [], 0
     jobs.stopping.clear()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of the keyboard, a cluster, a closed terminal
+    for number in (*signals.SIGNALS, signal.SIGHUP):  # of the keyboard, a cluster, a closed terminal
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end_all)
     with workers(own) as n_jobs:
@@ -159,10 +161,10 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     return failed
 
 
-def end_all(*_):
-    """Signal handler: ends all processes that were started here."""
+def end_all(number, _):
+    """Signal handler: ends all processes that were started here, which write checkpoints."""
     jobs.stop()
-    raise KeyboardInterrupt
+    raise signals.Stopped(number) if number in (signal.SIGTERM, signal.SIGUSR1) else KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
-GRACE = 10.  # s that a process has to end after SIGTERM
+GRACE = 30.  # s that a process has to write a checkpoint and end after SIGTERM
+AGAIN = 75  # exit code of a program that wrote one
 TAIL = 40  # lines of stderr kept of a failed run
 
 stopping = threading.Event()
@@ -152,6 +153,8 @@ def _run(job, python, env):
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
         if job.done():
             return None
+        if code == AGAIN:
+            stopping.wait(1.)  # the signal may have come to all processes, and to this one last
         if code != 2 or 'another process is writing' not in said:  # else it began between our look and our start
             why = f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
             return '\n'.join([why if code >= 0 else f'ended by {_signal(-code)}', '', *lines[-TAIL:]])

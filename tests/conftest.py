@@ -89,7 +89,14 @@ def rows(path, drop=('seconds',)):
 
 def results(folder):
     found = json.loads((folder / 'results.json').read_text())
-    return {k: v for k, v in found.items() if k not in ('seconds', 'command')}
+    return {k: v for k, v in found.items() if k not in ('seconds', 'command', 'provenance')}
+
+
+def found_by(search):
+    """Genotype and record in the folder of a search, without what differs from run to run."""
+    tree = json.loads((search / 'genotype.json').read_text())
+    del tree['provenance']
+    return tree
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,7 @@ def test_the_yaml_of_the_settings_page_is_read(tmp_path):
 def test_the_diffs_of_the_extending_page_work(tmp_path):
     for folder in ('models', 'datasets'):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('genotypes.py', 'config.py', 'utils.py'):
+    for name in ('genotypes.py', 'config.py', 'utils.py', 'events.py', 'signals.py'):
         shutil.copy(ROOT / name, tmp_path)
     for diff in re.findall(r'```diff\n(.*?)```', (ROOT / 'docs' / 'extending.md').read_text(), re.S):
         subprocess.run(['git', 'apply', '-'], input=diff, text=True, cwd=tmp_path, check=True,

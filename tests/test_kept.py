@@ -13,8 +13,9 @@ import config as cf
 import events
 import utils
 from config import UserError
+from datasets.folds import Fold
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d')
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,23 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert {*os.listdir(tmp_path / 'sub')} == {names['live'], names['other'], names['foreign']}
     utils.remove_asides(tmp_path, ours=True)
     assert os.listdir(tmp_path / 'sub') == ['thesis.tmp']
+
+
+def test_a_run_killed_in_its_first_write_begins_again(monkeypatch):
+    write = events.write_all
+
+    def fails(fd, data):
+        write(fd, data[:9])
+        raise KeyboardInterrupt  # which leaves what a kill leaves
+    monkeypatch.setattr(events, 'write_all', fails)
+    one = utils.Run('search', cf.SearchConfig(name='x'))
+    with pytest.raises(KeyboardInterrupt):
+        one.open(DATA)
+    one.lock.close()
+    monkeypatch.setattr(events, 'write_all', write)
+    assert [name for name in os.listdir(one.path) if name != 'lock'][0].endswith('.tmp')
+    opened(resume=True)[0].close()
+    assert not [name for name in os.listdir(one.path) if name.endswith('.tmp')]
 
 
 def test_an_event_file_is_what_tensorboard_reads(tmp_path):

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,9 @@ from conftest import ROOT
 import config as cf
 import utils
 from config import UserError
+from datasets.folds import Fold
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d')
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +83,7 @@ def test_overwrite_begins_anew_and_never_resumes(monkeypatch):
     with open(stray, 'w'):
         pass
     with monkeypatch.context() as m:  # a file system that deletes nothing, and says nothing
-        m.setattr(utils.Run, '_clear', lambda self: None)
+        m.setattr(utils.Run, '_set_aside', lambda self: None)
         anew = run(overwrite=True)
         assert anew.open(DATA) is None and anew.history == []
         anew.close()
@@ -89,11 +91,48 @@ def test_overwrite_begins_anew_and_never_resumes(monkeypatch):
     assert anew.open(DATA) is None and not os.path.exists(stray) and not os.path.exists(anew.file('checkpoint.pt'))
     anew.close()
     with monkeypatch.context() as m:  # a file system that refuses to delete
-        def refuse(path, **kwargs):
+        def refuse(path, *_):
             raise PermissionError(1, 'Operation not permitted', path)
-        m.setattr(os, 'unlink', refuse)
+        m.setattr(os, 'rename', refuse)
         with pytest.raises(PermissionError):
             run(overwrite=True).open(DATA)
+
+
+def test_what_is_to_be_overwritten_stays_until_the_new_run_has_a_checkpoint(capsys):
+    first = made()
+    first.save_checkpoint({'w': torch.ones(2)})
+    old = {name: Path(first.file(name)).read_bytes() for name in ('checkpoint.pt', 'config.yaml', 'search.log')}
+
+    def same():
+        return all(os.path.exists(first.file(name)) and Path(first.file(name)).read_bytes() == old[name] for name in old)
+
+    def fails():
+        run(overwrite=True, seed=5).open(DATA)
+        assert not same()
+        raise UserError('diverged')
+    codes = []
+    utils.cli(fails, leave=codes.append)
+    assert codes == [2] and same() and 'is again the run' in capsys.readouterr().err
+    for _ in range(2):  # killed twice
+        anew = run(overwrite=True, seed=5)
+        assert anew.open(DATA) is None
+        utils._open_runs.discard(anew)
+        anew.lock.close()
+    with pytest.raises(UserError, match='--resume'):
+        run(seed=5)
+    utils.cli(fails, leave=codes.append)
+    assert same() and not os.path.exists(first.file(utils.BEFORE))
+    os.mkdir(first.file(utils.MOVING))  # killed while it moved the run
+    for name in old:
+        os.rename(first.file(name), first.file(f'{utils.MOVING}/{name}'))
+    with pytest.raises(UserError, match='exists: continue it'):
+        run().open(DATA)
+    assert same()
+    anew = run(overwrite=True, seed=5)
+    anew.open(DATA)
+    anew.save_checkpoint({'w': torch.ones(2)})
+    assert not os.path.exists(anew.file(utils.BEFORE)) and not same()
+    anew.close()
 
 
 def test_overwrite_does_not_follow_a_link():
