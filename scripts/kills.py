@@ -16,19 +16,24 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
+import cross_validate  # noqa: E402
+import jobs  # noqa: E402
 import soundfile  # noqa: E402
+import svm  # noqa: E402
+import table as tables  # noqa: E402, F401  (so that a fork need not import it)
 import torch  # noqa: E402
 
 import augment  # noqa: E402
-import events  # noqa: E402
 import search  # noqa: E402
 import signals  # noqa: E402
 import utils  # noqa: E402
@@ -42,12 +47,17 @@ SEARCH = ['--name', 'x', *DATA, *SIZES, *'--n_nodes 1 --rnn_nodes 1 --alpha_warm
 GENOTYPE = ("Genotype(normal=[[('sep_conv_3x3', 0), ('skip_connect', 1)]], normal_concat=[2], reduce=[[('sep_conv_3x3', 0), "
             "('skip_connect', 1)]], reduce_concat=[2], rnn=[[('lstm_1', 0), ('skip_connect', 1)]], rnn_concat=[2])")
 AUGMENT = ['--name', 'x', *DATA, *SIZES, '--epochs', '3', '--genotype', GENOTYPE, '--resume']
-# What is killed: {name: (main, arguments, shared cache)}. Extraction: every start extracts what is missing in its own cache.
+CROSS = ['--name', 'x', *DATA[:-2], '--time_pool', '1', '--models', 'searched,svm', '--only_folds', '1', '--cache', '../cache',
+         '--search.batch_size', '6', '--augment.batch_size', '6', '--search.epochs', '2', '--augment.epochs', '2',
+         *SIZES[2:], '--n_nodes', '1', '--rnn_nodes', '1', '--search.alpha_warmup', '1', '--cnn_ops', SEARCH[-4],
+         '--rnn_ops', SEARCH[-2]]
+# What is killed: {name: (main, arguments, program)}. A new one is a line here. "extraction" has a cache of its own.
 PROGRAMS = {
     'search, order 1': (search.main, [*SEARCH, '--cache', '../cache'], 'search.py'),
     'search, order 2': (search.main, [*SEARCH, '--order', '2', '--cache', '../cache'], 'search.py'),
     'augment': (augment.main, [*AUGMENT, '--cache', '../cache'], 'augment.py'),
     'augment, train_on_dev': (augment.main, [*AUGMENT, '--train_on_dev', '--cache', '../cache'], 'augment.py'),
+    'cross_validate': (cross_validate.main, CROSS, 'cross_validate.py'),
     'extraction, then augment': (augment.main, [*AUGMENT, '--epochs', '1', '--cache', 'cache', '--workers', '2'], 'augment.py'),
 }
 WRITES = ('write', 'fsync', 'replace', 'link', 'unlink', 'truncate', 'ftruncate', 'mkdir')
@@ -66,6 +76,41 @@ def make_corpus(folder: Path):
     (folder / 'm.csv').write_text('\n'.join(rows) + '\n')
 
 
+class Forked:
+    """Stands in for subprocess.Popen in jobs.py: a fork, which need not import torch."""
+
+    def __init__(self, argv, cwd, env, stdin, stdout, stderr, start_new_session):
+        self.returncode = None
+        self.pid = os.fork()
+        if not self.pid:
+            os.setsid()
+            os.chdir(cwd)
+            os.environ.update(env)
+            for fd, file in ((1, stdout), (2, stderr)):
+                os.dup2(file.fileno(), fd)
+            for number in (*SOFT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            utils.provenance.cache_clear()
+            utils._open_runs.clear()
+            sys.argv = argv[1:]
+            main = {'search.py': search.main, 'augment.py': augment.main, 'svm.py': svm.main}[os.path.basename(argv[1])]
+            utils.cli(main, leave=os._exit)
+            os._exit(0)
+
+    def poll(self):
+        if self.returncode is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if done else None
+        return self.returncode
+
+    def wait(self, timeout):
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired('a fork', timeout)
+            time.sleep(.01)
+
+
 def child(folder: Path, program: str, strike: int | None):
     """Runs a program in this fork. strike: number of the call in WRITES at which it is killed; a write is half done then."""
     os.chdir(folder)
@@ -77,11 +122,11 @@ def child(folder: Path, program: str, strike: int | None):
     main, argv, name = PROGRAMS[program]
     sys.argv = [name, *argv]
     calls = itertools.count()
-    own = os.getpid()
+    own, fork = os.getpid(), os.fork
 
     def killing(do, is_write):
         def call(*args, **kwargs):
-            if next(calls) == strike:
+            if os.getpid() == own and next(calls) == strike:
                 if is_write:
                     do(args[0], memoryview(args[1])[:len(args[1]) // 2])
                 os.kill(own, signal.SIGKILL)
@@ -89,7 +134,17 @@ def child(folder: Path, program: str, strike: int | None):
         return call
     for write in WRITES:
         setattr(os, write, killing(getattr(os, write), write == 'write'))
-    utils.set_threads = lambda n: None
+    utils.set_threads, jobs.POLL = lambda n: None, .1
+    jobs.subprocess = types.SimpleNamespace(Popen=Forked, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+    def remembered():  # who is to be killed with this process
+        pid = fork()
+        if pid:
+            with open('pids', 'a') as f:
+                f.write(f'{pid}\n')
+        return pid
+    os.fork = remembered
     signal.signal(signal.SIGINT, signal.default_int_handler)
     utils.cli(main, parallel.first_to_speak, os._exit, 'the same command with --resume continues')
     Path('calls').write_text(str(next(calls)))
@@ -119,9 +174,15 @@ def wait(pid, until=LIMIT) -> int | None:
     return None
 
 
-def kill(pid) -> int:
+def kill(pid, folder: Path | None = None):
+    """Kills a program, and what it has started if its folder is given."""
     os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.waitpid(pid, 0)
+    if folder and (folder / 'pids').exists():
+        for other in (folder / 'pids').read_text().split():
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                if f'/{folder.name}' in os.readlink(f'/proc/{other}/cwd'):
+                    os.kill(int(other), signal.SIGKILL)
 
 
 def plain(tree):
@@ -151,18 +212,21 @@ def shown(folder: Path) -> list:
 
 
 def contents(folder: Path) -> dict:
-    """{file: what must be equal} of a finished run."""
-    run, found = next((folder / 'runs').glob('*/x')), {}
-    for path in sorted(run.rglob('*')):
+    """{file: what must be equal} of finished runs."""
+    found, shows = {}, []
+    for path in sorted((folder / 'runs').rglob('*')):
+        name = str(path.relative_to(folder / 'runs'))
         if path.suffix == '.json':
-            found[path.name] = plain(json.loads(path.read_text()))
+            found[name] = plain(json.loads(path.read_text()))
         elif path.name == 'metrics.jsonl':
-            found[path.name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
+            found[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.suffix == '.pt':
-            found[path.name] = plain(utils.read_torch(path))
-        elif path.suffix in ('.csv', '.png', '.yaml'):
-            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    found['events'] = shown(run / 'tb')
+            found[name] = plain(utils.read_torch(path))
+        elif path.suffix in ('.csv', '.png', '.yaml', '.md'):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.name == 'tb':
+            shows += [[name, *row] for row in shown(path)]
+    found['events'] = shows
     found['left over'] = sorted(str(p.relative_to(folder)) for p in folder.rglob('*.tmp') if p.parent.parent.name != 'features')
     return json.loads(json.dumps(found))
 
@@ -193,11 +257,11 @@ def trial(folder: Path, program: str, reference: dict, n_kills: int, rng: random
         elif code:
             wrong.append(f'exit code {code}')
         if code is None:
-            kill(pid)
+            kill(pid, folder if rng.random() < .5 else None)
     pid = start(folder, program)
     code = wait(pid)
     if code is None:
-        kill(pid)
+        kill(pid, folder)
         wrong.append('stuck')
     elif code:
         wrong.append(f'exit code {code} at the end')
@@ -229,8 +293,8 @@ def table(trials: list[dict]) -> str:
         own = [t for t in trials if t['program'] == program]
         kills = sum((collections.Counter(t['kills']) for t in own), collections.Counter())
         soft = [str(kills[number.name]) for number in SOFT]
-        soft = ', '.join([soft[0], soft[1], soft[2]])
-        rows.append(f'| {program} | {len(own)} | {kills["SIGKILL"]} | {kills["SIGKILL inside a write"]} | {soft} | '
+        rows.append(f'| {program} | {len(own)} | {kills["SIGKILL"]} | {kills["SIGKILL inside a write"]} | '
+                    f'{", ".join(soft)} | '
                     f'{sum(bool(t["wrong"]) for t in own)} |')
     return '\n'.join([*rows, f'{sum(sum(t["kills"].values()) for t in trials)} kills'])
 
@@ -253,8 +317,11 @@ def main(argv=None):
     for n in range(len(done), own.trials):
         program = names[n % len(names)]
         if program not in references:
-            uninterrupted(to / 'whole', program)  # fills the cache, whose extraction takes its own time
-            references[program] = uninterrupted(to / 'whole', program)
+            first = uninterrupted(to / 'whole', program)['contents']  # fills the cache too, whose extraction takes its own time
+            references[program] = found = uninterrupted(to / 'whole', program)
+            if differ := [name for name in first if first[name] != found['contents'].pop(name)]:
+                print(f'{program}: not compared, since two runs that nobody kills differ in them: {", ".join(differ)}')
+            found['contents'] = {name: tree for name, tree in first.items() if name not in differ}
         done.append(trial(to / f'trial-{n}', program, references[program], own.kills, random.Random(n)))
         with open(record, 'a') as f:
             f.write(json.dumps(done[-1]) + '\n')
@@ -265,5 +332,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    assert events  # so that a fork need not import it
     sys.exit(bool(main()))
