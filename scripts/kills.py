@@ -31,9 +31,9 @@ def trial(folder: Path, program: str, whole: dict, n_kills: int, rng: random.Ran
     killed, wrong = collections.Counter(), []
     for _ in range(n_kills):
         way = rng.choice(('write', 'write', 'moment', 'moment', 'soft'))
-        strike = int(rng.random() ** 1.5 * whole['calls']) if way == 'write' else None
+        strike = int(rng.random() ** 2 * whole['calls']) if way == 'write' else None
         pid = start(folder, program, strike)
-        code = wait(pid, LIMIT if way == 'write' else rng.random() * whole['seconds'])
+        code = wait(pid, LIMIT if way == 'write' else .6 * rng.random() * whole['seconds'])
         if code is None and way == 'soft':
             number = rng.choice(SOFT)
             os.kill(pid, number)

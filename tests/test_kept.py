@@ -5,6 +5,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import soundfile
 import torch
 from conftest import shown
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ import events
 import utils
 from config import UserError
 from datasets.folds import Fold
+from datasets.readers import synthetic
 
 DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
 
@@ -198,6 +200,25 @@ def test_a_run_killed_in_its_first_write_begins_again(monkeypatch):
     assert [name for name in os.listdir(one.path) if name != 'lock'][0].endswith('.tmp')
     opened(resume=True)[0].close()
     assert not [name for name in os.listdir(one.path) if name.endswith('.tmp')]
+
+
+def test_a_corpus_that_a_killed_process_was_making_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, 'TAKES', [(0, 'angry', 0)])
+    for name in ('corpus.dead', 'corpus.live'):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / 'corpus.dead', (0, 0))
+    synthetic._make(tmp_path / 'corpus')
+    assert {p.name for p in tmp_path.iterdir()} == {'corpus', 'corpus.live'}
+    wave, path = synthetic.synthesise(0, 'angry', 0), tmp_path / 'plain.wav'
+    soundfile.write(path, wave, synthetic.SAMPLE_RATE, subtype='PCM_16')
+    assert next((tmp_path / 'corpus').iterdir()).read_bytes() == path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(events, 'write_all', full)
+    with pytest.raises(OSError, match='00_angry_00.wav') as error:
+        synthetic._make(tmp_path / 'again')
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_an_event_file_is_what_tensorboard_reads(tmp_path):
