@@ -1,6 +1,6 @@
 """Two processes on one run, one cache, one experiment, again and again; and growth over many epochs.
 
-    python scripts/endurance.py --together 100 --epochs 1000 --to /tmp/endurance
+    python scripts/endurance.py --together 100 --epochs 1000 --to endurance
 """
 import argparse
 import collections
@@ -63,7 +63,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--together', type=int, default=100, help='pairs of processes, in turn over the three kinds')
     parser.add_argument('--epochs', type=int, default=1000, help='epochs of the long training; 0: none')
-    parser.add_argument('--to', type=Path, default=Path('/tmp/endurance'), help='folder of the trials')
+    parser.add_argument('--to', type=Path, default=Path('endurance'), help='folder of the trials (default: endurance)')
     own = parser.parse_args(argv)
     torch.set_num_threads(1)
     to = own.to.resolve()

@@ -1,6 +1,6 @@
 """Kills the programs at random moments and inside their writes, resumes them, and compares with a run that was left alone.
 
-    python scripts/kills.py --trials 180 --kills 6 --to /tmp/kills
+    python scripts/kills.py --trials 180 --kills 6 --to kills
 
 Nothing may differ: not a bit of the results, of TensorBoard's events, of the networks. Every trial is one line of
 TO/trials.jsonl; the same command continues. Programs run in forks of this process, which has torch loaded, on a corpus of a
@@ -82,7 +82,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--trials', type=int, default=250, help='in all, in turn over the programs (default: 250)')
     parser.add_argument('--kills', type=int, default=4, help='kills in a trial (default: 4)')
-    parser.add_argument('--to', type=Path, default=Path('/tmp/kills'), help='folder of the trials (default: /tmp/kills)')
+    parser.add_argument('--to', type=Path, default=Path('kills'), help='folder of the trials (default: kills)')
     parser.add_argument('--only', help='one of the programs')
     own = parser.parse_args(argv)
     torch.set_num_threads(1)

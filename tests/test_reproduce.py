@@ -36,10 +36,10 @@ def test_a_run_is_repeated_to_the_bit_or_what_differs_is_said(small_corpus, tmp_
 
 def test_deterministic_switches_every_switch(monkeypatch):
     calls = []
-    monkeypatch.setattr(torch, 'use_deterministic_algorithms', calls.append)
+    monkeypatch.setattr(torch, 'use_deterministic_algorithms', lambda mode, warn_only: calls.append((mode, warn_only)))
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':16:8')
     parallel.start(cf.SearchConfig(name='x', device='cpu', threads=1))
     assert not calls
     parallel.start(cf.SearchConfig(name='x', device='cpu', threads=1, deterministic=True))
-    assert calls == [True] and torch.backends.cudnn.benchmark is False
+    assert calls == [(True, True)] and torch.backends.cudnn.benchmark is False
