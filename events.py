@@ -98,9 +98,14 @@ class _Writer(SummaryWriter):
 class Board:
     """A SummaryWriter whose methods never raise: a failure is one warning, and no more of its kind are said."""
 
-    def __init__(self, folder: str, warn: Callable, purge_step: int | None = None, suffix: str = ''):
+    def __init__(self, folder: str, warn: Callable, checkpoint: dict | None = None, suffix: str = ''):
+        """checkpoint: what came after it in `folder` is removed; None: everything. suffix: of the name of the new file."""
         self._warn, self._said, self._writer = warn, set(), None
-        self._writer = self.guard(lambda: _Writer(folder, purge_step=purge_step, filename_suffix=suffix))
+        kept = checkpoint.get('events') if checkpoint else {}
+        if kept is not None and (lost := self.guard(lambda: cut(folder, kept))):  # else an earlier version wrote it
+            warn('WARNING: %s has lost events', os.path.join(folder, lost[0]))
+        step = len(checkpoint['history']) + 1 if checkpoint else None
+        self._writer = self.guard(lambda: _Writer(folder, purge_step=step, filename_suffix=suffix))
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: self._writer and self.guard(lambda: getattr(self._writer, name)(*args, **kwargs))

@@ -97,7 +97,8 @@ def explain(error: OSError) -> str:
     free = ''
     with contextlib.suppress(OSError):
         free = f', {shutil.disk_usage(disk).free / 1e6:.1f} MB free'
-    kept = f' The last checkpoint in {next(iter(_open_runs)).path} is whole: continue with --resume.' if _open_runs else ''
+    saved = [run.path for run in _open_runs if os.path.exists(run.file('checkpoint.pt'))]
+    kept = f' The last checkpoint in {saved[0]} is whole: continue with --resume.' if saved else ''
     return f'{line} (disk {disk}{free}). Files written before are whole; make room or mend the disk, and start again.{kept}'
 
 
@@ -381,6 +382,15 @@ class Run:
         except UserError:
             self.lock.close()
             raise
+        _open_runs.add(self)
+        try:
+            return self._begin(data)
+        except Exception:
+            self.close(failed=True)
+            raise
+
+    def _begin(self, data):
+        """What `open` does under the lock."""
         if self.config.overwrite:
             self._set_aside()
         remove_asides(self.path, ours=True)
@@ -394,11 +404,7 @@ class Run:
         # Rows after the checkpoint belong to an epoch that will be run again, and so do events.
         write_text(self.file('metrics.jsonl'), ''.join(map(_json_line, self.history)))
         done = len(self.history)
-        drawn = checkpoint.get('events') if checkpoint else {}
-        if drawn is not None and (lost := events.cut(self.file('tb'), drawn)):
-            self.logger.warning('WARNING: %s has lost events', self.file(f'tb/{lost[0]}'))
-        self.writer = events.Board(self.file('tb'), self.logger.warning, done + 1 if checkpoint else None, f'.{done:06}')
-        _open_runs.add(self)
+        self.writer = events.Board(self.file('tb'), self.logger.warning, checkpoint, f'.{done:06}')
         if self.config.resume and not self.exists:
             self._announce_new()
         elif self.config.resume and not checkpoint:
@@ -569,8 +575,11 @@ class Run:
         with signals.held():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.file(PREVIOUS))
-            with contextlib.suppress(OSError):  # there is none yet, or the file system has no links
+            try:
                 os.link(self.file('checkpoint.pt'), self.file(PREVIOUS))
+            except OSError:  # there is none yet, or the file system has no links
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(self.file('checkpoint.pt'), self.file(PREVIOUS))
             self.save('checkpoint.pt', tree)
         shutil.rmtree(self.file(BEFORE), ignore_errors=True)
 

@@ -185,6 +185,17 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert os.listdir(tmp_path / 'sub') == ['thesis.tmp']
 
 
+def test_the_checkpoint_before_is_kept_on_a_file_system_without_links(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, 'no links')
+    monkeypatch.setattr(os, 'link', refuse)
+    one, _ = opened()
+    for number in (1, 2):
+        epoch(one, number, number / 4)
+    one.close()
+    assert [len(utils.read_torch(one.file(name))['history']) for name in (utils.PREVIOUS, 'checkpoint.pt')] == [1, 2]
+
+
 def test_a_run_killed_in_its_first_write_begins_again(monkeypatch):
     write = events.write_all
 
