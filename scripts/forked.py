@@ -149,6 +149,8 @@ def start(folder, program, strike=None, more=()) -> int:
     if not pid:
         try:
             child(folder, program, strike, more)
+        except SystemExit as end:
+            os._exit(end.code if isinstance(end.code, int) else 1)
         except BaseException:
             traceback.print_exc()
         os._exit(1)
