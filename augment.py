@@ -6,13 +6,14 @@ once, at the end.
 import config as cf
 
 if __name__ == '__main__':
-    cf.answer_help('augment')  # before the slow imports
+    cf.begin('augment')  # before the slow imports
 
 import math
 import os
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from datasets.transforms import SpecAugment, Voices
 from models import board, parallel
 from models.candidates import drawn
 from models.predictor import read_best, rebuild, settings_of, start_from  # noqa: F401  (rebuild began here)
+from models.run import Run
+from models.steps import Steps
 from models.sync import CrossEntropyLoss
 from models.training import averaged, evaluate, make_net, make_optimizer, schedule, train_epoch
 
@@ -34,7 +37,7 @@ from models.training import averaged, evaluate, make_net, make_optimizer, schedu
 def main(argv: list[str] | None = None):
     config, genotype, origin = configure(cf.given('augment', argv))
     device = parallel.start(config)
-    run = parallel.together(lambda: utils.Run('augment', config, parallel.is_main()))
+    run = parallel.together(lambda: Run('augment', config, parallel.is_main()))
     data = parallel.together(lambda: datasets.load(config, ('train', 'dev', 'test'), device, not run.writes,
                                                    config.train_on_dev, **parallel.place()))
     train, dev, test = (data.sets.get(name) for name in ('train', 'dev', 'test'))
@@ -56,15 +59,18 @@ def main(argv: list[str] | None = None):
     kept = ema.module if ema else net  # the network that is scored and kept
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
-    state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, **({'ema': ema} if ema else {}))
+    steps = Steps(lambda: run.save_checkpoint({'best': best, **state.state_dict()}))
+    state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, steps=steps,
+                           **({'ema': ema} if ema else {}))
     checkpoint = parallel.from_main(lambda: run.open(data))
-    best = {'epoch': 0, 'ua': -1., 'loss': float('inf')}
+    best = {'epoch': 0, 'ua': -1., 'loss': float('inf'), 'file': None}
     log, hardware = run.logger.info, utils.describe_device(device, parallel.world_size())
     with run.reading():
         if checkpoint:
             run.history, best = checkpoint['history'], checkpoint['best']
-            check_best(best, genotype, net, run)
-            run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
+            if best['file']:  # else the run was stopped in its first epoch
+                check_best(best, genotype, net, run)
+                run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
         state.load(checkpoint, log)
     log('augment %s on %s, fold %d: %d utterances to train, %d for dev, %d for test; %s parameters; %s', config.model,
         config.dataset, config.fold, len(train), len(dev or ()), len(test), f'{n_params:,}', hardware)
@@ -81,13 +87,16 @@ def main(argv: list[str] | None = None):
             break
         began, lr = time.time(), scheduler.get_last_lr()[0]
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
+        steps.begin(epoch, state, optim, partial(train.files_of, batch_size=config.batch_size))
         batches = train.batches(config.batch_size, None, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size))
-        scores = {'train': train_epoch(net, criterion, optim, batches, autocast, config, ema)}
-        scheduler.step()
+        scores = {'train': train_epoch(net, criterion, optim, steps, batches, autocast, config, ema)}
         parallel.check_equal(net, epoch)
         if dev:
-            scores['dev'], probabilities = evaluate(kept, dev, criterion, autocast, config)
+            with steps.interruptible():
+                scores['dev'], probabilities = evaluate(kept, dev, criterion, autocast, config)
+        scheduler.step()
+        steps.end()
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
@@ -101,6 +110,7 @@ def main(argv: list[str] | None = None):
         log('epoch %d/%d: %s%s | %.0f s%s', epoch, config.epochs, shown, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})'
             if dev else '', run.history[-1]['seconds'], utils.time_left(run))
 
+    utils.hold_signals(False)
     kept.load_state_dict(best['file']['weights'])
     _, probabilities = evaluate(kept, test, criterion, autocast, config)  # the test speakers, once
     if run.writes:
@@ -275,7 +285,7 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
         'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev), 'test_speakers': list(speakers),
         'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'embedding': config.embedding,
-        'seed': config.seed, 'format': run.format,
+        'seed': config.seed, 'format': run.format, 'provenance': run.provenance,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     board.test(run, data, probabilities, found, facts['best_epoch'])
     log = run.logger.info

@@ -9,9 +9,11 @@ import difflib
 import html
 import json
 import math
+import os
 import pkgutil
 import re
 import reprlib
+import signal
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -242,6 +244,7 @@ class DeviceSettings:
     device: str = setting('auto', 'auto, cpu, cuda or cuda:1; under torchrun each process takes one GPU')
     amp: bool = setting(True, 'bfloat16 autocast on a GPU that supports it')
     channels_last: bool = setting(True, 'memory layout of feature maps')
+    deterministic: bool = setting(False, 'equal bits in every run on one GPU, which is slower; a CPU always gives them')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -683,6 +686,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(message)
+
+
+AGAIN = 75  # exit code after SIGTERM and SIGUSR1: the same command with --resume continues (EX_TEMPFAIL of sysexits.h)
+INTERRUPTED = 130  # exit code after SIGINT
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def begin(section: str):
+    """What a program does before its slow imports: it takes signals, and answers --help."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end_at_once)
+    answer_help(section)
+
+
+def end_at_once(number, _):
+    """Handler of a signal while nothing needs to be saved."""
+    os.write(2, f'{os.path.basename(sys.argv[0])}: ended by {signal.Signals(number).name} before it began\n'.encode())
+    os._exit(INTERRUPTED if number == signal.SIGINT else AGAIN)
 
 
 def answer_help(section: str):

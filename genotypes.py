@@ -12,7 +12,6 @@ it lacks, the settings of the program hold.
 literals and never execute anything; `check` bounds what a file can ask for.
 """
 import ast
-import json
 import os
 import re
 from collections import Counter, namedtuple
@@ -227,12 +226,11 @@ def from_str(text: str) -> Genotype:
 
 
 def save(path, genotype: Genotype, record: dict) -> None:
-    """Writes the genotype and `record`, the settings of the search that found it, as JSON (to a side file, then renamed)."""
+    """Writes the genotype and `record`, the settings of the search that found it, as JSON; whole or not at all."""
+    from utils import write_json  # loads torch
     fields = {name: value if name == 'network' else list(value) for name, value in check(genotype)._asdict().items()
               if value is not None}
-    with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
-        f.write(json.dumps({'genotype': fields, **record}, indent=1) + '\n')
-    os.replace(f'{path}.tmp', path)
+    write_json(path, {'genotype': fields, **record})
 
 
 def load(source) -> tuple[Genotype, dict]:

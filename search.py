@@ -5,11 +5,12 @@
 import config as cf
 
 if __name__ == '__main__':
-    cf.answer_help('search')  # before the slow imports
+    cf.begin('search')  # before the slow imports
 
 import itertools
 import shlex
 import time
+from functools import partial
 
 import torch
 
@@ -22,8 +23,10 @@ from datasets.transforms import SpecAugment, Voices
 from models import board, finalists, memory, parallel, speaker_norm
 from models.architect import Architect
 from models.candidates import Scorer
+from models.run import Run
 from models.sampled import Sampler
 from models.search_cnn import SearchCNNController
+from models.steps import Steps
 from models.sync import CrossEntropyLoss
 from models.visualize import plot
 
@@ -33,7 +36,7 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 def main(argv: list[str] | None = None):
     config = cf.build('search', cf.given('search', argv))
     device = parallel.start(config)
-    run = parallel.together(lambda: utils.Run('search', config, parallel.is_main()))
+    run = parallel.together(lambda: Run('search', config, parallel.is_main()))
     # The audio of test speakers is not even read.
     data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes, **parallel.place()))
     train, dev = data.sets['train'], data.sets['dev']
@@ -54,13 +57,15 @@ def main(argv: list[str] | None = None):
     autocast = utils.autocast(device, config.amp)
     masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
 
-    state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler)
+    steps = Steps(lambda: run.save_checkpoint(state.state_dict()))
+    sampler = Sampler(net, config)
+    state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler,
+                           steps=steps, **({'sampler': sampler} if sampler.active else {}))
     checkpoint = parallel.from_main(lambda: run.open(data))
     log = run.logger.info
     with run.reading():
         run.history = checkpoint['history'] if checkpoint else []
         state.load(checkpoint, log)
-    sampler = Sampler(net, config, state.draws)
     scorer = Scorer(net, data, config, autocast) if config.finalists or sampler.active else None
     log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
         len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}',
@@ -74,22 +79,18 @@ def main(argv: list[str] | None = None):
 
     for epoch in range(len(run.history) + 1, n_epochs + 1):
         began, lr = time.time(), scheduler.get_last_lr()[0]
+        steps.begin(epoch, state, w_optim, partial(train.files_of, batch_size=config.batch_size, indices=w_half))
         batches = train.batches(config.batch_size, w_half, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
         val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup else None
-        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config,
-                                         sampler, epoch)
-        scheduler.step()
+        scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, steps, batches, val_batches, autocast, config,
+                                         sampler)
         parallel.check_equal(net, epoch)
         genotype = net.genotype()
-        if sampler.active:
-            dev_scores = scorer.score(genotype)
-        else:
-            net.eval()
-            with autocast:
-                speaker_norm.adapt(net, dev, config.batch_size)
-                dev_scores, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
-            net.train()
+        with steps.interruptible():
+            dev_scores = scorer.score(genotype) if sampler.active else evaluate(net, dev, autocast, config)
+        scheduler.step()
+        steps.end()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
                        'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None):
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
 
+    utils.hold_signals(False)
     if n_epochs == 0 and not checkpoint:
         run.save_checkpoint(state.state_dict())  # remembers the data: --resume refuses others
     genotype = finalists.choose(run, net, scorer, data, device) if config.finalists or n_epochs == 0 else net.genotype()
@@ -124,40 +126,58 @@ def make_net(config, data, halves) -> SearchCNNController:
     return net
 
 
+def evaluate(net, dev, autocast, config) -> dict:
+    """Scores of the supernet's mixture on dev."""
+    net.eval()
+    with autocast:
+        speaker_norm.adapt(net, dev, config.batch_size)
+        found, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
+    net.train()
+    return found
+
+
 def forever(train, batch_size, indices, draws):
     """Batches of the half for alpha, epoch after epoch, without augmentation."""
     return itertools.chain.from_iterable(train.batches(batch_size, indices, draws) for _ in itertools.count())
 
 
-def train_epoch(net, architect, w_optim, alpha_optim, batches, val_batches, autocast, config, sampler,
-                epoch) -> tuple[dict, float | None]:
+def paired(batches, val_batches):
+    """(batch for w, batch for alpha) of each step; None for alpha while w is trained alone."""
+    for batch in batches:
+        yield batch, next(val_batches) if val_batches else None
+
+
+def train_epoch(net, architect, w_optim, alpha_optim, steps, batches, val_batches, autocast, config,
+                sampler) -> tuple[dict, float | None]:
     """One pass over the half for w. Before each step of w, one step of alpha on a batch of the other half.
 
     val_batches: None while w is trained alone. sampler: draws the path of every step. Returns the training scores and the mean
     loss of the alpha steps.
     """
-    tally, alpha_losses = scoring.Tally(), []
-    for trn_X, trn_y in batches:
-        if val_batches:
-            val_X, val_y = next(val_batches)
-            sampler.before_alphas(epoch)
+    tally = steps.tally
+    for (trn_X, trn_y), val in steps.each(paired(batches, val_batches)):
+        if val:
+            val_X, val_y = val
+            sampler.before_alphas(steps.epoch)
             if config.order == 2:  # in float32: second derivatives do not survive bfloat16
                 xi = w_optim.param_groups[0]['lr']
-                alpha_losses.append(architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim))
+                alpha_loss = architect.unrolled_backward(trn_X, trn_y, val_X, val_y, xi, w_optim)
             else:
                 with autocast:
-                    alpha_losses.append(architect.backward(val_X, val_y))
-            alpha_optim.step()
+                    alpha_loss = architect.backward(val_X, val_y)
+            if steps.sound(parallel.gradient_norm(net.alphas()), 'alpha'):
+                alpha_optim.step()
+                tally.alpha_losses.append(alpha_loss)
         w_optim.zero_grad()
         sampler.before_weights()
         with autocast:
             logits = net(*trn_X)
             loss = net.criterion(logits, trn_y)
         loss.backward()
-        parallel.clip_gradients(net.weights(), config.w_grad_clip)
-        w_optim.step()
-        tally.add(loss, logits, trn_y)
-    return tally.scores(parallel.gather), float(torch.stack(alpha_losses).mean()) if alpha_losses else None
+        if steps.sound(parallel.clip_gradients(net.weights(), config.w_grad_clip)):
+            w_optim.step()
+            tally.add(loss, logits, trn_y)
+    return tally.scores(parallel.gather), float(torch.stack(tally.alpha_losses).mean()) if tally.alpha_losses else None
 
 
 def op_weights(net) -> dict:
@@ -195,8 +215,8 @@ def finish(run, net, config, data, genotype):
     log = run.logger.info
     if run.history:
         net.print_alphas(run.logger)
-    plot(genotype, board.title(run)).savefig(run.file('genotype.png'), dpi=110)
-    gt.save(run.file('genotype.json'), genotype, record(config, net, data))
+    run.write_figure('genotype.png', lambda: plot(genotype, board.title(run)))
+    gt.save(run.file('genotype.json'), genotype, {**record(config, net, data), 'provenance': run.provenance})
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)

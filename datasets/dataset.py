@@ -266,6 +266,13 @@ class SpeechDataset:
                 X = X._replace(x=augment(X.x, generator, n, self.rank, self.world_size))
             yield self._with_differences(X), self.labels[chosen]
 
+    def files_of(self, step: int, draws: torch.Generator, batch_size: int, indices=None) -> list[str]:
+        """Files of one of the `batches`, counted from 0, of all processes. draws: as it was before they were drawn."""
+        order = self._chosen(indices)
+        order = order[torch.randperm(len(order), generator=draws)]
+        batch = order.split(self.batch_sizes(batch_size, indices))[step]
+        return [self.utterances[i].path for i in batch.tolist()]
+
     def batch_sizes(self, batch_size: int, indices=None) -> list[int]:
         """Sizes of the batches of an epoch, over all processes."""
         return batch_sizes(len(self._chosen(indices)), batch_size, self.world_size)

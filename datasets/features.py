@@ -248,6 +248,8 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
                 else:
                     missing.setdefault(path, []).append(u)
         index.save()
+        if missing:
+            utils.remove_asides(cache_dir)
         for path, x in _extract_all(missing, config, workers, faults, notes, extract_prosody if prosody else extract):
             found[path] = x
             bar.update()

@@ -9,6 +9,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_ma
 from config import UserError
 from datasets.dataset import SpeechDataset
 
+LOWER = 'the last checkpoint is from before. Take a new --name and a lower learning rate'
+
 
 class Diverged(UserError):
     """The loss of a training is not finite."""
@@ -33,35 +35,58 @@ def evaluate(forward: Callable, dataset: SpeechDataset, batch_size: int,
              class_weights: torch.Tensor) -> tuple[dict[str, float], np.ndarray]:
     """Scores of a dataset, with 'loss' (of the probabilities averaged over windows); and its probabilities (n, n_classes)."""
     probabilities = dataset.score(forward, batch_size)
+    if lost := (~torch.isfinite(probabilities).all(dim=1)).nonzero().flatten().tolist():
+        raise UserError(f'training diverged: the network gives no probabilities to {len(lost)} of {len(dataset)} utterances, '
+                        f'such as {dataset.utterances[lost[0]].path}; {LOWER}')
     loss = F.cross_entropy(probabilities.clamp_min(1e-12).log(), dataset.labels, class_weights)
     probabilities, labels = probabilities.cpu().numpy(), dataset.labels.cpu().numpy()
     return {'loss': float(loss), **scores(labels, probabilities.argmax(axis=1))}, probabilities
 
 
 class Tally:
-    """Losses and predictions of a training epoch, kept on the device until the epoch ends."""
+    """Losses and predictions of a training epoch, kept on the device until the epoch ends.
+
+    alpha_losses: of the steps of alpha. skipped: number of steps whose gradients were not finite.
+    """
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.alpha_losses, self.skipped = [], [], 0
+
+    def restore(self, state: dict, device: torch.device, mine: bool = True) -> None:
+        """Goes on from `state`, of an epoch that was left in the middle. mine: true for one of several processes."""
+        for loss, predicted, labels in state['steps']:
+            step = (loss, predicted, labels) if mine else (torch.zeros_like(loss), predicted[:0], labels[:0])
+            self.steps.append(tuple(t.to(device) for t in step))
+        self.alpha_losses, self.skipped = [loss.to(device) for loss in state['alpha_losses']], state['skipped']
+
+    def state(self, gather: Callable = lambda own: [own]) -> dict:
+        """What a checkpoint needs: the steps of all processes as if of one. gather: as in `scores`."""
+        own = [tuple(t.cpu() for t in step) for step in self.steps]
+        shares = gather(own)
+        if len(shares) > 1:
+            own = [(sum(losses).double(), torch.cat(predicted), torch.cat(labels))
+                   for losses, predicted, labels in (zip(*step) for step in zip(*shares))]
+        return {'steps': own, 'alpha_losses': [loss.cpu() for loss in self.alpha_losses], 'skipped': self.skipped}
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
         """Adds a step. loss: mean over the batch; if y is one process's share of the batch, its part of that mean."""
         self.steps.append((loss.detach(), logits.detach().argmax(dim=1), y))
 
     def scores(self, gather: Callable = lambda own: [own]) -> dict:
-        """{'loss', 'ua', 'wa', 'macro_f1'} of the epoch. UserError if the loss is not finite.
+        """{'loss', 'ua', 'wa', 'macro_f1'} of the epoch, and 'skipped' if steps were. UserError if the loss is not finite.
 
         gather: object of this process -> list of those of all processes.
         """
         losses, predicted, labels = zip(*self.steps)
         sizes = np.array([len(y) for y in labels])
-        own = torch.stack(losses).cpu().numpy(), sizes, torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
+        losses = torch.stack([loss.double() for loss in losses])  # those of several processes are sums in this precision
+        own = losses.cpu().numpy(), sizes, torch.cat(predicted).cpu().numpy(), torch.cat(labels).cpu().numpy()
         losses, sizes, predicted, labels = zip(*gather(own))
         predicted, labels = np.concatenate(predicted), np.concatenate(labels)
         loss = float(np.dot(np.sum(losses, axis=0, dtype=float), np.sum(sizes, axis=0)) / len(labels))
         if not np.isfinite(loss):
             raise Diverged('training diverged: the loss is not finite; lower the learning rate')
-        return {'loss': loss, **scores(labels, predicted)}
+        return {'loss': loss, **scores(labels, predicted), **({'skipped': self.skipped} if self.skipped else {})}
 
 
 def plot_confusion(labels: np.ndarray, predicted: np.ndarray, names: list[str],

@@ -1,13 +1,13 @@
 """Everything that search.py and augment.py show in TensorBoard. Nothing here can end a run.
 
-Groups of tags carry numbers, so that what matters comes first. Pictures are drawn while they take at most SHARE of the run's
-time, and after the last epoch; numbers are drawn after every epoch.
+Groups of tags carry numbers, so that what matters comes first. Numbers are drawn after every epoch, pictures at most PICTURES
+times. What is drawn depends on the run alone, not on the clock: a run that was killed and resumed shows the same.
 """
 import functools
+import math
 import re
 import shlex
 import sys
-import time
 
 import numpy as np
 from tensorboardX.summary import hparams
@@ -18,7 +18,7 @@ from datasets import features, scoring
 from models import charts
 from models.visualize import TITLES, plot, plot_alphas
 
-SHARE = .1  # of the time of the epochs that pictures may take
+PICTURES = 30  # of one kind in a run
 HARDEST = 8  # test utterances that can be heard
 SECONDS = 10  # at most this much of them
 NOW, UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS, SUMMARY = (
@@ -42,20 +42,18 @@ def harmless(function):
     def call(run, *args, **kwargs):
         if not run.writes:
             return
-        began = time.time()
         try:
             function(run, *args, **kwargs)
         except Exception as error:
             run.logger.warning('WARNING: a part of TensorBoard, %s, could not be written (%s: %s)', function.__name__,
                                type(error).__name__, error)
-        run.drawing = getattr(run, 'drawing', 0.) + time.time() - began
     return call
 
 
-def affordable(run) -> bool:
-    """Whether pictures may be drawn now."""
-    return run.history[-1]['epoch'] == run.config.epochs or getattr(run, 'drawing', 0.) <= SHARE * sum(
-        row['seconds'] for row in run.history)
+def due(run) -> bool:
+    """Whether pictures are drawn of the last epoch."""
+    epoch, epochs = run.history[-1]['epoch'], run.config.epochs
+    return epoch == epochs or epoch % math.ceil(epochs / PICTURES) == 0
 
 
 @harmless
@@ -64,8 +62,8 @@ def begin(run, data, n_params: int):
     run.tag = tag
     run.chance = 1 / len(data.labels)
     config = run.config
-    if run.history:
-        return  # resumed: all this is there
+    if run.resumed:
+        return  # all this is there
     model = 'search' if run.program == 'search' else getattr(config, 'model', 'svm')
     if model == 'genotype':
         model = 'random genotype' if config.genotype == 'random' else 'searched network'
@@ -115,13 +113,10 @@ def search_epoch(run, net, genotype):
             for source, weights in enumerate(node):
                 for name, weight in zip(primitives, weights):
                     writer.add_scalar(f'9_edges_{kind}/{source}-{2 + i}/{name}', weight, epoch)
-    if not affordable(run):
+    if not due(run):
         return
     draw_curves(run)
-    last = epoch == run.config.epochs
-    if last or getattr(run, 'drawn', None) != row['genotype']:
-        run.draw(f'{CELLS}/genotype', lambda: plot(genotype, title(run)), epoch)
-        run.drawn = row['genotype']
+    run.draw(f'{CELLS}/genotype', lambda: plot(genotype, title(run)), epoch)
     for place, kind in enumerate(net.kinds(), 3):
         run.draw(f'{NOW}/{place}_alpha_{kind}', functools.partial(
             plot_alphas, row['alpha'][kind], net.primitives_of(kind), getattr(genotype, kind),
@@ -161,7 +156,7 @@ def search_result(run, genotype):
 @harmless
 def network(run, genotype):
     """The cells that are retrained."""
-    if genotype and not run.history:
+    if genotype and not run.resumed:
         run.draw(f'{CELLS}/genotype', lambda: plot(genotype, f'{run.config.dataset}, fold {run.config.fold}'), 0)
 
 
@@ -177,17 +172,10 @@ def retraining(run, data, probabilities, best: dict):
             run.writer.add_scalar(f'{RECALL}/dev_{name}', recall, epoch)
         if best['epoch'] == epoch:
             said = f'dev, epoch {epoch}: UA {100 * best["ua"]:.1f}, n = {len(labels)}'
-            run.confusion = functools.partial(scoring.plot_confusion, labels, predicted, data.labels, said, True), epoch
-    if affordable(run):
+            run.draw(f'{CONFUSION}/dev', functools.partial(scoring.plot_confusion, labels, predicted, data.labels, said, True),
+                     epoch)
+    if due(run):
         draw_curves(run)
-        draw_confusion(run)
-
-
-def draw_confusion(run):
-    """The confusion matrix of the best epoch on dev, unless it is drawn."""
-    if found := getattr(run, 'confusion', None):
-        run.draw(f'{CONFUSION}/dev', *found)
-        run.confusion = None
 
 
 def by_speaker(labels: np.ndarray, predicted: np.ndarray, speakers: list[str]) -> dict:
@@ -207,7 +195,7 @@ def test(run, data, probabilities, found: dict, step: int):
     labels, predicted = part.labels.cpu().numpy(), probabilities.argmax(axis=1)
     for name, value in found.items():
         run.writer.add_scalar(f'{SUMMARY}/test_{GROUPS[name][2:]}', value, step)
-    draw_confusion(run)
+    draw_curves(run)  # it may have stopped early
     what = f'{run.config.dataset}, fold {run.config.fold}: test UA {100 * found["ua"]:.1f}, n = {len(labels)}'
     run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what, True), step)
     of_class = scoring.recalls(labels, predicted, data.labels)

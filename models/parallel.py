@@ -9,7 +9,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import utils
 from config import UserError
+from datasets.scoring import LOWER
 
 TIMEOUT = timedelta(minutes=5)  # a rank that waits longer for another ends, and the run with it
 JOIN = timedelta(minutes=1)  # until torchrun, which is already there, answers
@@ -65,6 +66,8 @@ def launcher() -> str:
 def start(config) -> torch.device:
     """Sets the threads, chooses the device, and joins the other processes. `stop` leaves them."""
     utils.set_threads(config.threads)
+    if config.deterministic:
+        utils.set_deterministic()
     device = utils.choose_device(config.device, local_rank())
     join(device)
     return device
@@ -149,12 +152,18 @@ def sum_gradients(parameters: Iterable):
         torch._foreach_copy_(grads, all_reduce(grads))
 
 
-def clip_gradients(parameters: Iterable, max_norm: float):
-    """Sums gradients over ranks, then scales them to a norm of at most max_norm; 0: no clipping."""
+def clip_gradients(parameters: Iterable, max_norm: float) -> torch.Tensor:
+    """Sums gradients over ranks, then scales them to a norm of at most max_norm; 0: no clipping. Returns the norm before."""
     parameters = list(parameters)
     sum_gradients(parameters)
     if max_norm > 0:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return gradient_norm(parameters)
+
+
+def gradient_norm(parameters: Iterable) -> torch.Tensor:
+    """Norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class _Sum(torch.autograd.Function):
@@ -248,6 +257,8 @@ class State:
         begun = world_size()
         if checkpoint:
             for name, part in self.parts.items():
+                if name == 'steps' and name not in checkpoint:
+                    continue  # an earlier version did not have it
                 before = _kinds(part)
                 part.load_state_dict(checkpoint[name])
                 if _kinds(part) != before or not _fits_parameters(part):
@@ -261,8 +272,21 @@ class State:
             log('NOTE: the checkpoint is of %d processes, %d continue: dropout masks will differ', begun, world_size())
 
     def state_dict(self) -> dict:
-        """Contents of a checkpoint; every rank must call this."""
-        return {'rng': rng_state(self.draws, self.device), **{name: part.state_dict() for name, part in self.parts.items()}}
+        """Contents of a checkpoint; every rank must call this. UserError if a number is not finite."""
+        found = {name: part.state_dict() for name, part in self.parts.items()}
+        for where, t in tensors_in({name: tree for name, tree in found.items() if name != 'steps'}):
+            if t.is_floating_point() and not torch.isfinite(t).all():
+                raise UserError(f'training diverged: {where} is not finite; {LOWER}')
+        return {'rng': rng_state(self.draws, self.device), **found}
+
+
+def tensors_in(tree, where: str = '') -> Iterator[tuple[str, torch.Tensor]]:
+    """('optim.state.0.exp_avg', tensor) of all tensors in nested dicts and lists."""
+    if torch.is_tensor(tree):
+        yield where, tree
+    elif isinstance(tree, dict | list | tuple):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from tensors_in(value, f'{where}.{name}' if where else str(name))
 
 
 def _kinds(part):

@@ -61,11 +61,21 @@ def uniform_path(sizes: list[int], primitives: tuple, generator: torch.Generator
 
 
 class Sampler:
-    """Draws the paths of a search from `draws`, the generator that a checkpoint keeps. For softmax it does nothing."""
+    """Draws the paths of a search. For softmax it does nothing.
 
-    def __init__(self, net, config, draws: torch.Generator):
-        self.net, self.config, self.draws = net, config, draws
+    Its generator is its own: batches that a resumed run draws again must not depend on how many paths came between.
+    """
+
+    def __init__(self, net, config):
+        self.net, self.config = net, config
+        self.draws = torch.Generator().manual_seed(config.seed)
         self.active = config.relaxation == 'sampled'
+
+    def state_dict(self) -> dict:
+        return {'draws': self.draws.get_state()}
+
+    def load_state_dict(self, state: dict):
+        self.draws.set_state(state['draws'])
 
     def before_weights(self):
         """Before a step of w: a path without gradient for alpha."""

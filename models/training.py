@@ -13,6 +13,7 @@ from datasets.transforms import SpecAugment, Voices
 from models import memory, parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.steps import Steps
 from models.sync import CrossEntropyLoss
 
 
@@ -83,27 +84,26 @@ def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> 
     for epoch in range(1, config.epochs + 1):
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
         batches = data.sets['train'].batches(config.batch_size, None, state.draws, masks, voices)
-        train_epoch(net, criterion, optim, batches, autocast, config, ema)
+        train_epoch(net, criterion, optim, Steps(), batches, autocast, config, ema)
         scheduler.step()
     return evaluate(ema.module if ema else net, data.sets[part], criterion, autocast, config)
 
 
-def train_epoch(net, criterion, optim, batches, autocast, config, ema: AveragedModel | None = None) -> dict:
-    """One pass over the training speakers. Returns the training scores."""
-    tally = scoring.Tally()
-    for X, y in batches:
+def train_epoch(net, criterion, optim, steps: Steps, batches, autocast, config, ema: AveragedModel | None = None) -> dict:
+    """One pass over the training speakers, or what is left of it. Returns the training scores."""
+    for X, y in steps.each(batches):
         optim.zero_grad()
         with autocast:
             logits, aux_logits = net(*X)
             loss = criterion(logits, y)
             total = loss if aux_logits is None else loss + config.aux_weight * criterion(aux_logits, y)
         total.backward()
-        parallel.clip_gradients(net.parameters(), config.grad_clip)
-        optim.step()
-        if ema:
-            ema.update_parameters(net)
-        tally.add(loss, logits, y)
-    return tally.scores(parallel.gather)
+        if steps.sound(parallel.clip_gradients(net.parameters(), config.grad_clip)):
+            optim.step()
+            if ema:
+                ema.update_parameters(net)
+            steps.tally.add(loss, logits, y)
+    return steps.tally.scores(parallel.gather)
 
 
 def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarray]:

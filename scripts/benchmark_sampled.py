@@ -1,8 +1,6 @@
 """The sampled relaxation beside the mixture, in its fast form: steps take turns, each with the path of its own draw."""
 from types import SimpleNamespace
 
-import torch
-
 from models.sampled import Sampler
 from scripts import benchmark
 
@@ -15,8 +13,9 @@ class SampledSteps(benchmark.Steps):
     def __init__(self, form, config, device):
         super().__init__('fast', config, device)
         self.form = form
-        relaxation = SimpleNamespace(relaxation='softmax' if form == 'softmax' else 'sampled', sampling=form, epochs=1)
-        self.sampler = Sampler(self.net, relaxation, torch.Generator().manual_seed(0))
+        relaxation = SimpleNamespace(relaxation='softmax' if form == 'softmax' else 'sampled', sampling=form, epochs=1,
+                                     seed=0)
+        self.sampler = Sampler(self.net, relaxation)
 
     def weight_step(self):
         self.sampler.before_weights()

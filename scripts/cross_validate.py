@@ -27,6 +27,7 @@ from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, TRANSFERRED, Job  # noqa
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
+import utils  # noqa: E402
 from config import UserError  # noqa: E402
 
 
@@ -34,6 +35,7 @@ def main(argv=None, code: Path = ROOT):
     """code: folder of the programs."""
     argv = sys.argv[1:] if argv is None else argv
     own, given = parse(argv)
+    import utils  # loads torch
     models, seeds, shard = parse_models(own.models), parse_numbers('seeds', own.seeds), parse_shard(own.shard)
     folds, digest = corpus_of(given, models)
     numbers = parse_numbers('only_folds', own.only_folds or f'1-{len(folds)}', 1, len(folds))
@@ -42,6 +44,7 @@ def main(argv=None, code: Path = ROOT):
     experiment = Experiment(own.name)
     if (TRANSFERRED in models) != bool(own.transferred):
         raise UserError(f'--transferred names the genotype of the model {TRANSFERRED}: give both, or neither')
+    utils.remove_asides(experiment.path)
     experiment.keep_settings(given)
     if own.transferred:
         experiment.keep_transferred(own.transferred)
@@ -57,9 +60,10 @@ def main(argv=None, code: Path = ROOT):
     experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command)
     try:
         failed = run(experiment, [job for job in every if not job.done()], own)
-    except KeyboardInterrupt:
-        print('cross_validate.py: interrupted; the same command continues', file=sys.stderr, flush=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, utils.Stopped) as error:
+        said, code = (str(error), cf.AGAIN) if str(error) else ('interrupted', cf.INTERRUPTED)
+        print(f'cross_validate.py: {said}; the same command continues', file=sys.stderr, flush=True)
+        sys.exit(code)
     print(f'{experiment.path}/table.md: {make_tables(experiment)}')
     if failed:
         sys.exit(f'cross_validate.py: {len(failed)} of {len(every)} jobs failed: {", ".join(map(str, failed))}. Reasons are in '
@@ -146,7 +150,7 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
         env['OMP_NUM_THREADS'] = str(max(1, joblib.cpu_count() // own.jobs))
     failed, n_ended = [], 0
     jobs.stopping.clear()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of the keyboard, a cluster, a closed terminal
+    for number in (*cf.SIGNALS, signal.SIGHUP):  # of the keyboard, a cluster, a closed terminal
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end_all)
     with workers(own) as n_jobs:
@@ -165,10 +169,10 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     return failed
 
 
-def end_all(*_):
-    """Signal handler: ends all processes that were started here."""
+def end_all(number, _):
+    """Signal handler: ends all processes that were started here, which write checkpoints."""
     jobs.stop()
-    raise KeyboardInterrupt
+    raise utils.Stopped(number) if number in (signal.SIGTERM, signal.SIGUSR1) else KeyboardInterrupt
 
 
 @contextlib.contextmanager

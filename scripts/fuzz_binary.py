@@ -20,6 +20,7 @@ from datasets.readers import synthetic
 from datasets.utterance import Utterance
 from models import parallel
 from models.augment_cnn import AugmentCNN
+from models.run import Run
 
 SETTINGS = cf.SearchConfig(name='x', n_mels=16)
 SHAPES = ['(16, 10**9)', '(16, 99999999999999999999)', '(16, 999999999)', '(True, 160)', '(-1, 3)', '((((', '(16,)', '']
@@ -114,7 +115,7 @@ class Checkpoints(Reader):
     def prepare(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.chdir(self.folder)
-        self.run = utils.Run('search', cf.SearchConfig(name='x', resume=True))
+        self.run = Run('search', cf.SearchConfig(name='x', resume=True))
         self.run.data = {'mean': torch.zeros(2, 1), 'std': torch.ones(2, 1), 'digest': 'x'}
         history = [{'epoch': 1, 'train': {'ua': .5}, 'dev': {'ua': .5}, 'seconds': 1.}]
         self.tree = {**self.state().state_dict(), **self.run.data, 'history': history}

@@ -24,6 +24,7 @@ import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
 from models import memory  # noqa: E402
+from models.run import Run  # noqa: E402
 
 GENOTYPE = gt.draw(np.random.default_rng(0), 2, 1)
 RECORD = {'network': {'init_channels': 4, 'layers': 3, 'stem_multiplier': 2, 'rnn_layers': 1, 'rnn_channels': 8},
@@ -112,7 +113,7 @@ class RunSettings(Yaml):
 
     def read(self, path):
         os.chdir(self.folder)
-        utils.Run('search', cf.SearchConfig(name='x', resume=True))
+        Run('search', cf.SearchConfig(name='x', resume=True))
 
 
 class Manifest(Reader):

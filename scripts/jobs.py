@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -24,7 +26,8 @@ NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
-GRACE = 10.  # s that a process has to end after SIGTERM
+GRACE = 30.  # s that a process has to write a checkpoint and end after SIGTERM
+AGAIN = 75  # exit code of a program that wrote one
 TAIL = 40  # lines of stderr kept of a failed run
 
 stopping = threading.Event()
@@ -176,6 +179,8 @@ def _run(job, python, env):
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
         if job.done():
             return None
+        if code == AGAIN:
+            stopping.wait(1.)  # the signal may have come to all processes, and to this one last
         if code != 2 or 'another process is writing' not in said:  # else it began between our look and our start
             why = f'exit code {code}: {said}' if code else f'exit code 0, but {job.product} does not exist'
             return '\n'.join([why if code >= 0 else f'ended by {_signal(-code)}', '', *lines[-TAIL:]])
@@ -214,9 +219,10 @@ def _record(job, reason):
             os.unlink(path)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(f'{path}.tmp', 'w') as f:
+    aside = f'{path}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp'  # as utils.write_aside, which loads torch
+    with open(aside, 'w') as f:
         f.write(reason.rstrip() + '\n')
-    os.replace(f'{path}.tmp', path)
+    os.replace(aside, path)
 
 
 def gpus() -> list[str]:

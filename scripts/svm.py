@@ -28,6 +28,7 @@ import utils  # noqa: E402
 from augment import report  # noqa: E402
 from datasets import dataset, scoring  # noqa: E402
 from models import board  # noqa: E402
+from models.run import Run  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
 PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C; the smallest of equals wins
@@ -37,7 +38,7 @@ MAX_ITER = 10_000
 def main(argv: list[str] | None = None):
     config = cf.build('svm', cf.given('svm', argv))
     utils.set_threads(config.threads)
-    run = utils.Run('augment', config)
+    run = Run('augment', config)
     data = datasets.load(config, ('train', 'dev', 'test'))
     if config.train_on_dev:
         datasets.check_sessions(*(data.sets[name].utterances for name in ('train', 'dev', 'test')))

@@ -89,10 +89,30 @@ def rows(path, drop=('seconds',)):
 
 def results(folder):
     found = json.loads((folder / 'results.json').read_text())
-    return {k: v for k, v in found.items() if k not in ('seconds', 'command')}
+    return {k: v for k, v in found.items() if k not in ('seconds', 'command', 'provenance')}
+
+
+def found_by(search):
+    """Genotype and record in the folder of a search, without what differs from run to run."""
+    tree = json.loads((search / 'genotype.json').read_text())
+    del tree['provenance']
+    return tree
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+def shown(folder):
+    """[(tag, step, value), ...] of all that TensorBoard shows of a run, sorted; a picture is its bytes."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+    events = EventAccumulator(os.path.join(folder, 'tb'), dict.fromkeys(('scalars', 'images', 'tensors'), 0))
+    events.Reload()
+    tags = events.Tags()
+    found = [(tag, e.step, e.value) for tag in tags['scalars'] for e in events.Scalars(tag)]
+    found += [(tag, e.step, e.encoded_image_string) for tag in tags['images'] for e in events.Images(tag)]
+    found += [(tag, e.step, make_ndarray(e.tensor_proto).tolist()) for tag in tags['tensors'] for e in events.Tensors(tag)]
+    return sorted(found, key=lambda row: row[:2])

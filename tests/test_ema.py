@@ -46,7 +46,7 @@ def test_it_is_scored_kept_and_resumed_to_the_bit(small_corpus, tmp_path, monkey
     monkeypatch.setattr(augment, 'evaluate', killed)
     with pytest.raises(KeyboardInterrupt):
         augment.main(['--name', 'cut', *argv])
-    for run in list(utils._open_runs):  # as at the end of the process
+    for run in list(utils.open_runs):  # as at the end of the process
         run.close()
     monkeypatch.setattr(augment, 'evaluate', evaluate)
     augment.main(['--name', 'cut', *argv, '--resume'])

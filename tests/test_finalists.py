@@ -149,7 +149,7 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
         patch.setattr(finalists.Scorer, 'score', killed(score, 1 + 5, []))  # the epoch is scored as well
         with pytest.raises(KeyboardInterrupt):
             search.main(['--name', 'killed', *argv])
-    utils._open_runs.pop().close()
+    utils.open_runs.pop().close()
     scored = []
     with monkeypatch.context() as patch:
         patch.setattr(finalists, 'train', killed(train, 3, []))
@@ -157,11 +157,11 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             search.main(['--name', 'killed', *argv, '--resume'])
         assert len(scored) == 3  # of 6; three were on disk
-    utils._open_runs.pop().close()
+    utils.open_runs.pop().close()
     with pytest.raises(utils.UserError, match='epochs of retraining is 8, but the finalists of .* began with 4'):
         monkeypatch.setattr(finalists, 'recipe', lambda config: cf.AugmentConfig(name='x', epochs=8))
         search.main(['--name', 'killed', *argv, '--resume'])
-    utils._open_runs.pop().close()
+    utils.open_runs.pop().close()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     search.main(['--name', 'killed', *argv, '--resume'])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, augment_args, results, rows, run, search_args
+from conftest import ROOT, augment_args, found_by, results, rows, run, search_args
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 import augment
@@ -25,7 +25,7 @@ from datasets import scoring
 def test_a_search_leaves_what_is_promised(finished):
     folder = finished / 'runs/search/a'
     assert {p.name for p in folder.iterdir()} == {'config.yaml', 'genotype.json', 'genotype.png', 'metrics.jsonl', 'search.log',
-                                                  'checkpoint.pt', 'lock', 'tb'}
+                                                  'checkpoint.pt', 'checkpoint.previous.pt', 'lock', 'tb'}
     genotype, record = gt.load(folder / 'genotype.json')
     assert gt.to_str(genotype) == rows(folder / 'metrics.jsonl')[-1]['genotype']
     assert record['network']['layers'] == 3
@@ -42,8 +42,9 @@ def test_a_search_leaves_what_is_promised(finished):
 
 def test_results_agree_with_predictions(finished, small_corpus):
     folder = finished / 'runs/augment/a'
-    assert {p.name for p in folder.iterdir()} == {'config.yaml', 'best.pt', 'checkpoint.pt', 'results.json', 'predictions.csv',
-                                                  'metrics.jsonl', 'augment.log', 'lock', 'tb'}
+    assert {p.name for p in folder.iterdir()} == {'config.yaml', 'best.pt', 'checkpoint.pt', 'checkpoint.previous.pt',
+                                                  'results.json', 'predictions.csv', 'metrics.jsonl', 'augment.log', 'lock',
+                                                  'tb'}
     found = json.loads((folder / 'results.json').read_text())
     with open(folder / 'predictions.csv', newline='') as f:
         table = list(csv.DictReader(f))
@@ -111,7 +112,7 @@ def test_the_best_network_reads_the_test_speakers_once_at_the_end(finished, smal
 def test_same_seed_same_numbers_and_another_seed_others(finished, small_corpus):
     run(finished, 'search.py', *search_args(small_corpus, 'again'))
     a, again = (finished / f'runs/search/{name}' for name in ('a', 'again'))
-    assert (a / 'genotype.json').read_bytes() == (again / 'genotype.json').read_bytes()
+    assert found_by(a) == found_by(again)
     assert rows(a / 'metrics.jsonl') == rows(again / 'metrics.jsonl')
     run(finished, 'augment.py', *augment_args(small_corpus, 'again', 'runs/search/a/genotype.json'))
     run(finished, 'augment.py', *augment_args(small_corpus, 'other', 'runs/search/a/genotype.json', '--seed', 1))
@@ -144,7 +145,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(finished, small_corpus):
     assert not (killed / 'genotype.json').exists()
     assert '--resume' in run(finished, 'search.py', *argv, ok=False).stderr
     run(finished, 'search.py', *argv, '--resume', '--resident', 'never', '--workers', 1)  # neither of which changes a bit
-    assert (whole / 'genotype.json').read_bytes() == (killed / 'genotype.json').read_bytes()
+    assert found_by(whole) == found_by(killed)
     assert rows(whole / 'metrics.jsonl') == rows(killed / 'metrics.jsonl')
     a, killed = finished / 'runs/augment/a', finished / 'runs/augment/killed'
     argv = augment_args(small_corpus, 'killed', 'runs/search/a/genotype.json')

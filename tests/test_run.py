@@ -12,10 +12,13 @@ import yaml
 from conftest import ROOT
 
 import config as cf
+import models.run
 import utils
 from config import UserError
+from datasets.folds import Fold
+from models.run import Run
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d')
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +27,7 @@ def _here(tmp_path, monkeypatch):
 
 
 def run(name='x', **settings):
-    return utils.Run('search', cf.SearchConfig(name=name, **settings))
+    return Run('search', cf.SearchConfig(name=name, **settings))
 
 
 def made(name='x', **settings):
@@ -69,10 +72,10 @@ def test_a_checkpoint_that_cannot_be_read_is_named():
         run(resume=True).open(DATA)
     with open(path, 'wb') as f:
         f.write(b'damaged')
-    with pytest.raises(UserError, match='checkpoint.pt cannot be read'):
+    with pytest.raises(UserError, match='checkpoint.pt is damaged'):
         run(resume=True).open(DATA)
     with pytest.raises(UserError, match='is None, but'):  # another program's run
-        utils.Run('search', cf.SvmConfig(name='x', resume=True))
+        Run('search', cf.SvmConfig(name='x', resume=True))
 
 
 def test_overwrite_begins_anew_and_never_resumes(monkeypatch):
@@ -82,7 +85,7 @@ def test_overwrite_begins_anew_and_never_resumes(monkeypatch):
     with open(stray, 'w'):
         pass
     with monkeypatch.context() as m:  # a file system that deletes nothing, and says nothing
-        m.setattr(utils.Run, '_clear', lambda self: None)
+        m.setattr(Run, '_set_aside', lambda self: None)
         anew = run(overwrite=True)
         assert anew.open(DATA) is None and anew.history == []
         anew.close()
@@ -90,11 +93,48 @@ def test_overwrite_begins_anew_and_never_resumes(monkeypatch):
     assert anew.open(DATA) is None and not os.path.exists(stray) and not os.path.exists(anew.file('checkpoint.pt'))
     anew.close()
     with monkeypatch.context() as m:  # a file system that refuses to delete
-        def refuse(path, **kwargs):
+        def refuse(path, *_):
             raise PermissionError(1, 'Operation not permitted', path)
-        m.setattr(os, 'unlink', refuse)
+        m.setattr(os, 'rename', refuse)
         with pytest.raises(PermissionError):
             run(overwrite=True).open(DATA)
+
+
+def test_what_is_to_be_overwritten_stays_until_the_new_run_has_a_checkpoint(capsys):
+    first = made()
+    first.save_checkpoint({'w': torch.ones(2)})
+    old = {name: Path(first.file(name)).read_bytes() for name in ('checkpoint.pt', 'config.yaml', 'search.log')}
+
+    def same():
+        return all(os.path.exists(first.file(name)) and Path(first.file(name)).read_bytes() == old[name] for name in old)
+
+    def fails():
+        run(overwrite=True, seed=5).open(DATA)
+        assert not same()
+        raise UserError('diverged')
+    codes = []
+    utils.cli(fails, leave=codes.append)
+    assert codes == [2] and same() and 'is again the run' in capsys.readouterr().err
+    for _ in range(2):  # killed twice
+        anew = run(overwrite=True, seed=5)
+        assert anew.open(DATA) is None
+        utils.open_runs.discard(anew)
+        anew.lock.close()
+    with pytest.raises(UserError, match='--resume'):
+        run(seed=5)
+    utils.cli(fails, leave=codes.append)
+    assert same() and not os.path.exists(first.file(models.run.BEFORE))
+    os.mkdir(first.file(models.run.MOVING))  # killed while it moved the run
+    for name in old:
+        os.rename(first.file(name), first.file(f'{models.run.MOVING}/{name}'))
+    with pytest.raises(UserError, match='exists: continue it'):
+        run().open(DATA)
+    assert same()
+    anew = run(overwrite=True, seed=5)
+    anew.open(DATA)
+    anew.save_checkpoint({'w': torch.ones(2)})
+    assert not os.path.exists(anew.file(models.run.BEFORE)) and not same()
+    anew.close()
 
 
 def test_overwrite_does_not_follow_a_link():
@@ -127,7 +167,7 @@ def test_two_processes_do_not_write_one_run():
     with pytest.raises(UserError, match='another process is writing runs/search/x'):
         other.open(DATA)
     for how in ({'resume': True}, {'overwrite': True}):
-        code = f'import config as cf, utils\nutils.Run("search", cf.SearchConfig(name="x", **{how})).open(None)'
+        code = f'import config as cf\nfrom models.run import Run\nRun("search", cf.SearchConfig(name="x", **{how})).open(None)'
         code = code.replace('.open(None)', '.open(__import__("types").SimpleNamespace(mean=0, std=0, digest=0))')
         done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
                               text=True)

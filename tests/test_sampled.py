@@ -12,8 +12,8 @@ from models.sampled import Sampler
 
 
 def sampler(net, sampling='gumbel', seed=0, epochs=2):
-    config = SimpleNamespace(relaxation='sampled', sampling=sampling, epochs=epochs)
-    return Sampler(net, config, torch.Generator().manual_seed(seed))
+    config = SimpleNamespace(relaxation='sampled', sampling=sampling, epochs=epochs, seed=seed)
+    return Sampler(net, config)
 
 
 def batch(n=3):

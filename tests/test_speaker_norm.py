@@ -12,12 +12,12 @@ import augment
 import config as cf
 import datasets
 import search
-import utils
 from config import BASELINES
 from datasets.dataset import ENOUGH, Inputs, SpeechDataset, by_speaker, shrunk
 from models import speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.run import Run
 from scripts import svm
 
 ASKED = SimpleNamespace(embedding='speaker')
@@ -156,7 +156,7 @@ def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
     short = ['--duration', '.8', '--device', 'cpu', '--batch_size', '10']
     net_argv = [*argv, *asked, *short, '--model', 'cnn_gru', '--params', '2000', '--epochs', '2']
     augment.main(['--name', 'whole', *net_argv])
-    monkeypatch.setattr(utils.Run, 'save_checkpoint', stop_after(1, utils.Run.save_checkpoint))
+    monkeypatch.setattr(Run, 'save_checkpoint', stop_after(1, Run.save_checkpoint))
     with pytest.raises(KeyboardInterrupt):
         augment.main(['--name', 'cut', *net_argv])
     monkeypatch.undo()

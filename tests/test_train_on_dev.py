@@ -15,6 +15,7 @@ import augment
 import config as cf
 import datasets
 import utils
+from models.run import Run
 from scripts import svm
 
 SMALL = ('--dataset manifest --device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --batch_size 10 --model rnn '
@@ -56,14 +57,14 @@ def test_the_last_epoch_is_tested_and_a_killed_run_goes_on(small_corpus, tmp_pat
     class Killed(Exception):
         pass
 
-    def kill(run, row, end_epoch=utils.Run.end_epoch):
+    def kill(run, row, end_epoch=Run.end_epoch):
         if row['epoch'] == 3:
             raise Killed
         end_epoch(run, row)
     with monkeypatch.context() as m, pytest.raises(Killed):
-        m.setattr(utils.Run, 'end_epoch', kill)
+        m.setattr(Run, 'end_epoch', kill)
         augment.main(['--name', 'killed', *argv])
-    for run in [*utils._open_runs]:  # the end of a process would release the run
+    for run in [*utils.open_runs]:  # the end of a process would release the run
         run.lock.close()
     augment.main(['--name', 'killed', *argv, '--resume'])
     paths = [tmp_path / 'runs/augment' / name / 'predictions.csv' for name in ('whole', 'killed')]

@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+import utils
 from config import SAMPLE_RATE, UserError
 from datasets.utterance import Utterance
 
@@ -26,6 +28,7 @@ SECONDS = (1.5, 2.5)  # shortest and longest utterance
 # a i u e o: the three formants, Hz
 VOWELS = np.array([[730, 1090, 2440], [270, 2290, 3010], [300, 870, 2240], [530, 1840, 2480], [570, 840, 2410]])
 BANDWIDTHS = np.array([80., 100., 140.])  # Hz, of the three formants
+STALE = 3600  # s since a process last wrote to a folder that it was making
 FADE = 320  # samples over which a syllable swells and fades, 20 ms
 
 
@@ -134,10 +137,15 @@ FIRST = _name(*TAKES[0])  # a folder with this file holds the corpus
 def _make(root):
     """Writes the corpus to a temporary folder, which is then renamed to `root`."""
     root.parent.mkdir(parents=True, exist_ok=True)
+    for other in root.parent.glob(f'{root.name}.*'):  # of a process that was killed
+        if time.time() - other.stat().st_mtime > STALE:
+            shutil.rmtree(other, ignore_errors=True)
     aside = tempfile.mkdtemp(prefix=f'{root.name}.', dir=root.parent)
     try:
         for take in tqdm(TAKES, desc=f'synthesising {root}', disable=None, leave=False):
-            soundfile.write(os.path.join(aside, _name(*take)), synthesise(*take), SAMPLE_RATE, subtype='PCM_16')
+            wave = synthesise(*take)
+            utils.write_aside(os.path.join(aside, _name(*take)), shared=True, write=lambda f, wave=wave: soundfile.write(
+                f, wave, SAMPLE_RATE, format='WAV', subtype='PCM_16'))
         os.chmod(aside, 0o755)
         if root.exists():
             root.rmdir()

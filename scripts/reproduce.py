@@ -1,0 +1,119 @@
+"""Runs a finished run again, elsewhere, and compares the two to the bit.
+
+    python scripts/reproduce.py runs/augment/NAME
+
+Exit code 0: equal. 1: it prints what differs, first what was different when it was made: code, versions, device, corpus.
+"""
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import augment  # noqa: E402
+import config as cf  # noqa: E402
+import search  # noqa: E402
+import utils  # noqa: E402
+from config import UserError  # noqa: E402
+
+PRODUCTS = {'search': 'genotype.json', 'augment': 'results.json'}
+VARIES = {'seconds', 'command', 'provenance', 'device', 'events', 'steps', 'scheduler'}  # of every run, or said apart
+MAX_LINES = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('run', type=Path, help='folder of a run, runs/search/NAME or runs/augment/NAME')
+    parser.add_argument('--data_path', help='the corpus, if it is no longer where it was')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:1')
+    own = parser.parse_args(argv)
+    run = own.run.resolve()
+    program = next((name for name in PRODUCTS if name in run.parts and (run / PRODUCTS[name]).exists()), None)
+    if not program:
+        raise UserError(f'{own.run}: no finished run of search.py or augment.py')
+    before = json.loads((run / PRODUCTS[program]).read_text()).get('provenance')
+    if not before:
+        raise UserError(f'{own.run} was made by an earlier version, which did not record how: run its command again')
+    home = Path(*run.parts[:len(run.parts) - run.parts[::-1].index('runs') - 1])  # where the run was started
+    with tempfile.TemporaryDirectory() as folder:
+        flags = flags_of(run, program, home, own.data_path or before['data_path'])
+        print(f'python {program}.py {" ".join(flags)}', flush=True)
+        with contextlib.chdir(folder) if hasattr(contextlib, 'chdir') else _chdir(folder):
+            {'search': search, 'augment': augment}[program].main([*flags, '--device', own.device])
+        again = Path(folder, 'runs', program, 'again')
+        now = json.loads((again / PRODUCTS[program]).read_text())['provenance']
+        lines = [*differences({key: before.get(key) for key in now if key not in ('command', 'data_path')}, now, 'made with '),
+                 *differences(contents(run), contents(again))]
+    if 'made with settings' in ' '.join(lines):
+        lines.append('settings differ in effect: the code has other defaults now')
+    print('\n'.join(lines[:MAX_LINES]) or 'equal to the bit')
+    equal = not [line for line in lines if not line.startswith('made with')]
+    if equal and lines:
+        print('all the same, the results are equal to the bit')
+    return int(not equal)
+
+
+def flags_of(run: Path, program: str, home: Path, data_path: str | None) -> list[str]:
+    """Flags that repeat the run from any folder. Paths in the run's settings are relative to `home`."""
+    settings, flags = utils.read_settings(run / 'config.yaml'), ['--name', 'again', '--cache', str(home / '.cache')]
+    unused = cf.SECTIONS[program](**{name: value for name, value in settings.items() if name in cf.NAMES[program]}).unused()
+    for name, value in settings.items():
+        if name not in cf.NAMES[program] or name in (*unused, 'name', *utils.MAY_CHANGE) or value is None:
+            continue
+        if name == 'genotype' and (home / value).exists():
+            value = home / value
+        flags += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
+    return flags + (['--data_path', str(home / data_path)] if data_path else [])
+
+
+@contextlib.contextmanager
+def _chdir(folder):  # contextlib.chdir of Python 3.11
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def contents(run: Path) -> dict:
+    """{file: tree} of all that a run found."""
+    found = {}
+    for name in ('genotype.json', 'results.json'):
+        if (run / name).exists():
+            found[name] = json.loads((run / name).read_text())
+    found['metrics.jsonl'] = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    if (run / 'predictions.csv').exists():
+        found['predictions.csv'] = (run / 'predictions.csv').read_text().splitlines()
+    for name in ('checkpoint.pt', 'best.pt'):
+        if (run / name).exists():
+            found[name] = utils.read_torch(run / name)
+    return found
+
+
+def differences(before, now, where: str = ''):
+    """Lines 'where: before, now' of what differs between two trees."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            if key not in VARIES or where == 'made with ':
+                yield from differences(before.get(key), now.get(key), f'{where}{key}' if where[-1:] in ('', ' ')
+                                       else f'{where}.{key}')
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        for i, pair in enumerate(zip(before, now)):
+            yield from differences(*pair, f'{where}[{i}]')
+    elif torch.is_tensor(before) and torch.is_tensor(now):
+        if before.shape != now.shape or not torch.equal(before, now):
+            yield f'{where}: {before.flatten()[:3].tolist()} ..., now {now.flatten()[:3].tolist()} ...'
+    elif type(before) is not type(now) or before != now:
+        yield f'{where}: {str(before)[:80]}, now {str(now)[:80]}'
+
+
+if __name__ == '__main__':
+    utils.cli(lambda: sys.exit(main()))

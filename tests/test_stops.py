@@ -1,0 +1,203 @@
+"""A run that a scheduler stops in the middle of an epoch, and steps whose gradients are not finite."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import FEATURES, ROOT, augment_args, found_by, results, rows, search_args, shown
+
+import augment
+import search
+import utils
+from datasets.dataset import SpeechDataset
+from models import parallel, steps
+
+CELL = "[[('sep_conv_3x3', 0), ('skip_connect', 1)]]"
+GENOTYPE = (f"Genotype(normal={CELL}, normal_concat=[2], reduce={CELL}, reduce_concat=[2], "
+            "rnn=[[('gru_1', 0), ('skip_connect', 1)]], rnn_concat=[2])")
+SIZES = '--init_channels 2 --layers 1 --rnn_channels 4'.split()
+
+
+def call(program, argv):
+    program.main(list(map(str, argv)))
+
+
+def leave():
+    """What the end of a process releases."""
+    for run in [*utils.open_runs]:
+        run.lock.close()
+        utils.open_runs.discard(run)
+
+
+def stopped_at(monkeypatch, n):
+    """SIGTERM arrives in the n-th step of w of this process."""
+    sound, calls = steps.Steps.sound, []
+
+    def count(self, norm, what='w'):
+        calls.append(what)
+        if calls.count('w') == n:
+            utils._handle(signal.SIGTERM, None)
+        return sound(self, norm, what)
+    monkeypatch.setattr(steps.Steps, 'sound', count)
+
+
+@pytest.mark.parametrize('more', [['--order', 1], ['--order', 2, '--alpha_warmup', 0, '--resident', 'never']])
+def test_a_search_stopped_between_two_steps_goes_on_there(more, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*search_args(small_corpus, 'x'), *SIZES, '--batch_size', 5, '--dropout', .3, '--cnn_ops',
+            'skip_connect,sep_conv_3x3,none', '--rnn_ops', 'skip_connect,gru_1,none', *more]
+    call(search, ['--epochs', 2, '--name', 'whole', *argv[2:], '--epochs', 2])
+    killed = [*argv, '--epochs', 2, '--resume']
+    for n in (1, 4):
+        with monkeypatch.context() as m, pytest.raises(utils.Stopped):
+            stopped_at(m, n)
+            call(search, killed)
+        leave()
+    assert utils.read_torch('runs/search/x/checkpoint.pt')['steps']['done']
+    call(search, killed)
+    whole, stopped = (tmp_path / f'runs/search/{name}' for name in ('whole', 'x'))
+    assert rows(whole / 'metrics.jsonl') == rows(stopped / 'metrics.jsonl') and found_by(whole) == found_by(stopped)
+    drawn = [[row for row in shown(folder) if row[0] not in ('seconds', 'parameters/text_summary')]
+             for folder in (whole, stopped)]
+    assert drawn[0] == drawn[1]
+
+
+def test_augment_stopped_in_a_step_and_in_an_evaluation_goes_on_there(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*augment_args(small_corpus, 'x', GENOTYPE), *FEATURES, *SIZES, '--epochs', 2, '--batch_size', 5, '--resume']
+    call(augment, ['--name', 'whole', *argv[2:]])
+    for n in (2, 1):
+        with monkeypatch.context() as m, pytest.raises(utils.Stopped):
+            stopped_at(m, n)
+            call(augment, argv)
+        leave()
+    assert utils.read_torch('runs/augment/x/checkpoint.pt')['best']['file'] is None  # in the first epoch
+    evaluate = augment.evaluate
+
+    def arrives(*args):
+        utils._handle(signal.SIGUSR1, None)
+        return evaluate(*args)
+    with monkeypatch.context() as m, pytest.raises(utils.Stopped):
+        m.setattr(augment, 'evaluate', arrives)
+        call(augment, argv)
+    leave()
+    kept = utils.read_torch('runs/augment/x/checkpoint.pt')
+    assert kept['history'] == [] and kept['steps']['done'] == len(kept['steps']['tally']['steps']) > 2
+    call(augment, argv)
+    whole, stopped = (tmp_path / f'runs/augment/{name}' for name in ('whole', 'x'))
+    assert rows(whole / 'metrics.jsonl') == rows(stopped / 'metrics.jsonl') and results(whole) == results(stopped)
+    assert (whole / 'predictions.csv').read_bytes() == (stopped / 'predictions.csv').read_bytes()
+
+
+def spoilt(monkeypatch, which):
+    """The gradients of the steps that which(n) names, from 0, are not finite, and neither are the sums of batch norm."""
+    clip, calls = parallel.clip_gradients, []
+
+    def spoil(parameters, max_norm):
+        calls.append(1)
+        norm = clip(parameters, max_norm)
+        return norm * float('nan') if which(len(calls) - 1) else norm
+    monkeypatch.setattr(parallel, 'clip_gradients', spoil)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ['--model', 'cnn', '--params', 300, '--dataset', 'manifest', '--data_path', small_corpus, *FEATURES, '--epochs', 2]
+    spoilt(monkeypatch, lambda n: n == 1)
+    call(augment, ['--name', 'x', *argv])
+    assert [row['train'].get('skipped') for row in rows(tmp_path / 'runs/augment/x/metrics.jsonl')] == [1, None]
+    assert 'epoch 1: 1 steps were skipped' in capsys.readouterr().out
+
+
+def test_a_skipped_step_leaves_weights_momentum_and_batch_norm_as_they_were():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optim = torch.optim.SGD(net.parameters(), .1, momentum=.9)
+    each = steps.Steps(None)
+    state = parallel.State(0, torch.device('cpu'), net=net, optim=optim, steps=each)
+    each.begin(1, state, optim, lambda step, draws: ['a.wav'])
+    seen = []
+    for n, x in enumerate(each.each([torch.randn(4, 2), torch.full((4, 2), float('inf')), torch.randn(4, 2)])):
+        before = [t.clone() for t in (*net.state_dict().values(), *(s['momentum_buffer'] for s in optim.state.values()))]
+        optim.zero_grad()
+        net(x).square().sum().backward()
+        if each.sound(parallel.clip_gradients(net.parameters(), 5.)):
+            optim.step()
+        after = [*net.state_dict().values(), *(s['momentum_buffer'] for s in optim.state.values())]
+        seen.append(len(before) == len(after) and all(map(torch.equal, before, after)))
+        assert all(t.isfinite().all() for t in after), n
+    assert seen == [False, True, False] and each.tally.skipped == 1
+    utils.hold_signals(False)
+
+
+@pytest.mark.parametrize('patience, how_often', [(2, '2 times in a row'), (99, 'in a whole epoch')])
+def test_a_run_that_diverges_names_the_step_and_keeps_its_checkpoint(patience, how_often, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(steps, 'PATIENCE', patience)
+    spoilt(monkeypatch, lambda n: n >= 3)  # three steps an epoch
+    argv = ['--model', 'cnn', '--params', 300, '--dataset', 'manifest', '--data_path', small_corpus, *FEATURES, '--epochs', 9]
+    with pytest.raises(utils.UserError) as error:
+        call(augment, ['--name', 'x', *argv])
+    said = str(error.value)
+    assert f'not finite {how_often}, last in epoch 2, step {2 if patience == 2 else 3}, at learning rate 0.0242, on ' in said
+    assert '.wav' in said and '7 more' in said or '1 more' in said
+    assert len(utils.read_torch(tmp_path / 'runs/augment/x/checkpoint.pt')['history']) == 1
+    leave()
+
+
+def test_the_files_of_a_batch_are_those_that_were_in_it():
+    utterances = [SimpleNamespace(path=f'{i}.wav') for i in range(9)]
+    data = SpeechDataset(utterances, [np.zeros((1, 5), np.float32)] * 9, range(9), torch.zeros(1, 1), torch.ones(1, 1), 4)
+    draws = torch.Generator().manual_seed(3)
+    start = draws.get_state()
+    for step, (_, y) in enumerate(data.batches(4, [8, 1, 2, 3, 4, 6], draws)):
+        again = torch.Generator()
+        again.set_state(start)
+        assert data.files_of(step, again, 4, [8, 1, 2, 3, 4, 6]) == [f'{i}.wav' for i in y.tolist()]
+
+
+@pytest.mark.parametrize('argv, said', [
+    (['--w_lr', 1e9], 'no probabilities|not finite'), (['--alpha_weight_decay', 1e30, '--alpha_warmup', 0], 'not finite')])
+def test_a_search_that_diverges_writes_no_genotype(argv, said, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(utils.UserError, match=said):
+        call(search, [*search_args(small_corpus, 'x'), *SIZES, '--epochs', 3, *argv])
+    assert not (tmp_path / 'runs/search/x/genotype.json').exists()
+    leave()
+
+
+def test_a_network_without_probabilities_is_no_result(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(utils.UserError, match='no probabilities|not finite'):
+        call(augment, ['--name', 'x', '--model', 'rnn', '--params', 300, '--dataset', 'manifest', '--data_path', small_corpus,
+                       *FEATURES, '--epochs', 1, '--batch_size', 100, '--lr', 1e38, '--grad_clip', 1e38])
+    assert not (tmp_path / 'runs/augment/x/results.json').exists()
+    leave()
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_during_a_write_waits_for_its_end(number, code, tmp_path):
+    codes = []
+
+    def main():
+        def write(f):
+            os.kill(os.getpid(), number)
+            time.sleep(.01)
+            f.write(b'whole')
+        utils.write_aside(tmp_path / 'a', write)
+        pytest.fail('went on')
+    before = signal.getsignal(number)
+    utils.cli(main, leave=codes.append)
+    assert codes == [code] and (tmp_path / 'a').read_bytes() == b'whole' and signal.getsignal(number) == before
+
+
+def test_a_signal_while_a_program_is_imported_is_one_line():
+    code = f'import os, sys\n' \
+           f'sys.path.insert(0, {str(ROOT)!r})\nimport config\nconfig.begin("search")\nos.kill(os.getpid(), {{}})\n1/0'
+    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
+        done = subprocess.run([sys.executable, '-S', '-c', code.format(int(number))], capture_output=True, text=True)
+        assert done.returncode == expected and done.stderr.count('\n') == 1 and number.name in done.stderr
