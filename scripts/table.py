@@ -65,6 +65,8 @@ def read(folder: Path, **only: list | None) -> Results:
     runs = runs.reindex(columns=COLUMNS)  # older ones lack some
     with cf.contents_of(folder / 'runs.csv', REMAKE):
         runs = runs.astype({'seed': int, 'fold': int, 'model': str, 'state': str, **dict.fromkeys(NUMBERS, float)})
+        if runs.duplicated(KEY).any():
+            raise ValueError('a run is there twice')
         for name in ('test_speakers', 'search_heard_test_speakers'):
             runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore')
         for text in runs['genotype'].dropna():

@@ -96,3 +96,17 @@ def test_a_run_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
 def test_damage_is_the_same_for_the_same_number():
     one, other = (fuzz_mutations.damaged_text('a: 1\nb: 2\n', random.Random(3)) for _ in range(2))
     assert one == other and any(fuzz_mutations.damaged_bytes(b'abcd', random.Random(i)) != b'abcd' for i in range(3))
+
+
+def test_what_longer_runs_have_found_is_refused(tmp_path):
+    reader = fuzz.READERS['tables of an experiment'](tmp_path / 'x')
+    for name, old, new, said in (('predictions.csv', 'cnn,0,1', 'cn,0,1', 'lacks the run cnn-f1-s0'),
+                                 ('runs.csv', 'cnn,2,0,missing', 'cnn,1,0,missing', 'a run is there twice')):
+        path = reader.valid() / name
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(UserError, match=f'{name}.* {said}'):
+            reader.read(reader.folder)
+    reader = fuzz.READERS['trained networks'](tmp_path / 'y')
+    fuzz_mutations.torch.save({**reader.tree, 'format': fuzz_mutations.torch.ones(2)}, reader.path)
+    with pytest.raises(UserError, match='best.pt: .*format is not a number'):
+        reader.read(reader.path)
