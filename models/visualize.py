@@ -37,7 +37,7 @@ class _Edge:
 
 def caption(record: dict) -> str:
     """'emodb, fold 1, seed 0, UA 63.4' from results.json or the record of a genotype; '' if they do not say."""
-    origin = {**record.get('search', {}), **{k: v for k, v in record.items() if k in ('dataset', 'fold', 'seed', 'ua')}}
+    origin = {**(record.get('search') or {}), **{k: v for k, v in record.items() if k in ('dataset', 'fold', 'seed', 'ua')}}
     parts = [str(origin['dataset'])] if origin.get('dataset') else []
     parts += [f'{name} {origin[name]}' for name in ('fold', 'seed') if origin.get(name) is not None]
     return ', '.join(parts + ([f'test UA {100 * origin["ua"]:.1f}'] if origin.get('ua') is not None else []))

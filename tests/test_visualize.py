@@ -121,3 +121,12 @@ def test_the_picture_of_the_readme_shows_a_row_of_the_results():
 def test_the_program_needs_no_display():
     out = subprocess.run([sys.executable, 'scripts/draw_genotype.py', '--help'], capture_output=True, text=True, cwd=ROOT)
     assert out.returncode == 0 and '--output' in out.stdout
+
+
+def test_decisions_outside_the_cells_follow_the_title():
+    genotype = gt.draw(np.random.default_rng(0), 2, 1, 'speech', 'speech', space='speech')
+    figure = rendered(plot(genotype, 'nemo'))
+    title, decisions = figure.get_suptitle().split('\n')
+    assert title == 'nemo' and decisions.startswith(f'layers {genotype.network["layers"]}, C {genotype.network["C"]}, ')
+    assert 'head' in rendered(plot(genotype)).get_suptitle() and rendered(plot(GENOTYPES[0])).get_suptitle() == ''
+    assert caption({'search': None, 'dataset': 'nemo', 'genotype': 'x'}) == 'nemo'  # results.json of a random genotype
