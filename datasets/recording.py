@@ -9,7 +9,7 @@ import soundfile
 import soxr
 
 from config import SAMPLE_RATE, FeatureSettings, UserError
-from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, load_audio, trimmed
+from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, extract_prosody, load_audio, trimmed
 from datasets.utterance import Utterance
 
 LONG = 60  # s; a longer recording is read in blocks of this length
@@ -37,7 +37,13 @@ def features(utterance: Utterance, config: FeatureSettings) -> tuple[np.ndarray,
 def of_wave(wave: np.ndarray, config: FeatureSettings) -> tuple[np.ndarray, float]:
     """As `features`, of a float32 wave (n_samples,) at SAMPLE_RATE."""
     first = trimmed(wave, config.trim_db)[0] if config.trim_db else 0
-    return extract(wave, config).astype(np.float16), first / SAMPLE_RATE
+    return extracted(wave, config), first / SAMPLE_RATE
+
+
+def extracted(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:
+    """What the cache holds of a wave, and below it the rows of prosody, if there are any: float16."""
+    x = extract(wave, config)
+    return (np.concatenate([x, extract_prosody(wave, config)]) if config.prosody else x).astype(np.float16)
 
 
 def read(path: str) -> Iterator[np.ndarray]:
@@ -97,9 +103,10 @@ def _squares(wave):
 
 
 def in_blocks(waves: Iterable[np.ndarray], config: FeatureSettings) -> np.ndarray:
-    """`extract`, without trimming, of a wave in blocks; float16 (n_mels, n_frames).
+    """`extracted`, without trimming, of a wave in blocks; float16 (n_rows, n_frames).
 
-    Every block is extracted with a margin on both sides, whose frames are dropped.
+    Every block is extracted with a margin on both sides, whose frames are dropped. In unvoiced stretches pitch is filled with
+    the mean of the block, where a short recording has its own.
     """
     config = replace(config, trim_db=0.)
     step = config.hop_length * config.time_pool  # samples between the frames that are kept
@@ -109,7 +116,7 @@ def in_blocks(waves: Iterable[np.ndarray], config: FeatureSettings) -> np.ndarra
     while True:
         wave = np.concatenate([wave, take(before + size + margin - len(wave))])
         whole = len(wave) == before + size + margin
-        x = extract(wave, config).astype(np.float16)
+        x = extracted(wave, config)
         parts.append(x[:, before // step:(before + size) // step if whole else None])
         if not whole:
             return np.concatenate(parts, axis=1)

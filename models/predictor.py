@@ -145,7 +145,8 @@ class Predictor:
 
     def _dataset(self, features):
         nobody = [Utterance('', '', '')] * len(features)  # one speaker, so that `adapt` knows all of them
-        return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device)
+        return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device,
+                             **self.config.inputs)
 
     def _predictions(self, features):
         return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
@@ -200,10 +201,7 @@ def read_best(run: str | os.PathLike) -> dict:
     path = best_file(run)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file; name a folder of augment.py that has finished an epoch, or its best.pt')
-    try:
-        best = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f'{path}: cannot be read as a trained network ({type(error).__name__})') from None
+    best = utils.read_torch(path)
     try:
         _check(best)
     except ValueError as error:
@@ -224,13 +222,14 @@ def _check(best):
     if not isinstance(best['settings'], dict) or not isinstance(best['weights'], dict) \
             or not isinstance(best['genotype'], str | None):
         raise ValueError('settings and weights must be tables, genotype a text')
-    n_mels = _known(best['settings'], cf.FeatureSettings).get('n_mels', 32)
+    config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
+    n_rows = config.n_mels + config.inputs['n_prosody']
     pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(
-                isinstance(x, torch.Tensor) and x.shape == (n_mels, 1) and x.isfinite().all() for x in pair) \
+                isinstance(x, torch.Tensor) and x.shape == (n_rows, 1) and x.isfinite().all() for x in pair) \
                 or not (pair[1] > 0).all():
-            raise ValueError(f'mean and std must be finite tensors ({n_mels}, 1), and std positive')
+            raise ValueError(f'mean and std must be finite tensors ({n_rows}, 1), and std positive')
 
 
     heard = best.get('heard', [])

@@ -178,7 +178,7 @@ def test_a_file_that_is_not_ours_is_one_line(folder, tmp_path):
     torch.save({**best}, tmp_path / 'best.pt')
     load(tmp_path)
     torch.save(print, tmp_path / 'best.pt')
-    with pytest.raises(cf.UserError, match='cannot be read as a trained network'):
+    with pytest.raises(cf.UserError, match='best.pt is damaged'):
         load(tmp_path)
     with pytest.raises(cf.UserError, match='no such file'):
         load(tmp_path / 'nothing')
