@@ -35,15 +35,15 @@ def choose(run, net, scorer: Scorer | None, data, device) -> gt.Genotype:
     if config.relaxation == 'none':
         contenders = first_rung(book, config)
     else:
-        contenders = [(book.train(genotype, book.short)['loss'] if config.finalists > LAST else 0., genotype)
+        contenders = [(loss_of(book.train(genotype, book.short)) if config.finalists > LAST else 0., genotype)
                       for genotype in best_in_supernet(book, net, scorer, config)]
     contenders.sort(key=lambda pair: pair[0])
     results = [(book.train(genotype, book.config.epochs), genotype) for _, genotype in contenders[:LAST]]
-    found, winner = min(results, key=lambda pair: pair[0]['loss'])
+    found, winner = min(results, key=lambda pair: loss_of(pair[0]))
     book.tree['winner'] = gt.to_str(winner)
     book.write()
     run.logger.info('best of %d finalists: dev loss %.3f UA %.3f after %d epochs (%.1f minutes of choice): %s', len(contenders),
-                    found['loss'], found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
+                    loss_of(found), found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
     return winner
 
 
@@ -95,8 +95,13 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
             break
         training = book.train(genotype, book.short)
         spent += training['seconds']
-        found.append((training['loss'], genotype))
+        found.append((loss_of(training), genotype))
     return found
+
+
+def loss_of(training: dict) -> float:
+    """Log-loss on dev; infinite if the training diverged, for which JSON has no number."""
+    return math.inf if training['loss'] is None else training['loss']
 
 
 class Book:
@@ -173,12 +178,12 @@ class Book:
         try:
             found, _ = train(config, genotype, self.data, self.device, 'dev')
         except Diverged:
-            found = {'loss': math.inf, 'ua': 0.}
+            found = {'loss': None, 'ua': 0.}
         training = {'epochs': epochs, **found, 'seconds': time.time() - began}
         training = parallel.gather(training)[0]  # all ranks decide alike
         row['trainings'].append(training)
         self.write()
         self.log('finalist %d: %s parameters, %d epochs: dev loss %.3f UA %.3f (%.1f minutes)',
-                 1 + list(self.finalists).index(text), f'{row["parameters"]:,}', epochs, found['loss'], found['ua'],
+                 1 + list(self.finalists).index(text), f'{row["parameters"]:,}', epochs, loss_of(found), found['ua'],
                  training['seconds'] / 60)
         return training

@@ -129,7 +129,10 @@ def row_of(job: Job) -> dict:
 def results(job: Job) -> dict:
     """results.json of a finished run. UserError if it is damaged."""
     with cf.contents_of(job.product, 'delete it, and the run will be repeated'):
-        found = cf.read_json(job.product)
+        try:
+            found = cf.read_json(job.product)
+        except UserError as error:
+            raise ValueError(str(error).removeprefix(f'{job.product}: ')) from None
         for name, kind in RESULTS.items():
             if name in found and not isinstance(found[name], kind):
                 raise ValueError(f'{name} is {cf.short(found[name])}')

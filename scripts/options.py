@@ -24,8 +24,8 @@ class ExperimentSettings:
     name: str = cf.setting('', 'name of the experiment; results go to runs/cv/NAME')
     config: str | None = cf.setting(None, 'YAML file with settings of the programs; a flag overrides it')
     models: str = cf.setting('searched,random', 'models to compare, separated by commas: searched, random (a genotype drawn at '
-                             f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained, by the '
-                             f'rungs of --search.finalists, in the minutes of the search), {TRANSFERRED} (the genotype of '
+                             f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained '
+                             f'in the minutes of the search, by the same rungs), {TRANSFERRED} (the genotype of '
                              '--transferred), searched_cnn and searched_seqnn (one part searched, the other fixed), svm, '
                              f'{", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
                              'parameters as the searched network of the same fold and seed')

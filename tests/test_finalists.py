@@ -193,7 +193,7 @@ def test_a_finalist_that_diverges_loses_and_a_band_without_networks_is_told_firs
         calls.append(args)
         if len(calls) == 1:
             raise scoring.Diverged('training diverged')
-        return {'loss': 1., 'ua': .5}
+        return {'loss': 1., 'ua': .5}, None
     monkeypatch.setattr(finalists, 'train', diverges)
     search.main(['--name', 'd', *argv])
     tree, _ = read('d')

@@ -36,7 +36,7 @@ def cnn_args(corpus, name, *more):
 def test_other_ways_to_search(small_corpus, here, tmp_path):
     call(search, cnn_args(small_corpus, 'cnn', '--epochs', 2, '--rnn_layers', 0, '--alpha_split', 'speaker',
                                             '--features', 'mfcc', '--folds', 'loso', '--fold', 2))
-    call(augment, augment_args(small_corpus, 'cnn', 'runs/search/cnn/genotype.json', '--epochs', 2,
+    call(augment, augment_args(small_corpus, 'cnn', 'runs/search/cnn/genotype.json', '--epochs', 3,
                                               '--aux_weight', 0, '--patience', 1))
     found = results(tmp_path / 'runs/augment/cnn')
     assert (found['folds'], found['fold']) == ('loso', 2)  # the genotype brought its fold along
