@@ -29,7 +29,7 @@ import augment  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
 from datasets.readers import synthetic  # noqa: E402
-from models import parallel  # noqa: E402
+from models import board, parallel  # noqa: E402
 
 DATA = '--dataset manifest --data_path ../corpus/m.csv --device cpu --duration 0.5 --n_mels 8 --hop_ms 32 --time_pool 1'.split()
 SIZES = '--batch_size 6 --layers 1 --init_channels 2 --rnn_channels 4'.split()
@@ -48,6 +48,8 @@ PROGRAMS = {
     'search, order 2': (search.main, [*SEARCH, '--order', '2', '--cache', '../cache'], 'search.py'),
     'augment': (augment.main, [*AUGMENT, '--cache', '../cache'], 'augment.py'),
     'augment, train_on_dev': (augment.main, [*AUGMENT, '--train_on_dev', '--cache', '../cache'], 'augment.py'),
+    'search, sampled, with finalists': (search.main, [*SEARCH, *'--relaxation sampled --finalists 2 --candidates 4'.split(),
+                                                      '--finalist_epochs', '2', '--cache', '../cache'], 'search.py'),
     'cross_validate': (cross_validate.main, CROSS, 'cross_validate.py'),
     'extraction, then augment': (augment.main, [*AUGMENT, '--epochs', '1', '--cache', 'cache', '--workers', '2'], 'augment.py'),
 }
@@ -55,6 +57,7 @@ WRITES = ('write', 'fsync', 'replace', 'link', 'unlink', 'truncate', 'ftruncate'
 VARIES = {'seconds', 'command', 'provenance'}
 TIMED = ('seconds', '2_progress', '0_about')  # in tags of TensorBoard: what shows a time or a command
 SOFT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+board.PICTURES = 1  # of the last epoch alone: drawing would take most of the time
 LIMIT = 300  # s: a program that has not ended by then is stuck
 
 

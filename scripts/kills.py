@@ -85,6 +85,7 @@ def main(argv=None):
     parser.add_argument('--kills', type=int, default=4, help='kills in a trial (default: 4)')
     parser.add_argument('--to', type=Path, default=Path('kills'), help='folder of the trials (default: kills)')
     parser.add_argument('--only', help='one of the programs')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments; two processes with two folders take two (default: 0)')
     own = parser.parse_args(argv)
     torch.set_num_threads(1)
     to = own.to.resolve()
@@ -98,7 +99,7 @@ def main(argv=None):
         program = names[n % len(names)]
         if program not in references:
             references[program] = reference(to / 'whole', program)
-        done.append(trial(to / f'trial-{n}', program, references[program], own.kills, random.Random(n)))
+        done.append(trial(to / f'trial-{n}', program, references[program], own.kills, random.Random(f'{own.seed} {n}')))
         with open(record, 'a') as f:
             f.write(json.dumps(done[-1]) + '\n')
         if done[-1]['wrong']:
