@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import joblib
@@ -279,17 +280,31 @@ def _extract_all(missing, config, workers, faults, notes, extract):
     pool = ThreadPoolExecutor(workers or min(THREADS, joblib.cpu_count()),
                               initializer=torch.set_num_threads, initargs=(1,))
     try:
-        results = {path: pool.submit(job, path, same[0]) for path, same in missing.items()}
+        # Ctrl-C may interrupt the wait of a SimpleQueue, but no call of the pool, whose locks it would leave taken.
+        ended, results = SimpleQueue(), {}
+        for path, same in missing.items():
+            with utils.signals_held():
+                results[path] = pool.submit(job, path, same[0])
+                results[path].add_done_callback(ended.put)
+        seen = set()
         for path, result in results.items():
-            if isinstance(result.exception(), UserError):
-                faults.messages.append(str(result.exception()))
+            while result not in seen:
+                seen.add(ended.get())
+            with utils.signals_held():
+                error = result.exception()
+                x = None if error else result.result()
+            if isinstance(error, UserError):
+                faults.messages.append(str(error))
                 for copy in missing[path][1:]:
                     with faults.collect():
                         load_audio(copy)
+            elif error:
+                raise error
             else:
-                yield path, result.result()
+                yield path, x
     finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C only the utterances in hand are finished
+        with utils.signals_held():
+            pool.shutdown(cancel_futures=True)  # on Ctrl-C only the utterances in hand are finished
         torch.set_num_threads(n_threads)
 
 

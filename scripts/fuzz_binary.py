@@ -14,11 +14,10 @@ from fuzz_readers import GENOTYPE, RECORD, Reader
 
 import augment
 import config as cf
-import utils
 from datasets.features import cached_features
 from datasets.readers import synthetic
 from datasets.utterance import Utterance
-from models import parallel
+from models import parallel, predictor
 from models.augment_cnn import AugmentCNN
 from models.run import Run
 
@@ -159,15 +158,18 @@ class Networks(Checkpoints):
         config = cf.AugmentConfig(name='x', genotype='x', **RECORD['network'], **RECORD['features'])
         net = AugmentCNN(None, 1, config.init_channels, 3, config.layers, True, GENOTYPE, config.stem_multiplier,
                          config.rnn_layers, config.rnn_channels)
-        data = SimpleNamespace(labels=['a', 'b', 'c'], mean=torch.zeros(16, 1), std=torch.ones(16, 1))
+        moments = torch.zeros(16, 1), torch.ones(16, 1)
+        data = SimpleNamespace(labels=['a', 'b', 'c'], mean=moments[0], std=moments[1], prior=moments, corpus='x',
+                               fold=SimpleNamespace(train=('a', 'b'), dev=('c',)))
         self.tree = augment.portable(net, GENOTYPE, data, config, 3)
         out = io.BytesIO()
         torch.save(self.tree, out)
         self.bytes = out.getvalue()
 
     def read(self, path):
-        net = augment.rebuild(utils.read_torch(path, 'name the best.pt of a run'))
-        net(torch.zeros(1, 1, 16, 20), torch.ones(1, 20, dtype=torch.bool))
+        judge = predictor.load(path)
+        if not judge.needs_speaker:
+            judge(np.zeros(4_000, np.float32))
 
 
 READERS = {'audio': AudioFiles, 'cached features': Cache, 'checkpoints': Checkpoints, 'trained networks': Networks}

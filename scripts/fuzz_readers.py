@@ -27,6 +27,7 @@ from models import memory  # noqa: E402
 from models.run import Run  # noqa: E402
 
 GENOTYPE = gt.draw(np.random.default_rng(0), 2, 1)
+NETWORK = {name: choices[0] for name, choices in gt.NETWORK_CHOICES.items()}
 RECORD = {'network': {'init_channels': 4, 'layers': 3, 'stem_multiplier': 2, 'rnn_layers': 1, 'rnn_channels': 8},
           'features': {'features': 'logmel', 'n_mels': 16, 'hop_ms': 16., 'time_pool': 2, 'trim_db': 0., 'duration': 3.},
           'search': {'dataset': 'manifest', 'labels': None, 'folds': 'default', 'fold': 1, 'corpus': 'x', 'seed': 0,
@@ -65,8 +66,11 @@ class Genotypes(Reader):
     fold = SimpleNamespace(fold=SimpleNamespace(test=('a', 'z')), corpus='x')
 
     def data(self, rng):
-        printed = gt.to_str(GENOTYPE)
-        tree = {'genotype': {name: list(value) for name, value in GENOTYPE._asdict().items()}, **RECORD}
+        genotype = GENOTYPE._replace(network=rng.choice([None, NETWORK]))
+        printed = gt.to_str(genotype)
+        genes = {name: value if name == 'network' else list(value) for name, value in genotype._asdict().items()
+                 if value is not None}
+        tree = {'genotype': genes, **RECORD}
         return rng.choice([printed, f'X = {printed}', json.dumps(tree), json.dumps({'genotype': printed})]).encode()
 
     def damage(self, rng):

@@ -85,7 +85,7 @@ def main(argv=None):
     parser.add_argument('--kills', type=int, default=4, help='kills in a trial (default: 4)')
     parser.add_argument('--to', type=Path, default=Path('kills'), help='folder of the trials (default: kills)')
     parser.add_argument('--only', help='one of the programs')
-    parser.add_argument('--seed', type=int, default=0, help='of the moments; two processes with two folders take two (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments; two folders take two (default: 0)')
     own = parser.parse_args(argv)
     torch.set_num_threads(1)
     to = own.to.resolve()

@@ -81,8 +81,8 @@ def test_operations_by_hand():
 
 def test_figures(monkeypatch):
     """Every model has a colour and marker of its own, and a point for every fold; nothing of other models stays."""
-    drawn = {}
-    monkeypatch.setattr(figures.Figure, 'savefig', lambda self, f, **_: (f.write(b'png'), drawn.update({f.name: self})))
+    drawn = []
+    monkeypatch.setattr(figures.Figure, 'savefig', lambda self, f, **_: (f.write(b'png'), drawn.append(self)))
     (X / 'figures').mkdir()
     for name in ('mine', 'confusion-old'):
         (X / 'figures' / f'{name}.png').touch()
@@ -92,7 +92,7 @@ def test_figures(monkeypatch):
     assert all(f'![{name}](figures/{name}.png)' in text for name in expected)
     styles = [tuple(figures.style(model).values()) for model in figures.MODELS]
     assert len({*styles}) == len(styles)
-    folds, parameters, *_ = drawn.values()
+    folds, parameters, *_ = drawn
     texts = [(text.get_text(), *text.get_position()) for text in folds.axes[0].texts]
     ua = pd.read_csv(X / 'table.csv')
     assert len([text for text, *_ in texts if text in '123']) == 9 and ('chance', 1, 50) in texts
