@@ -24,6 +24,8 @@ import soundfile  # noqa: E402
 import svm  # noqa: E402
 import table  # noqa: E402, F401  (so that a fork need not import it)
 import torch  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 import augment  # noqa: E402
 import search  # noqa: E402
@@ -57,6 +59,9 @@ WRITES = ('write', 'fsync', 'replace', 'link', 'unlink', 'truncate', 'ftruncate'
 VARIES = {'seconds', 'command', 'provenance'}
 TIMED = ('seconds', '2_progress', '0_about')  # in tags of TensorBoard: what shows a time or a command
 SOFT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# What a program imports late, which takes longer than its work here.
+torch.optim.SGD([torch.zeros(1)], 1.)
+FigureCanvasAgg(Figure(layout='constrained')).draw()
 board.PICTURES = 1  # of the last epoch alone: drawing would take most of the time
 LIMIT = 300  # s: a program that has not ended by then is stuck
 
