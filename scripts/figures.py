@@ -6,10 +6,9 @@ from experiment import MODELS
 from jobs import MATCHED
 from matplotlib.figure import Figure
 
-# One for each model that is not matched, in the order of MODELS.
-COLOURS = ['#d62728', '#e8888a', '#b5651d', '#7a0c0e', '#17becf', '#1f77b4', '#8c564b', '#e377c2', '#bcbd22',
-           '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f']
-MARKERS = 'DdphHo<>Pv^sX'
+COLOURS = ['#d62728', '#17becf', '#000000', '#ffd700', '#000080',
+           '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f']
+MARKERS = 'Dph*8o<>Pv^sX'
 SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the same number of parameters
 
 

@@ -224,7 +224,7 @@ import utils
 from datasets import features as ft
 from datasets import index as index_module
 from datasets.utterance import Utterance
-us = [Utterance(sys.argv[1], 'x', 'a', start=i / 100_000) for i in range(20_000)]
+us = [Utterance(sys.argv[1], 'x', 'a', start=i / 100_000) for i in range(8_000)]
 utils.cli(lambda: ft.cached_features(us, cf.FeatureSettings(), sys.argv[2]))
 '''
 

@@ -23,23 +23,28 @@ EVERY_KIND = gt.Genotype(
     [[('lstm_2', 0), ('gru_att_1', 1)], [('rnn_1', 0), ('skip_connect', 2)]], [2, 3])
 
 
-def best_of(model, **settings):
-    """The contents of a best.pt with random weights."""
+SMALLER = gt.Genotype([[('avg_pool_3x3', 0), ('dil_conv_5x5', 1)]], [2], [[('skip_connect', 0), ('max_pool_3x3', 1)]], [2],
+                      [[('lstm_1', 0), ('gru_att_1', 1)]], [2])  # ONNX takes seconds for every operation
+
+
+def best_of(model, genotype=EVERY_KIND, **settings):
+    """The contents of a best.pt with random weights, the same at every call."""
+    torch.manual_seed(0)
     settings = dict(n_mels=16, hop_ms=16., time_pool=2, duration=.8, init_channels=2, layers=3, rnn_channels=4, params=600,
                     model=model) | settings
     config = cf.AugmentConfig(name='x', **settings)
     if model == 'genotype':
-        net = AugmentCNN(None, 1, 2, 3, 3, False, EVERY_KIND, config.stem_multiplier, 1, 4)
+        net = AugmentCNN(None, 1, 2, 3, 3, False, genotype, config.stem_multiplier, 1, 4)
     else:
         net = make_baseline(model, config.n_mels, config.n_frames, 3, 0., config.params)
-    for name, x in net.state_dict().items():  # batch norm of a network that was trained
-        if name.endswith(('running_mean', 'running_var')):
-            x.copy_(.5 + torch.rand(x.shape))
+    with torch.no_grad():
+        for _ in range(15):  # batch norm of a network that was trained
+            net(.5 + 2 * torch.randn(6, 1, config.n_mels, config.n_frames))
     for x in net.linear.parameters():
-        x.data *= 4 if x.ndim == 2 else 0  # classes depend on the recording
+        x.data *= 8 if x.ndim == 2 else 0  # classes depend on the recording
     return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((16, 1), -5.),
                 std=torch.full((16, 1), 3.), prior=[torch.full((16, 1), -5.), torch.full((16, 1), 2.)],
-                genotype=gt.to_str(EVERY_KIND) if model == 'genotype' else None, format=utils.FORMAT)
+                genotype=gt.to_str(genotype) if model == 'genotype' else None, format=utils.FORMAT)
 
 
 def waves():
@@ -67,7 +72,7 @@ def test_the_module_computes_what_the_predictor_does(model, settings):
         found = module(torch.from_numpy(wave)[None])[0].numpy()
         np.testing.assert_allclose(found, expected(predictor, wave), atol=1e-4)
         spread.append(found)
-    assert np.ptp(spread, axis=0).max() > .002  # the probabilities do depend on the wave
+    assert np.ptp(spread, axis=0).max() > .01  # the probabilities do depend on the wave
 
 
 @torch.no_grad()
@@ -86,14 +91,16 @@ def onnx_file(tmp_path_factory):
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp('onnx')
-    torch.save(best_of('genotype', trim_db=30., normalise='speaker'), folder / 'best.pt')
+    torch.save(best_of('genotype', SMALLER, trim_db=30., normalise='speaker', duration=.4), folder / 'best.pt')
     export.main([str(folder / 'best.pt'), '--out', str(folder / 'net.onnx')])
     return folder / 'net.onnx'
 
 
 def run(file, wave, **inputs):
     import onnxruntime
-    session = onnxruntime.InferenceSession(file)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options)
     return session.run(None, {'waveform': wave[None], **inputs})[0][0]
 
 
@@ -110,14 +117,14 @@ def test_an_onnx_file_takes_any_wave_and_perhaps_a_speaker(onnx_file):
     assert json.loads(facts['classes']) == LABELS and (facts['sample_rate'], facts['normalise']) == ('16000', 'speaker')
     assert [(x.name, x.type) for x in session.get_inputs()] == [('waveform', 'tensor(float)')]
     assert [(x.name, x.shape) for x in session.get_outputs()] == [('probabilities', [1, 3])]
-    prior, other = load(onnx_file.parent).prior, (torch.full((16, 1), -3.), torch.full((16, 1), 4.))
+    prior, other = load(onnx_file.parent).prior, (torch.full((16, 1), -2.), torch.full((16, 1), 1.))
     (mean, std), differ = (x.numpy() for x in other), []
     for wave in waves():
         nobody, somebody = run(onnx_file, wave), run(onnx_file, wave, speaker_mean=mean, speaker_std=std)
         np.testing.assert_allclose(nobody, expected(of_speaker(onnx_file, prior), wave), atol=1e-4)
         np.testing.assert_allclose(somebody, expected(of_speaker(onnx_file, other), wave), atol=1e-4)
         differ.append(np.abs(nobody - somebody).max())
-    assert max(differ) > 1e-3  # of silence they are equal
+    assert max(differ) > .02  # of silence they are equal
 
 
 @pytest.mark.speech

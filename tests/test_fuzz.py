@@ -15,7 +15,7 @@ import fuzz  # noqa: E402
 import fuzz_mutations  # noqa: E402
 
 SLOW = ('trained networks', 'tables of an experiment', 'checkpoints', 'audio')
-SHORT = {name: 40 if name in SLOW else 120 for name in fuzz.READERS}
+SHORT = {name: 30 if name in SLOW else 80 for name in fuzz.READERS}
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +74,7 @@ def write_outside(_):
 def test_every_fault_is_seen(column, fault, watch, monkeypatch):
     monkeypatch.setattr(fuzz, 'CPU', .05)
     monkeypatch.setattr(fuzz, 'MEMORY', 100 << 20)
-    monkeypatch.setattr(fuzz, 'END', .5)
+    monkeypatch.setattr(fuzz, 'END', .2)
     before = fuzz.signal.signal(fuzz.signal.SIGVTALRM, fuzz.give_up)
     found = fuzz.judge(Wrong(fault), random.Random(0), watch)
     fuzz.signal.signal(fuzz.signal.SIGVTALRM, before)
