@@ -122,7 +122,8 @@ class Scorer:
         self.norms = [module for module in net.modules() if isinstance(module, BatchNorm2d)]
         generator, train = torch.Generator().manual_seed(config.seed), data.sets['train']
         chosen = torch.randperm(len(train), generator=generator)[:REFIT]
-        self.batches = [X for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
+        # Without speakers: the network may know those of dev. Batch norm comes before their normalisation.
+        self.batches = [X._replace(speaker=None) for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
 
     @torch.no_grad()
     def score(self, genotype) -> dict:
