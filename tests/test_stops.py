@@ -74,8 +74,8 @@ def test_a_sampled_search_stopped_in_a_step_and_in_a_score_goes_on_there(small_c
     monkeypatch.chdir(tmp_path)
     argv = [*search_args(small_corpus, 'x'), *SIZES, '--batch_size', 5, '--dropout', .3, '--cnn_ops',
             'skip_connect,sep_conv_3x3,none', '--rnn_ops', 'skip_connect,gru_1,none', '--alpha_warmup', 0, '--relaxation',
-            'sampled', '--normalise', 'speaker', '--embedding', 'speaker', '--deltas', '--speed', .1, '--noise', .5, '--epochs', 2,
-            '--resume']
+            'sampled', '--normalise', 'speaker', '--embedding', 'speaker', '--deltas', '--speed', .1, '--noise', .5, '--epochs',
+            2, '--resume']
     call(search, ['--name', 'whole', *argv[2:]])
     with monkeypatch.context() as m, pytest.raises(utils.Stopped):
         stopped_at(m, 2)
