@@ -1,4 +1,4 @@
-"""What the programs need around their loops: errors, devices, seeds, whole files, and the folder of a run."""
+"""What the programs need around their loops: errors, devices, seeds, signals, whole files."""
 import contextlib
 import csv
 import errno

@@ -122,7 +122,8 @@ class Scorer:
         self.norms = [module for module in net.modules() if isinstance(module, BatchNorm2d)]
         generator, train = torch.Generator().manual_seed(config.seed), data.sets['train']
         chosen = torch.randperm(len(train), generator=generator)[:REFIT]
-        self.batches = [X for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
+        # Without speakers: the network may know those of dev. Batch norm comes before their normalisation.
+        self.batches = [X._replace(speaker=None) for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
 
     @torch.no_grad()
     def score(self, genotype) -> dict:
@@ -142,15 +143,22 @@ class Scorer:
         return parallel.gather(found)[0]
 
     def _refit(self):
-        """Batch statistics, averaged over batches, become the running statistics; the network is in eval mode then."""
-        momenta = [norm.momentum for norm in self.norms]
+        """Batch statistics, averaged over batches, become the running statistics; the network is in eval mode then.
+
+        A signal may end this at any point. A checkpoint is then as if it had not begun, but for statistics that the next call
+        replaces.
+        """
+        before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
         self.net.eval()
         for norm in self.norms:
             norm.train()
-        for i, X in enumerate(self.batches):
-            for norm in self.norms:
-                norm.momentum = 1 / (i + 1)
-            self.net(*X)
-        for norm, momentum in zip(self.norms, momenta):
-            norm.momentum = momentum
+        try:
+            for i, X in enumerate(self.batches):
+                for norm in self.norms:
+                    norm.momentum = 1 / (i + 1)
+                self.net(*X)
+        finally:
+            for norm, (momentum, n_batches) in zip(self.norms, before):
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(n_batches)
         self.net.eval()

@@ -14,10 +14,11 @@ from config import UserError
 from models.skeleton import N_BANDS, reduction_layers
 
 # Maps (N, C, F, T) that an operation saves, by its first word; matrices of C x C or H x H weights; other operations as OTHER.
-MAPS = {'none': 0, 'skip': .5, 'max': 3., 'avg': 2.5, 'sep': 7., 'dil': 4.}
-MATRICES = {'none': 0, 'skip': .3, 'max': 0, 'avg': 0, 'sep': 2, 'dil': 1, 'lstm': 8, 'gru': 6, 'rnn': 2}
+MAPS = {'none': 0, 'skip': .5, 'max': 3., 'avg': 2.5, 'sep': 7., 'dil': 4., 'time': 4., 'freq': 4.}
+MATRICES = {'none': 0, 'skip': .3, 'max': 0, 'avg': 0, 'sep': 2, 'dil': 1, 'time': 1, 'freq': 1, 'se': 2, 'broadcast': 1,
+            'lstm': 8, 'gru': 6, 'rnn': 2}
 STEPS = {'none': 0, 'skip': .3, 'lstm': 10, 'gru': 11, 'rnn': 6}  # sequences (N, T, H) of one layer
-OTHER = 4
+OTHER = 8
 FAST = .6  # share of the maps that models/fast saves
 OBJECT = 20_000  # bytes of the Python objects of one operation
 COPIES = 16  # bytes of a parameter: itself, its gradient, and what the optimizers keep
@@ -40,7 +41,8 @@ def sized(config, genotype: gt.Genotype) -> SimpleNamespace:
     """The settings, with the sizes that the genotype decides itself."""
     names = {'C': 'init_channels', 'layers': 'layers', 'rnn_layers': 'rnn_layers', 'C_rnn': 'rnn_channels'}
     decided = {names[name]: value for name, value in (genotype.network or {}).items() if name in names}
-    return SimpleNamespace(**{**vars(config), **decided})
+    strides = [gt.STRIDES[(genotype.network or {}).get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
+    return SimpleNamespace(**{**vars(config), **decided, 'strides': strides})
 
 
 def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float, float]:
@@ -50,31 +52,37 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
     """
     K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.n_mels, n_frames
     C_out, parameters, objects = config.stem_multiplier * C, 0., 0.
+    relaxation, strides = getattr(config, 'relaxation', 'softmax'), iter(getattr(config, 'strides', (2, 2)))
+
+    def computed(table, ops):  # by a step, on average
+        return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation] * _sum(table, ops)
     maps = 2 * C_out * F * T
     for i in range(config.layers):
         kind = 'reduce' if i in reduction_layers(config.layers) else 'normal'
         if kind == 'reduce':
-            C, F, T = 2 * C, -(-F // 2), -(-T // 2)
+            stride = next(strides)
+            along_F, along_T = (stride, stride) if isinstance(stride, int) else stride
+            C, F, T = 2 * C, -(-F // along_F), -(-T // along_T)
         n_nodes, ops = cells[kind]
-        maps += (_sum(MAPS, ops) / K + 6 + n_nodes) * C * F * T
+        maps += (computed(MAPS, ops) / K + 6 + n_nodes) * C * F * T
         parameters += _sum(MATRICES, ops) * (C / K) ** 2 + 2 * C_out * C
         objects, C_out = objects + sum(ops.values()), C * n_nodes
     n_nodes, ops = cells['rnn']
     H, H_in, steps = config.rnn_channels, N_BANDS * C_out, 0.
     for _ in range(config.rnn_layers):
         parameters += _sum(MATRICES, ops) * H ** 2 + 2 * H_in * H
-        steps += (_sum(STEPS, ops) + 6) * H * T
+        steps += (computed(STEPS, ops) + 6) * H * T
         objects, H_in = objects + sum(ops.values()), n_nodes * H
-    maps *= FAST if getattr(config, 'fast', False) else 1
+    maps *= FAST if getattr(config, 'fast', False) and relaxation == 'softmax' else 1
     return COPIES * parameters + OBJECT * objects, 4. * batch_size * (maps + steps)
 
 
 def _sum(table: dict, ops: dict) -> float:
-    """Sum over operations; a recurrent one such as lstm_att_2 counts per layer, and twice with attention."""
+    """Sum over operations; one of several layers, such as lstm_att_2, counts per layer, and twice with attention."""
     total = 0.
     for name, n in ops.items():
         family, *more = name.split('_')
-        layers = int(more[-1]) if more and more[-1].isdigit() else 1
+        layers = int(more[-1]) if more and more[-1].isdigit() and family not in ('time', 'freq') else 1
         total += n * layers * (2 if 'att' in more else 1) * table.get(family, OTHER)
     return total
 

@@ -110,7 +110,8 @@ class Run:
         if self.config.overwrite:
             self._set_aside()
         utils.remove_asides(self.path, ours=True)
-        self.provenance = {**utils.provenance(), 'settings': utils.digest_of({**self.settings, 'name': None}),
+        names = dict.fromkeys(('name', 'genotype', 'init'))  # of files: what is in them shows elsewhere
+        self.provenance = {**utils.provenance(), 'settings': utils.digest_of({**self.settings, **names}),
                            'digest': data.digest,
                            'speakers': {part: list(getattr(data.fold, part)) for part in ('train', 'dev', 'test')},
                            'data_path': self.config.data_path}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import utils
-from config import SAMPLE_RATE, UserError
+from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
 from scripts.significance import count, interval
 
@@ -98,7 +98,7 @@ def _between(path, labels):
     if not path.is_file():
         return ''
     with open(path, newline='', encoding='utf-8') as f:
-        rows = list(csv.DictReader(f))
+        rows = [{name: from_csv_cell(row[name]) for name in ('speaker', 'label', 'predicted')} for row in csv.DictReader(f)]
     speakers, numbers = np.unique([row['speaker'] for row in rows], return_inverse=True)
     y, predicted = (np.array([labels.index(row[name]) for row in rows]) for name in ('label', 'predicted'))
     low, high = interval(count(numbers, y, predicted, len(speakers), len(labels))[None])

@@ -27,7 +27,6 @@ from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, TRANSFERRED, Job  # noqa
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
-import utils  # noqa: E402
 from config import UserError  # noqa: E402
 
 
@@ -171,6 +170,7 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
 
 def end_all(number, _):
     """Signal handler: ends all processes that were started here, which write checkpoints."""
+    import utils
     jobs.stop()
     raise utils.Stopped(number) if number in (signal.SIGTERM, signal.SIGUSR1) else KeyboardInterrupt
 

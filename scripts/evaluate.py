@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None):
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
         utils.write_json(folder / 'results.json', result)
-        rows = [[u.path, u.speaker, u.label, predictor.labels[p.argmax()], *(f'{value:.6f}' for value in p)]
-                for u, p in zip(utterances, probabilities)]
+        rows = [[*map(cf.csv_cell, (u.path, u.speaker, u.label, predictor.labels[p.argmax()])),
+                 *(f'{value:.6f}' for value in p)] for u, p in zip(utterances, probabilities)]
         utils.write_csv(folder / 'predictions.csv', ['path', 'speaker', 'label', 'predicted',
                                                      *(f'p_{label}' for label in predictor.labels)], rows)
     print(json.dumps(result) if args.json else '\n'.join(lines(result)))

@@ -10,7 +10,7 @@ from run_folder import RunFolder
 from sklearn.metrics import confusion_matrix
 
 import genotypes as gt
-from config import UserError
+from config import UserError, from_csv_cell
 from datasets.scoring import plot_confusion, recalls
 from models import charts
 from models.board import by_speaker
@@ -215,7 +215,7 @@ def genotype_of(written) -> gt.Genotype | None:
 def read_predictions(path: Path) -> list[dict]:
     try:
         with open(path, newline='', encoding='utf-8') as f:
-            return [*csv.DictReader(f)]
+            return [{name: from_csv_cell(cell or '') for name, cell in row.items()} for row in csv.DictReader(f)]
     except OSError:
         return []
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+import yaml  # noqa: E402
 
 import augment  # noqa: E402
 import config as cf  # noqa: E402
@@ -24,7 +25,9 @@ import utils  # noqa: E402
 from config import UserError  # noqa: E402
 
 PRODUCTS = {'search': 'genotype.json', 'augment': 'results.json'}
-VARIES = {'seconds', 'command', 'provenance', 'device', 'events', 'steps', 'scheduler'}  # of every run, or said apart
+# Of every run, or said apart.
+VARIES = {'seconds', 'command', 'data_path', 'init', 'provenance', 'device', 'events', 'steps', 'scheduler'}
+SHOWN = VARIES - {'command', 'data_path'}  # of what the run was made with
 MAX_LINES = 20
 
 
@@ -44,17 +47,20 @@ def main(argv: list[str] | None = None) -> int:
     home = Path(*run.parts[:len(run.parts) - run.parts[::-1].index('runs') - 1])  # where the run was started
     with tempfile.TemporaryDirectory() as folder:
         flags = flags_of(run, program, home, own.data_path or before['data_path'])
+        if (run / 'candidates.json').exists():  # the finalists were trained by a --config, which may have changed since
+            recipe = Path(folder, 'recipe.yaml')
+            recipe.write_text(yaml.safe_dump({'augment': cf.read_json(run / 'candidates.json')['recipe']}))
+            flags += ['--config', str(recipe)]
         print(f'python {program}.py {" ".join(flags)}', flush=True)
         with contextlib.chdir(folder) if hasattr(contextlib, 'chdir') else _chdir(folder):
             {'search': search, 'augment': augment}[program].main([*flags, '--device', own.device])
         again = Path(folder, 'runs', program, 'again')
         now = json.loads((again / PRODUCTS[program]).read_text())['provenance']
-        lines = [*differences({key: before.get(key) for key in now if key not in ('command', 'data_path')}, now, 'made with '),
-                 *differences(contents(run), contents(again))]
+        lines = [*differences(before, now, 'made with '), *differences(contents(run), contents(again))]
+    equal = not [line for line in lines if not line.startswith('made with')]
     if 'made with settings' in ' '.join(lines):
         lines.append('settings differ in effect: the code has other defaults now')
     print('\n'.join(lines[:MAX_LINES]) or 'equal to the bit')
-    equal = not [line for line in lines if not line.startswith('made with')]
     if equal and lines:
         print('all the same, the results are equal to the bit')
     return int(not equal)
@@ -67,7 +73,7 @@ def flags_of(run: Path, program: str, home: Path, data_path: str | None) -> list
     for name, value in settings.items():
         if name not in cf.NAMES[program] or name in (*unused, 'name', *utils.MAY_CHANGE) or value is None:
             continue
-        if name == 'genotype' and (home / value).exists():
+        if name in ('genotype', 'init') and os.path.exists(home / value):
             value = home / value
         flags += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
     return flags + (['--data_path', str(home / data_path)] if data_path else [])
@@ -86,7 +92,7 @@ def _chdir(folder):  # contextlib.chdir of Python 3.11
 def contents(run: Path) -> dict:
     """{file: tree} of all that a run found."""
     found = {}
-    for name in ('genotype.json', 'results.json'):
+    for name in ('genotype.json', 'candidates.json', 'results.json'):
         if (run / name).exists():
             found[name] = json.loads((run / name).read_text())
     found['metrics.jsonl'] = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
@@ -102,7 +108,7 @@ def differences(before, now, where: str = ''):
     """Lines 'where: before, now' of what differs between two trees."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*before, *now]):
-            if key not in VARIES or where == 'made with ':
+            if key not in VARIES or where == 'made with ' and key in SHOWN:
                 yield from differences(before.get(key), now.get(key), f'{where}{key}' if where[-1:] in ('', ' ')
                                        else f'{where}.{key}')
     elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):

@@ -12,6 +12,7 @@ import torch
 import config as cf
 import genotypes as gt
 import utils
+from datasets.dataset import Inputs
 from models.candidates import drawn
 from models.training import make_net, n_parameters
 
@@ -91,13 +92,15 @@ def latency_ms(config: cf.AugmentConfig, labels: list[str], genotype) -> float:
     data = SimpleNamespace(n_frames=config.n_frames, speakers=(), world_size=1, device=torch.device('cpu'),
                            batch_sizes=lambda batch_size: [batch_size])
     net = make_net(config, SimpleNamespace(labels=labels, sets={'train': data}), genotype).eval()
-    x = torch.zeros(1, 1, config.n_mels, round(UTTERANCE * config.frame_rate))
+    n_frames, sizes = round(UTTERANCE * config.frame_rate), config.inputs
+    X = Inputs(torch.zeros(1, sizes['C_in'], config.n_mels, n_frames),
+               prosody=torch.zeros(1, sizes['n_prosody'], n_frames) if sizes['n_prosody'] else None)
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)
     with torch.no_grad():
         for _ in range(WARM_UPS + PASSES):
             began = time.perf_counter()
-            net(x)
+            net(*X)
             times.append(time.perf_counter() - began)
     torch.set_num_threads(threads)
     return 1000 * median(times[WARM_UPS:])

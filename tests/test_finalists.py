@@ -18,7 +18,7 @@ import genotypes as gt
 import search
 import utils
 from datasets import scoring
-from models import candidates, finalists
+from models import candidates, finalists, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.training import n_parameters, train
 
@@ -69,6 +69,16 @@ def test_a_score_is_that_of_the_discrete_network():
         p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
     loss = torch.nn.functional.nll_loss(p.log(), data.sets['dev'].labels)
     assert found['loss'] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_training_speakers_are_not_looked_up_among_those_of_dev():
+    net, data = supernet(3, n_nodes=2, n_nodes_rnn=2), data_of('train', 'dev')
+    data.sets['train'].speaker[::2] = 1  # one more than dev has
+    speaker_norm.added(net.net, SimpleNamespace(embedding='speaker'), 2)
+    net.criterion.weight = data.class_weights
+    net(*next(data.sets['train'].batches(12))[0])
+    scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
+    assert scorer.score(GENOTYPE) == scorer.score(GENOTYPE)  # the second time the network knows the speakers of dev
 
 
 def test_a_band_rejects(small_corpus):

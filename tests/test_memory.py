@@ -13,14 +13,16 @@ import search
 from config import UserError
 from models import memory
 from models.augment_cnn import AugmentCNN
+from models.sampled import Sampler
 from models.search_cnn import SearchCNNController
 
 SIZES = dict(init_channels=4, layers=3, stem_multiplier=2, rnn_channels=32, n_nodes=2, rnn_nodes=2, n_mels=16)
 N, T = 4, 60
 
 
-def saved(net) -> int:
-    """Bytes that the backward pass of net needs, besides its parameters."""
+def saved(net, draw=lambda: None) -> int:
+    """Bytes that the backward pass of net needs, besides its parameters, after draw()."""
+    draw()
     known = {p.untyped_storage()._cdata for p in net.parameters()}
     kept = {}
 
@@ -45,6 +47,26 @@ def test_the_estimate_of_a_supernet_is_within_a_factor_of_two(changed, fast):
                               config.rnn_ops, .1, partial_channels=config.partial_channels, fast=fast)
     _, activations = memory.estimate(config, memory.of_space(config), T, N)
     assert .5 < activations / saved(net) < 2
+
+
+@pytest.mark.parametrize('ops', [{}, dict(cnn_ops='speech', rnn_ops='speech')], ids=str)
+@pytest.mark.parametrize('relaxation', ['softmax', 'sampled'])
+def test_the_estimate_of_the_speech_space_and_of_sampled_paths_is_within_a_factor_of_two(relaxation, ops):
+    config = cf.SearchConfig(name='x', **{**SIZES, **ops}, relaxation=relaxation)
+    net = SearchCNNController(1, config.init_channels, 4, config.layers, torch.nn.CrossEntropyLoss(), config.n_nodes,
+                              config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
+                              config.rnn_ops, .1)
+    sampler = Sampler(net, config)
+    _, activations = memory.estimate(config, memory.of_space(config), T, N)
+    assert .5 < activations / np.mean([saved(net, lambda: sampler.before_alphas(1)) for _ in range(5)]) < 2
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_the_estimate_of_a_genotype_of_the_speech_space_is_within_a_factor_of_two(seed):
+    genotype = gt.draw(np.random.default_rng(seed), 2, 1, 'speech', 'speech', space='speech')
+    config = memory.sized(cf.AugmentConfig(name='x', genotype='random', **SIZES), genotype)
+    net = AugmentCNN(None, 1, 4, 4, 3, False, genotype, dropout=.1, stem_multiplier=2)
+    assert .5 < memory.estimate(config, memory.of_genotype(genotype), T, N)[1] / saved(net) < 2
 
 
 @pytest.mark.parametrize('seed, changed', [(0, {}), (1, dict(layers=8, n_nodes=4)), (2, dict(rnn_ops='all', rnn_channels=128))])

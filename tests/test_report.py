@@ -12,7 +12,9 @@ from test_table import X, asked, make
 from test_table import folder as folder
 
 import genotypes as gt
-from config import UserError
+import utils
+from config import UserError, csv_cell
+from scripts import card
 
 import html_page  # isort: skip  (scripts/, which test_table made importable)
 import report  # isort: skip
@@ -53,6 +55,15 @@ def test_a_page_of_a_search_and_a_retraining(finished, tmp_path, capsys):
     assert f'{found["labels"][0]} & {100 * recall:.1f} & {sum(found["confusion"][0])}' in (tmp_path / 'r.tex').read_text()
     assert {'a-curves.pdf', 'a-cells.pdf', 'a-confusion.pdf'} <= {path.name for path in (tmp_path / 'pdf').iterdir()}
     assert capsys.readouterr().out.count('UA') >= 2
+
+
+def test_a_class_that_a_spreadsheet_would_compute_is_told_of(tmp_path):
+    """augment.py writes such a cell with ' in front."""
+    labels, path = ['+up', '-down'], tmp_path / 'predictions.csv'
+    rows = [(f'=s{i % 3}', labels[i % 2], labels[i // 6]) for i in range(12)]
+    utils.write_csv(path, ['path', 'speaker', 'label', 'predicted'], [['x', *map(csv_cell, row)] for row in rows])
+    assert [(row['speaker'], row['label'], row['predicted']) for row in report_parts.read_predictions(path)] == rows
+    assert '3 test speakers' in card._between(path, labels)
 
 
 def test_a_page_of_an_experiment_says_what_its_table_says(tmp_path):

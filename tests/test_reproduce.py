@@ -1,13 +1,15 @@
 """scripts/reproduce.py, and the record of what made a run."""
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import FEATURES, ROOT
+from conftest import FEATURES, ROOT, SMALL
 
 import augment
 import config as cf
+import search
 import utils
 from models import parallel
 
@@ -32,6 +34,24 @@ def test_a_run_is_repeated_to_the_bit_or_what_differs_is_said(small_corpus, tmp_
     assert f'made with torch: 1.{torch.__version__}, now {torch.__version__}' in said and 'results.json.wa: 1' in said
     with pytest.raises(cf.UserError, match='no finished run'):
         reproduce.main(['runs/augment/a'])
+
+
+def test_a_run_that_reads_files_is_repeated(small_corpus, tmp_path, monkeypatch, capsys):
+    """A genotype, the network of --init, and the recipe of finalists, which is in --config alone."""
+    monkeypatch.chdir(tmp_path)
+    Path('recipe.yaml').write_text('augment:\n  epochs: 2\n  lr: 0.01\n  batch_size: 5\n')
+    argv = ['--dataset', 'manifest', '--data_path', str(small_corpus)]
+    search.main(['--name', 's', *argv, *SMALL, '--layers', '1', '--n_nodes', '1', '--rnn_nodes', '1', '--relaxation', 'none',
+                 '--finalists', '2', '--config', 'recipe.yaml'])
+    Path('recipe.yaml').unlink()
+    argv += ['--device', 'cpu', '--epochs', '1']
+    augment.main(['--name', 'x', *argv, '--genotype', 'runs/search/s'])
+    augment.main(['--name', 'y', *argv, '--init', 'runs/augment/x'])
+    for run in ('search/s', 'augment/x', 'augment/y'):
+        capsys.readouterr()
+        assert reproduce.main([f'runs/{run}', '--device', 'cpu']) == 0
+        said = capsys.readouterr().out
+        assert said.endswith('\nequal to the bit\n') and 'made with' not in said, said[-500:]
 
 
 def test_deterministic_switches_every_switch(monkeypatch):

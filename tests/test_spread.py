@@ -157,7 +157,7 @@ def test_committed_report_and_page_are_those_of_the_committed_trainings():
 
 
 def test_latency_is_measured_on_one_thread():
-    own, config = spread_plan.configure(['--name', 's', *SMALL])
+    own, config = spread_plan.configure(['--name', 's', *SMALL, '--deltas', '--prosody'])
     network, = spread_plan.draw(dataclasses.replace(own, architectures=2), config, ['angry', 'sad'])[:1]
     threads = torch.get_num_threads()
     found = spread_plan.latency_ms(config, ['angry', 'sad'], network.genotype)

@@ -70,6 +70,33 @@ def test_a_search_stopped_between_two_steps_goes_on_there(more, small_corpus, tm
     assert drawn[0] == drawn[1]
 
 
+def test_a_sampled_search_stopped_in_a_step_and_in_a_score_goes_on_there(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*search_args(small_corpus, 'x'), *SIZES, '--batch_size', 5, '--dropout', .3, '--cnn_ops',
+            'skip_connect,sep_conv_3x3,none', '--rnn_ops', 'skip_connect,gru_1,none', '--alpha_warmup', 0, '--relaxation',
+            'sampled', '--normalise', 'speaker', '--embedding', 'speaker', '--deltas', '--speed', .1, '--noise', .5, '--epochs',
+            2, '--resume']
+    call(search, ['--name', 'whole', *argv[2:]])
+    with monkeypatch.context() as m, pytest.raises(utils.Stopped):
+        stopped_at(m, 2)
+        call(search, argv)
+    leave()
+    score = SpeechDataset.score
+
+    def arrives(*args):
+        utils._handle(signal.SIGUSR1, None)
+        return score(*args)
+    with monkeypatch.context() as m, pytest.raises(utils.Stopped):
+        m.setattr(SpeechDataset, 'score', arrives)
+        call(search, argv)
+    leave()
+    call(search, argv)
+    whole, stopped = (tmp_path / f'runs/search/{name}' for name in ('whole', 'x'))
+    assert rows(whole / 'metrics.jsonl') == rows(stopped / 'metrics.jsonl') and found_by(whole) == found_by(stopped)
+    kept = [utils.read_torch(folder / 'checkpoint.pt')['net'] for folder in (whole, stopped)]
+    assert all(torch.equal(kept[1][name], x) for name, x in kept[0].items())
+
+
 def test_augment_stopped_in_a_step_and_in_an_evaluation_goes_on_there(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [*augment_args(small_corpus, 'x', GENOTYPE), *FEATURES, *SIZES, '--epochs', 2, '--batch_size', 5, '--resume']
