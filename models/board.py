@@ -13,7 +13,7 @@ import numpy as np
 from tensorboardX.summary import hparams
 
 import genotypes as gt
-from config import SAMPLE_RATE
+from config import SAMPLE_RATE, escape_markdown
 from datasets import features, scoring
 from models import charts
 from models.visualize import TITLES, plot, plot_alphas
@@ -70,9 +70,9 @@ def begin(run, data, n_params: int):
     what = 'Search for an architecture' if model == 'search' else f'Training of a {model}'
     classes = ', '.join(data.labels)
     run.writer.add_text('0_about', '\n\n'.join([
-        f'## {what}', f'**{plain(config.dataset)}**, fold {config.fold}, seed {config.seed}, {n_params:,} parameters; '
-        f'classes: {plain(classes)} (chance of UA: {100 * run.chance:.1f}%)',
-        *(f'{part} speakers: {plain(" ".join(getattr(data.fold, part)))}' for part in ('train', 'dev', 'test')),
+        f'## {what}', f'**{config.dataset}**, fold {config.fold}, seed {config.seed}, {n_params:,} parameters; '
+        f'classes: {escape_markdown(classes)} (chance of UA: {100 * run.chance:.1f}%)',
+        *(f'{part} speakers: {escape_markdown(" ".join(getattr(data.fold, part)))}' for part in ('train', 'dev', 'test')),
         'Command:', '    ' + shlex.join(['python', *sys.argv]).replace(' --', ' \\\n        --'), f'Folder: `{run.path}`']), 0)
     # The first five columns are those that the tab shows; fold and seed are texts, so that they can be chosen there.
     session = {'model': model, 'corpus': config.dataset, 'fold': str(config.fold), 'seed': str(config.seed),
@@ -204,7 +204,7 @@ def test(run, data, probabilities, found: dict, step: int):
         run.writer.add_scalar(f'{RECALL}/test_{name}', recall, step)
     panels = {'recall of each class, %': of_class, 'UA of each test speaker, %': of_speaker}
     run.draw(f'{RECALL}/test', lambda: charts.bars(panels, 1 / len(of_class), 1.75, 6), step)
-    rows = [f'|{plain(name)}|{100 * recall:.1f}|{n}|' for name, (recall, n) in {**of_class, **of_speaker}.items()]
+    rows = [f'|{escape_markdown(name)}|{100 * recall:.1f}|{n}|' for name, (recall, n) in {**of_class, **of_speaker}.items()]
     run.writer.add_text('0_result', '\n'.join([
         f'test UA **{100 * found["ua"]:.1f}%** (chance {100 / len(of_class):.1f}), WA {100 * found["wa"]:.1f}%, macro F1 '
         f'{100 * found["macro_f1"]:.1f}%', '', '|class or speaker|recall or UA, %|utterances|', '|---|---|---|', *rows]), step)
@@ -220,7 +220,8 @@ def hardest(run, data, probabilities, step: int):
     for rank, i in enumerate(np.argsort(own, kind='stable')[:HARDEST], 1):
         u, guess = part.utterances[i], data.labels[probabilities[i].argmax()]
         name = f'4_hardest/{rank}_{re.sub(r"[^-.0-9A-Za-z]", "_", u.label)}_as_{re.sub(r"[^-.0-9A-Za-z]", "_", guess)}'
-        rows.append('|' + '|'.join(plain(str(x)) for x in (rank, u.path, u.speaker, u.label, guess, f'{own[i]:.3f}')) + '|')
+        cells = rank, u.path, u.speaker, u.label, guess, f'{own[i]:.3f}'
+        rows.append('|' + '|'.join(map(escape_markdown, cells)) + '|')
         wave = features.load_audio(u)
         run.writer.add_audio(name.replace('/', '_audio/'), np.clip(wave[:SECONDS * SAMPLE_RATE], -1, 1), step, SAMPLE_RATE)
         begin, length = int(part.offsets[i]), int(part.lengths[i])
@@ -228,8 +229,3 @@ def hardest(run, data, probabilities, step: int):
         said = f'{u.label} taken for {guess}; probability of {u.label}: {own[i]:.2f}'
         run.draw(name, functools.partial(charts.log_mel, frames, length / run.config.frame_rate, said), step)
     run.writer.add_text('0_hardest', '\n'.join(rows), step)
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r'([\\`*_{}\[\]<>()#+!|~$-])', r'\\\1', ' '.join(text.split()))

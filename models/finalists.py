@@ -6,7 +6,6 @@ training has its whole schedule, so that networks are compared after their learn
 the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them.
 """
 import itertools
-import json
 import math
 import os
 import time
@@ -124,11 +123,16 @@ class Book:
         path = self.run.file('candidates.json')
         if not os.path.exists(path):
             return None
-        try:
-            with open(path, encoding='utf-8') as f:
-                return json.load(f)
-        except ValueError:
-            raise utils.UserError(f'{path} is damaged: delete it, and the choice begins again') from None
+        with cf.contents_of(path, 'delete it, and the choice begins again'):
+            tree = cf.read_json(path)
+            for key, kind in (('recipe', dict), ('scores', list), ('finalists', list)):
+                if not isinstance(tree[key], kind):
+                    raise ValueError(f'{key} is no {kind.__name__}')
+            for row in (*tree['scores'], *tree['finalists']):
+                gt.from_str(row['genotype'])
+            for training in (training for row in tree['finalists'] for training in row['trainings']):
+                training['epochs'], training['loss'], training['ua'] + training['seconds']
+            return tree
 
     def write(self):
         if self.run.writes:

@@ -31,7 +31,8 @@ class Waveform(nn.Module):
         defaults = cf.FeatureSettings()
         for name, value in cf.pick(self.config, cf.FeatureSettings).items():
             if name not in KNOWN and value != getattr(defaults, name):
-                raise UserError(f'a network trained with --{name} {value} cannot be exported; scripts/predict.py runs it')
+                flag = f'--{name}' if value is True else f'--{name} {value}'
+                raise UserError(f'a network trained with {flag} cannot be exported; scripts/predict.py runs it')
         config = self.config
         taps = torch.arange(WIN_LENGTH, dtype=torch.float64)
         bins = torch.arange(N_FFT // 2 + 1, dtype=torch.float64)

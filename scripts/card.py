@@ -1,6 +1,5 @@
 """The model card of an exported network: what it was trained on, how well it does, and what it must not be used for."""
 import csv
-import json
 import os
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import config as cf
 import utils
 from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
@@ -113,13 +113,9 @@ def _short(run):
 
 def _read(path):
     """The results of a run, {} if it has none. UserError if they are damaged."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            found = json.load(f)
-        if not {'labels', 'confusion', 'ua', 'wa', 'macro_f1', 'n_test', 'chance'} <= found.keys():
-            raise ValueError
-        return found
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return {}
-    except (ValueError, AttributeError):
-        raise UserError(f'{path}: damaged; delete it, or train again') from None
+    found = cf.read_json(path)
+    if not {'labels', 'confusion', 'ua', 'wa', 'macro_f1', 'n_test', 'chance'} <= found.keys():
+        raise UserError(f'{path}: damaged; delete it, or train again')
+    return found

@@ -79,8 +79,7 @@ def need_onnx():
 def of_nobody(predictor: Predictor) -> Predictor:
     """A predictor whose speaker, unless the user of the file names another, is the average of the training speakers."""
     if predictor.net.speaker_norm is not None:
-        raise UserError('a network with --embedding speaker is exported for one speaker: name a folder with recordings, '
-                        '--speaker_files FOLDER')
+        raise UserError('a network trained with --embedding speaker cannot be exported; scripts/predict.py runs it')
     if predictor.prior is None:
         raise UserError('this best.pt was made before statistics of the corpus were kept in it: name a folder with recordings '
                         'of one speaker, --speaker_files FOLDER')

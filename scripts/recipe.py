@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import augment  # noqa: E402
@@ -105,9 +104,9 @@ def read_variants(path: str | None, texts: list, config: cf.AugmentConfig) -> di
     """{name: settings} of the file and of the command line, `base` first. UserError."""
     found, allowed = {BASE: {}}, set(cf.names_of(*GROUPS)) - {'patience'}
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding='utf-8')) if path else {}
-        given = [(name, dict(values or {})) for name, values in dict(tree or {}).items()]
-    except (OSError, yaml.YAMLError, TypeError, ValueError):
+        tree = cf.read_yaml_file(path) if path else {}
+        given = [(name, dict(values or {})) for name, values in tree.items()]
+    except (utils.UserError, TypeError, ValueError):
         raise utils.UserError(f'--variants {path}: must be a YAML file with lines "name: {{setting: value}}"') from None
     for name, text in texts:
         given.append((name, dict(part.partition('=')[::2] for part in text.split(','))))

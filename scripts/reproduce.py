@@ -6,7 +6,6 @@ Exit code 0: equal. 1: it prints what differs, first what was different when it 
 """
 import argparse
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     program = next((name for name in PRODUCTS if name in run.parts and (run / PRODUCTS[name]).exists()), None)
     if not program:
         raise UserError(f'{own.run}: no finished run of search.py or augment.py')
-    before = json.loads((run / PRODUCTS[program]).read_text()).get('provenance')
+    before = cf.read_json(run / PRODUCTS[program]).get('provenance')
     if not before:
         raise UserError(f'{own.run} was made by an earlier version, which did not record how: run its command again')
     home = Path(*run.parts[:len(run.parts) - run.parts[::-1].index('runs') - 1])  # where the run was started
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.chdir(folder) if hasattr(contextlib, 'chdir') else _chdir(folder):
             {'search': search, 'augment': augment}[program].main([*flags, '--device', own.device])
         again = Path(folder, 'runs', program, 'again')
-        now = json.loads((again / PRODUCTS[program]).read_text())['provenance']
+        now = cf.read_json(again / PRODUCTS[program])['provenance']
         lines = [*differences(before, now, 'made with '), *differences(contents(run), contents(again))]
     equal = not [line for line in lines if not line.startswith('made with')]
     if 'made with settings' in ' '.join(lines):
@@ -94,8 +93,9 @@ def contents(run: Path) -> dict:
     found = {}
     for name in ('genotype.json', 'candidates.json', 'results.json'):
         if (run / name).exists():
-            found[name] = json.loads((run / name).read_text())
-    found['metrics.jsonl'] = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+            found[name] = cf.read_json(run / name)
+    path = run / 'metrics.jsonl'
+    found[path.name] = [cf.parse_json(line, path) for line in cf.read_text(path).splitlines()]
     if (run / 'predictions.csv').exists():
         found['predictions.csv'] = (run / 'predictions.csv').read_text().splitlines()
     for name in ('checkpoint.pt', 'best.pt'):

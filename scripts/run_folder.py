@@ -1,11 +1,10 @@
 """The folder of a run as report.py and runs.py read it: settings, epochs, results, and the state of the run."""
 import fcntl
-import json
 import time
 from functools import cached_property
 from pathlib import Path
 
-import yaml
+import config as cf
 
 PROGRAMS = ('search', 'augment')
 
@@ -20,10 +19,9 @@ class RunFolder:
     def settings(self) -> dict:
         """config.yaml, settings without effect included."""
         try:
-            tree = yaml.safe_load((self.path / 'config.yaml').read_text(encoding='utf-8'))
-        except (OSError, ValueError, yaml.YAMLError):
+            tree = cf.read_yaml_file(self.path / 'config.yaml')
+        except cf.UserError:
             return {}
-        tree = tree if isinstance(tree, dict) else {}
         unused = tree.pop('not_used', {})
         return {**(unused if isinstance(unused, dict) else {}), **tree}
 
@@ -46,23 +44,23 @@ class RunFolder:
         """Rows of metrics.jsonl, up to the first that is damaged."""
         rows = []
         try:
-            for line in (self.path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines():
-                rows.append(json.loads(line))
-        except (OSError, ValueError):
+            path = self.path / 'metrics.jsonl'
+            for line in cf.read_text(path).splitlines():
+                rows.append(cf.parse_json(line, path))
+        except cf.UserError:
             pass
-        return [row for row in rows if isinstance(row, dict)]
+        return rows
 
     @cached_property
     def results(self) -> dict:
         return self.json('results.json')
 
     def json(self, name: str) -> dict:
-        """A JSON file of the run; a list is returned as {'finalists': list}."""
+        """A JSON file of the run; {} if there is none, or it is damaged."""
         try:
-            tree = json.loads((self.path / name).read_text(encoding='utf-8'))
-        except (OSError, ValueError):
+            return cf.read_json(self.path / name)
+        except cf.UserError:
             return {}
-        return tree if isinstance(tree, dict) else {'finalists': tree} if isinstance(tree, list) else {}
 
     @cached_property
     def state(self) -> str:

@@ -20,9 +20,9 @@ torch.set_num_threads(1)  # the networks here are tiny: threads would only wait 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if 'gpu' in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker('gpu') and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason='no CUDA device'))
-        if 'speech' in item.keywords and not os.environ.get('SER_DATA'):
+        if item.get_closest_marker('speech') and not os.environ.get('SER_DATA'):
             item.add_marker(pytest.mark.skip(reason='SER_DATA does not name a folder of real speech'))
 
 

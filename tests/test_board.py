@@ -77,4 +77,3 @@ def test_the_leading_operations_are_those_of_the_last_epoch():
 def test_speakers():
     labels, predicted = np.array([0, 1, 0, 0]), np.array([0, 0, 0, 1])
     assert board.by_speaker(labels, predicted, ['b', 'b', 'a', 'a']) == {'a': (.5, 2), 'b': (.5, 2)}
-    assert board.plain('a|b*c\nd') == r'a\|b\*c d'
