@@ -115,7 +115,7 @@ def retraining(run: RunFolder) -> list:
     name = 'The searched network' if found.get('search') else 'The random network' if found.get('genotype') else f'The {what}'
     interval, n = interval_of(predictions, labels), len(found.get('test_speakers', []))
     blocks += [('verdict', f'{name} ({found.get("n_params", 0):,} parameters) reaches UA {percent(found["ua"])}% (chance '
-                f'{percent(chance)}{interval}) on {found["n_test"]} utterances of {n} unseen speakers of '
+                f'{percent(chance)}{interval}) on {found["n_test"]} utterances of {n} unseen speaker{"s" * (n != 1)} of '
                 f'{found.get("dataset")}.'), *warnings_of(run)]
     blocks += [('table', ['', 'test', 'chance'], [
         ['UA, %', percent(found['ua']), percent(chance)],
