@@ -192,7 +192,9 @@ def about(run, record) -> list:
     rows = [[name, value] for name, value in made.items() if value is not None]
     blocks += [('h', 'Made with'), ('table', ['', ''], rows)] if rows else []
     command = record.get('command') or (record.get('provenance') or {}).get('command')
-    return blocks + ([('h', 'Command'), ('pre', command if isinstance(command, str) else ' '.join(command))] if command else [])
+    command = command if isinstance(command, str) or not command else ' '.join(command)
+    command = f'python {command}' if command and command.startswith(('search.py', 'augment.py')) else command
+    return blocks + ([('h', 'Command'), ('pre', command)] if command else [])
 
 
 def chance_of(record: dict) -> float | None:
