@@ -118,6 +118,8 @@ def read_audio(utterance: Utterance) -> Audio:
             channels = f'{f.channels} channel{"s" * (f.channels > 1)}'
             format = f'{f.format} {rate} Hz {channels}'
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, ValueError, OverflowError) as error:
+        if not os.path.exists(path):  # libsndfile says 'System error'
+            raise UserError(f'{path}: no such file') from None
         raise UserError(f'{path}: cannot be read as audio ({one_line(error, 200)})') from None
     n_samples = math.ceil(len(wave) * (SAMPLE_RATE / rate))  # after resampling
     if n_samples < MIN_SAMPLES:

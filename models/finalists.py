@@ -187,7 +187,7 @@ class Book:
         training = parallel.gather(training)[0]  # all ranks decide alike
         row['trainings'].append(training)
         self.write()
-        self.log('finalist %d: %s parameters, %d epochs: dev loss %.3f UA %.3f (%.1f minutes)',
-                 1 + list(self.finalists).index(text), f'{row["parameters"]:,}', epochs, loss_of(found), found['ua'],
-                 training['seconds'] / 60)
+        self.log('finalist %d: %s parameters, %d epoch%s: dev loss %.3f UA %.3f (%.1f minutes)',
+                 1 + list(self.finalists).index(text), f'{row["parameters"]:,}', epochs, 's' * (epochs != 1),
+                 loss_of(found), found['ua'], training['seconds'] / 60)
         return training

@@ -115,7 +115,7 @@ def retraining(run: RunFolder) -> list:
     name = 'The searched network' if found.get('search') else 'The random network' if found.get('genotype') else f'The {what}'
     interval, n = interval_of(predictions, labels), len(found.get('test_speakers', []))
     blocks += [('verdict', f'{name} ({found.get("n_params", 0):,} parameters) reaches UA {percent(found["ua"])}% (chance '
-                f'{percent(chance)}{interval}) on {found["n_test"]} utterances of {n} unseen speakers of '
+                f'{percent(chance)}{interval}) on {found["n_test"]} utterances of {n} unseen speaker{"s" * (n != 1)} of '
                 f'{found.get("dataset")}.'), *warnings_of(run)]
     blocks += [('table', ['', 'test', 'chance'], [
         ['UA, %', percent(found['ua']), percent(chance)],
@@ -192,7 +192,9 @@ def about(run, record) -> list:
     rows = [[name, value] for name, value in made.items() if value is not None]
     blocks += [('h', 'Made with'), ('table', ['', ''], rows)] if rows else []
     command = record.get('command') or (record.get('provenance') or {}).get('command')
-    return blocks + ([('h', 'Command'), ('pre', command if isinstance(command, str) else ' '.join(command))] if command else [])
+    command = command if isinstance(command, str) or not command else ' '.join(command)
+    command = f'python {command}' if command and command.startswith(('search.py', 'augment.py')) else command
+    return blocks + ([('h', 'Command'), ('pre', command)] if command else [])
 
 
 def chance_of(record: dict) -> float | None:

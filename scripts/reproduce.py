@@ -55,9 +55,12 @@ def main(argv: list[str] | None = None) -> int:
             {'search': search, 'augment': augment}[program].main([*flags, '--device', own.device])
         again = Path(folder, 'runs', program, 'again')
         now = cf.read_json(again / PRODUCTS[program])['provenance']
-        lines = [*differences(before, now, 'made with '), *differences(contents(run), contents(again))]
+        keys = [key for key in now if key not in ('command', 'data_path', 'settings')]  # settings: a hash of paths too
+        lines = [*differences({key: before.get(key) for key in keys}, {key: now[key] for key in keys}, 'made with '),
+                 *differences(in_effect(run, program, home), in_effect(again, program, home), 'settings.'),
+                 *differences(contents(run, home), contents(again, home))]
     equal = not [line for line in lines if not line.startswith('made with')]
-    if 'made with settings' in ' '.join(lines):
+    if [line for line in lines if line.startswith('settings.')]:
         lines.append('settings differ in effect: the code has other defaults now')
     print('\n'.join(lines[:MAX_LINES]) or 'equal to the bit')
     if equal and lines:
@@ -67,15 +70,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags_of(run: Path, program: str, home: Path, data_path: str | None) -> list[str]:
     """Flags that repeat the run from any folder. Paths in the run's settings are relative to `home`."""
-    settings, flags = utils.read_settings(run / 'config.yaml'), ['--name', 'again', '--cache', str(home / '.cache')]
-    unused = cf.SECTIONS[program](**{name: value for name, value in settings.items() if name in cf.NAMES[program]}).unused()
-    for name, value in settings.items():
-        if name not in cf.NAMES[program] or name in (*unused, 'name', *utils.MAY_CHANGE) or value is None:
+    flags = ['--name', 'again', '--cache', str(home / '.cache')]
+    for name, value in in_effect(run, program, home).items():
+        if value is None:
             continue
-        if name in ('genotype', 'init') and os.path.exists(home / value):
-            value = home / value
         flags += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
     return flags + (['--data_path', str(home / data_path)] if data_path else [])
+
+
+def in_effect(run: Path, program: str, home: Path) -> dict:
+    """The settings that have an effect on a run, without its name; files are relative to `home`."""
+    settings = utils.read_settings(run / 'config.yaml')
+    settings = {name: value for name, value in settings.items() if name in cf.NAMES[program]}
+    without = {*cf.SECTIONS[program](**settings).unused(), 'name', *utils.MAY_CHANGE}
+    found = {name: value for name, value in settings.items() if name not in without}
+    for name in ('genotype', 'init'):
+        if found.get(name) and os.path.exists(path := os.path.join(home, found[name])):  # or it is a genotype's text
+            found[name] = path
+    return found
 
 
 @contextlib.contextmanager
@@ -88,16 +100,18 @@ def _chdir(folder):  # contextlib.chdir of Python 3.11
         os.chdir(before)
 
 
-def contents(run: Path) -> dict:
-    """{file: tree} of all that a run found."""
+def contents(run: Path, home: Path) -> dict:
+    """{file: tree} of all that a run found. The recordings of the built-in corpus are below `home`, in the cache."""
     found = {}
     for name in ('genotype.json', 'candidates.json', 'results.json'):
         if (run / name).exists():
             found[name] = cf.read_json(run / name)
+    if (found.get('results.json') or {}).get('init'):
+        found['results.json']['init'] = os.path.join(home, found['results.json']['init'])
     path = run / 'metrics.jsonl'
     found[path.name] = [cf.parse_json(line, path) for line in cf.read_text(path).splitlines()]
     if (run / 'predictions.csv').exists():
-        found['predictions.csv'] = (run / 'predictions.csv').read_text().splitlines()
+        found['predictions.csv'] = (run / 'predictions.csv').read_text().replace(f'{home}/.cache/', '.cache/').splitlines()
     for name in ('checkpoint.pt', 'best.pt'):
         if (run / name).exists():
             found[name] = utils.read_torch(run / name)

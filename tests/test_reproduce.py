@@ -28,6 +28,10 @@ def test_a_run_is_repeated_to_the_bit_or_what_differs_is_said(small_corpus, tmp_
     assert utils.read_torch(path.parent / 'checkpoint.pt')['provenance'] == record
     assert reproduce.main(['runs/augment/a/x', '--device', 'cpu']) == 0
     assert capsys.readouterr().out.endswith('equal to the bit\n')
+    augment.main(['--name', 'tuned', '--init', 'runs/augment/a/x', '--dataset', 'manifest', '--data_path', 'data/corpus.csv',
+                  '--epochs', '1', '--no-amp'])
+    assert reproduce.main(['runs/augment/tuned', '--device', 'cpu']) == 0  # --init is relative to the folder of the run
+    assert capsys.readouterr().out.endswith('\nequal to the bit\n')
     path.write_text(path.read_text().replace('"wa": ', '"wa": 1').replace('"torch": "', '"torch": "1.'))
     assert reproduce.main(['runs/augment/a/x', '--device', 'cpu']) == 1
     said = capsys.readouterr().out
