@@ -250,7 +250,7 @@ def _missing(source) -> str:
     """Why there is no genotype at `source`, and what to do."""
     run = re.search(r'(?:^|/)runs/search/(.+?)(/genotype\.json)?/?$', os.fspath(source).replace(os.sep, '/'))
     if not run:
-        return 'no genotype.json in this folder' if os.path.isdir(source) else 'no such file'
+        return 'no genotype.json in this folder; name a folder of search.py' if os.path.isdir(source) else 'no such file'
     if os.path.isdir(os.fspath(source).removesuffix('genotype.json')):
         return f'the search has not finished: continue it with search.py --name {run[1]} --resume'
     return f'no such file: run search.py --name {run[1]} first'
