@@ -36,7 +36,8 @@ def main(argv=None):
             for figure in (block for block in found if block[0] == 'figure'):
                 name = f'{folder.resolve().name}-{figure[1]}'.replace(' ', '-').replace('/', '-')
                 figure[2].savefig(args.pdf / f'{name}.pdf', bbox_inches='tight')
-    text = html_page.page(', '.join(dict.fromkeys(folder.resolve().name for folder in args.folders)), blocks).encode(errors='replace')
+    title = ', '.join(dict.fromkeys(folder.resolve().name for folder in args.folders))
+    text = html_page.page(title, blocks).encode(errors='replace')
     if len(text) > html_page.LIMIT:
         raise UserError(f'the page would have {len(text):,} bytes: name fewer folders')
     write_aside(args.output, lambda f: f.write(text))

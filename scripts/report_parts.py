@@ -82,7 +82,7 @@ def candidates(tree: dict) -> list:
     rows.sort(key=lambda row: (-(last(row).get('epochs') or 0), last(row).get('loss') or 0, row.get('score') or 0))
     scored = tree.get('scores') or []
     lines = [[place, 'yes' if row.get('genotype') == tree.get('winner') else '', number(row.get('score')),
-              '; '.join(f'{one.get("epochs")} epoch{"s" * (one.get("epochs") != 1)}: loss {number(one.get("loss"))}, UA {percent(one.get("ua"))}'
+              '; '.join(f'{one.get("epochs")} epochs: loss {number(one.get("loss"))}, UA {percent(one.get("ua"))}'
                         for one in row.get('trainings') or row.get('rungs') or [] if isinstance(one, dict)),
               f'{row["parameters"]:,}' if isinstance(row.get('parameters'), int) else '', operations_of(row)]
              for place, row in enumerate(rows, 1)]
