@@ -280,6 +280,9 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
     write_predictions(run.file('predictions.csv'), probabilities, config, data)
     matrix = confusion_matrix(labels, predicted, labels=range(len(data.labels)))
     chance = {'ua': 1 / len(set(labels.tolist())), 'wa': float(matrix.sum(axis=1).max() / matrix.sum())}
+    board.test(run, data, probabilities, found, facts['best_epoch'])
+    run.writer.flush()
+    # Last: who finds this file takes the run for finished.
     utils.write_json(run.file('results.json'), {
         **found, 'chance': chance, 'confusion': matrix.tolist(), 'labels': data.labels, 'n_test': len(test), **facts,
         'dataset': config.dataset, 'protocol': data.protocol, 'folds': config.folds, 'fold': config.fold,
@@ -287,7 +290,6 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'train_on_dev': config.train_on_dev, 'normalise': config.normalise, 'embedding': config.embedding,
         'seed': config.seed, 'format': run.format, 'provenance': run.provenance,
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
-    board.test(run, data, probabilities, found, facts['best_epoch'])
     log = run.logger.info
     log('network:     %s', config.genotype if facts['genotype'] else facts['model'])
     log('test (%d utterances of unseen speakers %s), %s%s:', len(test), ' '.join(speakers), chosen,

@@ -216,11 +216,13 @@ def finish(run, net, config, data, genotype):
     if run.history:
         net.print_alphas(run.logger)
     run.write_figure('genotype.png', lambda: plot(genotype, board.title(run)))
+    board.search_result(run, genotype)
+    run.writer.flush()
+    # Last: who finds this file takes the search for finished.
     gt.save(run.file('genotype.json'), genotype, {**record(config, net, data), 'provenance': run.provenance})
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
-    board.search_result(run, genotype)
     minutes = sum(row['seconds'] for row in run.history) / 60
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
     flags = [(f'--{name}', value) for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]

@@ -28,6 +28,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 import augment  # noqa: E402
+import config as cf  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
 from datasets.readers import synthetic  # noqa: E402
@@ -157,6 +158,8 @@ def start(folder, program, strike=None, more=()) -> int:
     pid = os.fork()
     if not pid:
         try:
+            for number in cf.SIGNALS:  # as cf.begin does in a program that is not forked
+                signal.signal(number, cf.end_at_once)
             child(folder, program, strike, more)
         except SystemExit as end:
             os._exit(end.code if isinstance(end.code, int) else 1)
@@ -224,7 +227,9 @@ def contents(folder: Path) -> dict:
         elif path.name == 'metrics.jsonl':
             found[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.suffix == '.pt':
-            found[name] = plain(utils.read_torch(path))
+            tree = utils.read_torch(path)  # which must be whole
+            # The one before the last may be of the middle of an epoch, if a signal stopped the run there.
+            found[name] = 'whole' if 'previous' in name else plain(tree)
         elif path.suffix == '.csv':
             with open(path, newline='') as f:
                 found[name] = [{key: cell for key, cell in row.items() if 'minutes' not in key} for row in csv.DictReader(f)]
