@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+import utils
 from datasets.readers import synthetic
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason='no CUDA device'))
         if item.get_closest_marker('speech') and not os.environ.get('SER_DATA'):
             item.add_marker(pytest.mark.skip(reason='SER_DATA does not name a folder of real speech'))
+
+
+@pytest.fixture(autouse=True)
+def released():
+    """Runs that a test left open, as a killed process does, are let go, as the end of that process would."""
+    yield
+    for run in [*utils.open_runs]:
+        run.lock.close()
+        utils.open_runs.discard(run)
 
 
 @pytest.fixture

@@ -130,6 +130,12 @@ def read(name):
     return without_seconds(json.loads((folder / 'candidates.json').read_text())), (folder / 'genotype.json').read_text()
 
 
+def close_all():
+    """What the end of a process does."""
+    for run in [*utils.open_runs]:
+        run.close()
+
+
 def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '4']
@@ -159,7 +165,7 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
         patch.setattr(finalists.Scorer, 'score', killed(score, 1 + 5, []))  # the epoch is scored as well
         with pytest.raises(KeyboardInterrupt):
             search.main(['--name', 'killed', *argv])
-    utils.open_runs.pop().close()
+    close_all()
     scored = []
     with monkeypatch.context() as patch:
         patch.setattr(finalists, 'train', killed(train, 3, []))
@@ -167,11 +173,11 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             search.main(['--name', 'killed', *argv, '--resume'])
         assert len(scored) == 3  # of 6; three were on disk
-    utils.open_runs.pop().close()
+    close_all()
     with pytest.raises(utils.UserError, match='epochs of retraining is 8, but the finalists of .* began with 4'):
         monkeypatch.setattr(finalists, 'recipe', lambda config: cf.AugmentConfig(name='x', epochs=8))
         search.main(['--name', 'killed', *argv, '--resume'])
-    utils.open_runs.pop().close()
+    close_all()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     search.main(['--name', 'killed', *argv, '--resume'])
