@@ -220,8 +220,8 @@ def _check(best):
             or len(set(labels)) < len(labels):
         raise ValueError('labels must be two or more different names')
     if not isinstance(best['settings'], dict) or not isinstance(best['weights'], dict) \
-            or not isinstance(best['genotype'], str | None):
-        raise ValueError('settings and weights must be tables, genotype a text')
+            or not isinstance(best['genotype'], str | None) or not isinstance(best.get('auxiliary', False), bool):
+        raise ValueError('settings and weights must be tables, genotype a text, auxiliary true or false')
     config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
     n_rows = config.n_mels + config.inputs['n_prosody']
     pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
