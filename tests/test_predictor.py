@@ -168,7 +168,8 @@ def test_a_file_that_is_not_ours_is_one_line(folder, tmp_path):
     wrong = [{'labels': ['a']}, {'labels': [1, 2]}, {'settings': 3}, {'settings': {**best['settings'], 'n_mels': 17}},
              {'settings': {**best['settings'], 'layers': 'x'}}, {'mean': best['mean'] * float('nan')}, {'std': best['std'] * 0},
              {'weights': {}}, {'weights': {**best['weights'], name: x.double()}}, {'weights': {**best['weights'], name: x[:1]}},
-             {'weights': {**best['weights'], name: x * float('inf')}}, {'genotype': 'Genotype(x)'}, {'format': 99}, {'auxiliary': torch.zeros(2)},
+             {'weights': {**best['weights'], name: x * float('inf')}}, {'genotype': 'Genotype(x)'}, {'format': 99},
+             {'auxiliary': torch.zeros(2)},
              {'heard': [1]}]
     for changes in wrong:
         torch.save({**best, **changes}, tmp_path / 'best.pt')
