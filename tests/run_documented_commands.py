@@ -15,12 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import soundfile
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 import made_up  # noqa: E402
 
+from datasets.readers import synthetic  # noqa: E402
 from datasets.readers.emodb import LABELS  # noqa: E402
 
 PROGRAMS = ('python', 'cat', 'python3', 'pip', 'make', 'torchrun', 'tensorboard', 'dask', 'sbatch')
@@ -28,6 +30,7 @@ SKIPPED = {'make': 'run by .ci/run', 'pip': 'installs', 'python3': 'installs', '
            'torchrun': 'run by tests/test_torchrun.py', 'dask': 'run by tests/test_cluster.py', 'sbatch': 'needs a cluster'}
 SLURM = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_TASK_COUNT': '1'}
 NOT_RUN = {'docs/results.md': 'commands of finished experiments, days of work'}
+N_SAMPLES = 12_000  # of a made-up recording
 SMALL = dict(duration=.5, n_mels=16, hop_ms=32., time_pool=1, init_channels=2, rnn_channels=4, n_nodes=1, rnn_nodes=1,
              epochs=1, batch_size=16, train_on_dev=False)
 SHORTER = {'scripts/cross_validate.py': '--only_folds 1 --seeds 0 --models searched,random,cnn_gru', 'search.py': '--epochs 1',
@@ -73,10 +76,15 @@ def prepare(folder: Path) -> None:
     for speaker in range(6):
         for label in ('angry', 'happy', 'sad'):
             for take in range(3):
-                made_up.spoken(folder / f'mine/{speaker}_{label}_{take}.wav', speaker, label)
+                path = folder / f'mine/{speaker}_{label}_{take}.wav'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                wave = synthetic.synthesise(speaker, label, take)[:N_SAMPLES]
+                soundfile.write(path, wave, synthetic.SAMPLE_RATE)
                 rows.append(f'mine/{speaker}_{label}_{take}.wav,{label},s{speaker}')
     (folder / 'my.csv').write_text('\n'.join(rows) + '\n')
-    shutil.copy(folder / 'mine/0_sad_0.wav', folder / 'a.wav')
+    (folder / 'recordings').mkdir()
+    for name in ('a.wav', 'my.wav', 'hour.wav', 'recordings/a.wav'):
+        shutil.copy(folder / 'mine/0_sad_0.wav', folder / name)
     for speaker in ('03', '08', '09', '10', '11', '12', '13', '14', '15', '16'):
         for letter, label in LABELS.items():
             made_up.spoken(folder / f'corpora/emodb/wav/{speaker}a01{letter}a.wav', int(speaker), label)
@@ -91,6 +99,7 @@ def fill_in(line: str) -> str:
     known = {'DIR': f'corpora/{corpus}', 'RUN': 'runs/augment/mine', 'FILE': 'a.wav', 'FOLDER': 'mine'}
     for word, meant in known.items():
         line = re.sub(rf'(?<!\S){word}(?!\S)', meant, line)
+    line = line.replace('runs/augment/demo', 'runs/augment/mine').removesuffix(' &')  # what the pages before made
     program = line.split(' ')[1]
     line = ' '.join([re.sub(r'\bNAME\b', 'mine', line), *([SHORTER[program]] if program in SHORTER else [])])
     return re.sub(r'(^|\| )python ', lambda match: f'{match[1]}{shlex.quote(sys.executable)} ', line)
