@@ -170,6 +170,8 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
 
 def end_all(number, _):
     """Signal handler: ends all processes that were started here, which write checkpoints."""
+    if jobs.postponed(number):
+        return
     import utils
     jobs.stop()
     raise utils.Stopped(number) if number in (signal.SIGTERM, signal.SIGUSR1) else KeyboardInterrupt

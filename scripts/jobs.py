@@ -34,6 +34,7 @@ stopping = threading.Event()
 running = set()  # processes started here
 busy = Counter()  # {GPU: jobs on it}
 lock = threading.Lock()
+_undisturbed, _postponed = 0, []  # how deep the main thread is in `undisturbed`; signals that came there
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,17 @@ def _call(job, python, env):
     errors = job.note('log', 'err')
     os.makedirs(os.path.dirname(errors), exist_ok=True)
     with open(job.note('log', 'log'), 'ab') as out, open(errors, 'wb') as err, _one_gpu() as gpu:
-        with lock:
+        with undisturbed(), lock:
             if stopping.is_set():
                 return 130, []
             process = subprocess.Popen([python, *job.argv()], cwd=job.cwd, env={**os.environ, **env, **gpu},
                                        stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
             running.add(process)
-        while process.poll() is None:  # not wait(): `stop` may interrupt this, and waits itself
+        while True:
+            with undisturbed():
+                ended = process.poll() is not None  # not wait(): `stop` may come between two polls, and waits itself
+            if ended:
+                break
             time.sleep(.05)
         running.discard(process)
     with open(errors, errors='replace') as f:
@@ -241,14 +246,37 @@ def gpus() -> list[str]:
 def _one_gpu():
     """Environment that shows a process the GPU with the fewest jobs of this worker; empty without GPUs."""
     names = gpus()
-    with lock:
+    with undisturbed(), lock:
         gpu = min(names, key=lambda name: busy[name], default=None)
         busy[gpu] += 1
     try:
         yield {} if gpu is None else {'CUDA_VISIBLE_DEVICES': gpu}
     finally:
-        with lock:
+        with undisturbed(), lock:
             busy[gpu] -= 1
+
+
+@contextlib.contextmanager
+def undisturbed():
+    """Inside, in the main thread, signals wait: their handler calls `stop`, which needs the locks that are held here."""
+    global _undisturbed
+    if threading.current_thread() is not threading.main_thread():  # no signal is handled there
+        yield
+        return
+    _undisturbed += 1
+    try:
+        yield
+    finally:
+        _undisturbed -= 1
+    if not _undisturbed and _postponed:
+        signal.raise_signal(_postponed.pop())
+
+
+def postponed(number: int) -> bool:
+    """Whether the handler of a signal must return at once, since the signal will be raised again."""
+    if _undisturbed:
+        _postponed[:] = [number]
+    return bool(_undisturbed)
 
 
 def stop():

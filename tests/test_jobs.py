@@ -11,6 +11,8 @@ import pytest
 from desk import all_names, call, calls, cross_validate, jobs, launch, names, order, rows, table, times, wait_for
 from desk import desk as desk
 
+import config as cf
+
 
 def finished(n):
     return f'{n} of {n} runs are finished.' in table()
@@ -62,6 +64,42 @@ def test_an_interruption_ends_the_runs_and_the_same_command_continues(number, n_
     assert call(desk, small_corpus, '--only_folds', '1') == 0  # would wait if the run that hung were still at work
     after = names(desk)
     assert len(before) < 10 and collections.Counter(after) == all_names(folds=[1]) - collections.Counter(ended)
+
+
+@pytest.mark.parametrize('where', ['start', 'poll'])
+def test_a_signal_that_finds_the_main_thread_with_a_lock_ends_the_runs_all_the_same(where, desk, small_corpus, monkeypatch):
+    class Interrupted(subprocess.Popen):
+        struck = False
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if where == 'start' and 'augment' in str(args):
+                self.strike()
+
+        def poll(self):
+            if where == 'poll' and 'augment' in str(self.args):
+                with self._waitpid_lock:  # as in the middle of poll
+                    self.strike()
+            return super().poll()
+
+        def strike(self):
+            if not Interrupted.struck:
+                Interrupted.struck = True
+                signal.raise_signal(signal.SIGTERM)
+
+    def stuck(*_):
+        raise TimeoutError
+    before = {number: signal.getsignal(number) for number in (*cf.SIGNALS, signal.SIGHUP, signal.SIGALRM)}
+    signal.signal(signal.SIGALRM, stuck)
+    monkeypatch.setattr(jobs.subprocess, 'Popen', Interrupted)
+    signal.alarm(20)
+    try:
+        assert call(desk, small_corpus, '--only_folds', '1') == cf.AGAIN
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert Interrupted.struck and not jobs.running
 
 
 def test_a_kill_that_leaves_a_run_behind_repeats_nothing(desk, small_corpus, capsys):
