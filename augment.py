@@ -24,14 +24,12 @@ import datasets
 import genotypes as gt
 import utils
 from datasets import scoring
-from datasets.transforms import SpecAugment, Voices
 from models import board, parallel
 from models.candidates import drawn
-from models.predictor import read_best, rebuild, settings_of, start_from  # noqa: F401  (rebuild began here)
+from models.predictor import read_best, settings_of, start_from
 from models.run import Run
 from models.steps import Steps
-from models.sync import CrossEntropyLoss
-from models.training import averaged, evaluate, make_net, make_optimizer, schedule, train_epoch
+from models.training import evaluate, make_net, setup, train_epoch
 
 
 def main(argv: list[str] | None = None):
@@ -50,12 +48,7 @@ def main(argv: list[str] | None = None):
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     net.pools_padding = run.format < 2
-    criterion = CrossEntropyLoss(data.class_weights.to(device))
-    optim = make_optimizer(net, config)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
-    autocast = utils.autocast(device, config.amp)
-    masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
-    ema = averaged(net, config.ema)
+    criterion, optim, scheduler, autocast, masks, voices, ema = setup(net, config, data, device)
     kept = ema.module if ema else net  # the network that is scored and kept
     n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 

@@ -1,6 +1,7 @@
 """Training of a discrete network: what augment.py, spread.py and the tournament of finalists share."""
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +65,26 @@ def averaged(net: torch.nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
+class Setup(NamedTuple):
+    """What a network is trained with, besides its batches."""
+    criterion: CrossEntropyLoss
+    optim: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    autocast: torch.autocast
+    masks: SpecAugment
+    voices: Voices | None
+    ema: AveragedModel | None
+
+
+def setup(net: torch.nn.Module, config: AugmentConfig, data, device) -> Setup:
+    """The setup for training `net`, which is on `device`, as the settings say."""
+    optim = make_optimizer(net, config)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
+    masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
+    return Setup(CrossEntropyLoss(data.class_weights.to(device)), optim, scheduler, utils.autocast(device, config.amp), masks,
+                 voices, averaged(net, config.ema))
+
+
 def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> tuple[dict, np.ndarray]:
     """Scores and probabilities (n, n_classes) of the set `part` after the last epoch.
 
@@ -73,12 +94,7 @@ def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> 
     net = make_net(config, data, genotype).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
-    criterion = CrossEntropyLoss(data.class_weights.to(device))
-    optim = make_optimizer(net, config)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optim, lambda epoch: schedule(epoch, config.warmup, config.epochs))
-    autocast = utils.autocast(device, config.amp)
-    masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
-    ema = averaged(net, config.ema)
+    criterion, optim, scheduler, autocast, masks, voices, ema = setup(net, config, data, device)
     state = parallel.State(config.seed, device, net=net)
     state.load(None, lambda *_: None)
     for epoch in range(1, config.epochs + 1):

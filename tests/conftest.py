@@ -37,6 +37,13 @@ def released():
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder, an empty one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def ser_data():
     return Path(os.environ['SER_DATA'])
 

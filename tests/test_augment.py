@@ -6,6 +6,7 @@ import torch
 from conftest import FEATURES
 
 import augment
+from models import training
 
 
 @pytest.mark.parametrize('epochs', [1, 7])
@@ -13,16 +14,16 @@ def test_the_rate_falls_by_torchs_cosine(epochs):
     optim = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optim, epochs)
     for epoch in range(epochs):
-        assert augment.schedule(epoch, 0, epochs) == pytest.approx(cosine.get_last_lr()[0], abs=1e-12)
+        assert training.schedule(epoch, 0, epochs) == pytest.approx(cosine.get_last_lr()[0], abs=1e-12)
         optim.step()
         cosine.step()
 
 
 def test_the_rate_rises_in_equal_steps_to_its_peak():
-    rates = [augment.schedule(epoch, 3, 9) for epoch in range(9)]
+    rates = [training.schedule(epoch, 3, 9) for epoch in range(9)]
     assert rates[:4] == pytest.approx([.25, .5, .75, 1.])
-    assert rates[3:] == pytest.approx([augment.schedule(epoch, 0, 6) for epoch in range(6)])
-    assert augment.schedule(1, 5, 2) == pytest.approx(2 / 6)  # a run shorter than its warm-up
+    assert rates[3:] == pytest.approx([training.schedule(epoch, 0, 6) for epoch in range(6)])
+    assert training.schedule(1, 5, 2) == pytest.approx(2 / 6)  # a run shorter than its warm-up
 
 
 @pytest.mark.parametrize('optimizer, kind', [('sgd', torch.optim.SGD), ('adamw', torch.optim.AdamW)])

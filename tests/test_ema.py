@@ -7,14 +7,15 @@ from conftest import FEATURES
 
 import augment
 import utils
+from models import training
 
 ARGS = ['--dataset', 'manifest', *FEATURES, '--model', 'cnn_gru', '--params', '900', '--lr', '0.1', '--ema', '0.8']
 
 
 def test_the_average_is_that_of_a_sum_by_hand():
     net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    ema, wanted = augment.averaged(net, .8), None
-    assert augment.averaged(net, 0.) is None
+    ema, wanted = training.averaged(net, .8), None
+    assert training.averaged(net, 0.) is None
     for _ in range(5):
         with torch.no_grad():
             for x in (*net.parameters(), net[1].running_mean, net[1].running_var):

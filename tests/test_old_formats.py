@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-import augment
 import config as cf
 import datasets
 import utils
+from models import predictor
 
 OLD = ROOT / 'tests/data/format-1'  # made on the corpus of conftest.py, with windows longer than its utterances
 
@@ -22,7 +22,7 @@ def test_a_network_of_format_1_scores_as_it_did(kind, small_corpus, tmp_path):
     config = cf.AugmentConfig(name='x', dataset='manifest', data_path=str(small_corpus), cache=str(tmp_path), **settings)
     data = datasets.load(config, ('train', 'test'))
     torch.testing.assert_close(data.mean, best['mean'], atol=1e-3, rtol=0)
-    net = augment.rebuild(best)
+    net = predictor.rebuild(best)
 
     def score(net):
         return data.sets['test'].score(lambda *X: net(*X)[0], 7).numpy()

@@ -20,6 +20,7 @@ import datasets
 import genotypes as gt
 import utils
 from datasets import scoring
+from models import predictor
 
 
 def test_a_search_leaves_what_is_promised(finished):
@@ -81,7 +82,7 @@ def check_saved_network(folder, corpus):
                               **features)
     data = datasets.load(config, ('train', 'test'))
     assert torch.equal(data.mean, best['mean']) and torch.equal(data.std, best['std'])
-    net = augment.rebuild(best)
+    net = predictor.rebuild(best)
     probabilities = data.sets['test'].score(lambda *X: net(*X)[0], 7)
     with open(folder / 'predictions.csv', newline='') as f:
         saved = [[float(v) for k, v in r.items() if k.startswith('p_')] for r in csv.DictReader(f)]

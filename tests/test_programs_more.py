@@ -13,12 +13,6 @@ import utils
 from models import parallel
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def call(program, argv):
     """Runs a program's main in this process."""
     program.main(list(map(str, argv)))

@@ -16,6 +16,7 @@ from config import BASELINES
 from datasets import features as ft
 from datasets import prosody
 from datasets.dataset import Inputs, SpeechDataset, statistics, with_differences
+from models import predictor
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from scripts import svm
@@ -172,7 +173,7 @@ def test_the_programs_read_it_and_its_cache_has_keys_of_its_own(small_corpus, tm
     assert set(tmp_path.glob('.cache/features/*/*.npy')) == before | new
     best = torch.load('runs/augment/a/best.pt')
     assert best['settings']['prosody'] and best['settings']['deltas'] and best['mean'].shape == (16 + P, 1)
-    net = augment.rebuild(best)
+    net = predictor.rebuild(best)
     config = cf.build('augment', cf.given('augment', ['--name', 'x', '--model', 'rnn', *argv, *asked, *short]))
     test = datasets.load(config, ('train', 'test')).sets['test']
     written = np.loadtxt('runs/augment/a/predictions.csv', delimiter=',', skiprows=1, usecols=(4, 5))

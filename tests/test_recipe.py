@@ -16,12 +16,6 @@ ARGS = ['--name', 'r', '--dataset', 'manifest', '--folds', '3', *FEATURES, '--mo
 VARIANTS = ['--variant', 'fast', 'lr=0.1,speed=0.1', '--variant', 'ema', 'ema=0.5']
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope='module')
 def whole(small_corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp('recipe')

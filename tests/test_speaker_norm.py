@@ -14,7 +14,7 @@ import datasets
 import search
 from config import BASELINES
 from datasets.dataset import ENOUGH, Inputs, SpeechDataset, by_speaker, shrunk
-from models import speaker_norm
+from models import predictor, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.run import Run
@@ -166,7 +166,7 @@ def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
     assert (runs / 'whole/predictions.csv').read_text() == (runs / 'cut/predictions.csv').read_text()
     assert json.loads((runs / 'whole/results.json').read_text())['embedding'] == 'speaker'
     best = torch.load(runs / 'whole/best.pt')
-    net, config = augment.rebuild(best), cf.build('augment', cf.given('augment', ['--name', 'x', *net_argv]))
+    net, config = predictor.rebuild(best), cf.build('augment', cf.given('augment', ['--name', 'x', *net_argv]))
     data = datasets.load(config, ('train', 'test'))
     assert all(map(torch.equal, best['prior'], data.prior))
     written = np.loadtxt(runs / 'whole/predictions.csv', delimiter=',', skiprows=1, usecols=(4, 5))

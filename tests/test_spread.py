@@ -18,12 +18,6 @@ ARGS = ['--name', 's', '--dataset', 'manifest', '--epochs', '4', '--lr', '0.1', 
         '--n_nodes', '1', '--rnn_nodes', '1', '--architectures', '2', '--seeds', '2', '--workers', '1', '--threads', '1']
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope='module')
 def whole(small_corpus, tmp_path_factory):
     """A folder with a finished run."""
