@@ -15,7 +15,7 @@ import re
 import reprlib
 import signal
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
@@ -26,6 +26,7 @@ RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
 WINDOW_MS = 32  # ms, length of an STFT frame
 _PROSODY = ('pitch', 'voicing', 'loudness', 'flux', 'harmonicity')
+FRAMES = ('encoder', 'frames')  # --features that are no spectrogram
 PROSODY = (*_PROSODY, *(f'difference of {name}' for name in _PROSODY))  # rows of --prosody
 
 
@@ -166,9 +167,12 @@ def from_csv_cell(text: str) -> str:
 
 # --- Settings ---
 
-def setting(default, help, choices=None, low=None, high=None, off=False):
-    """A field with its description; `low` and `high` bound a number, both included. off: 0 is allowed too."""
-    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high, off=off))
+def setting(default, help, choices=None, low=None, high=None, off=False, found=False):
+    """A field with its description; `low` and `high` bound a number, both included. off: 0 is allowed too.
+
+    found: it has no flag; `build` finds it out, and runs record it.
+    """
+    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high, off=off, found=found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +207,15 @@ class DataSettings:
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings:
     """features"""
-    features: str = setting('logmel', 'input of the network', choices=('logmel', 'mfcc'))
+    features: str = setting('logmel', 'input of the network: a spectrogram (logmel, mfcc), frames of a frozen speech model '
+                            '(encoder), or frames from files that the column frames of a manifest names (frames)',
+                            choices=('logmel', 'mfcc', *FRAMES))
+    encoder: str | None = setting(None, 'speech model of --features encoder: a name on the Hugging Face hub, or a folder')
+    encoder_layers: str = setting('all', 'its layers: one (8), several (4-9) or all, whose weights the network learns, or '
+                                  'their mean. 0 is what enters the first transformer layer')
+    frames_per_s: float = setting(50., 'frames per second of --features frames; an encoder has its own', low=.1, high=1000.)
+    frame_shape: str = setting('', 'LAYERSxCHANNELS of the frames', found=True)
+    encoder_revision: str = setting('', 'commit of the encoder, or digest of its weights', found=True)
     n_mels: int = setting(32, 'mel bands, or cepstral coefficients', low=1, high=1024)
     hop_ms: float = setting(16., 'ms between frames', low=1., high=WINDOW_MS)
     time_pool: int = setting(2, 'keep the maximum of this many frames', low=1, high=100)
@@ -223,8 +235,25 @@ class FeatureSettings:
         return round(SAMPLE_RATE * self.hop_ms / 1000)
 
     @property
+    def frames(self):
+        """(L, D): layers and channels of the frames of an encoder or of files; None for a spectrogram."""
+        return tuple(map(int, self.frame_shape.split('x'))) if self.features in FRAMES else None
+
+    @property
+    def n_rows(self):
+        """Rows of the features of a recording, (n_rows, T), without prosody: mel bands, or L * D."""
+        return math.prod(self.frames) if self.frames else self.n_mels
+
+    @property
+    def height(self):
+        """F of the maps that enter the first cell: mel bands; 1 for frames, which have none."""
+        return 1 if self.frames else self.n_mels
+
+    @property
     def frame_rate(self):
         """Frames per second, after pooling."""
+        if self.features in FRAMES:
+            return self.frames_per_s
         return SAMPLE_RATE / self.hop_length / self.time_pool
 
     @property
@@ -234,7 +263,13 @@ class FeatureSettings:
 
     @property
     def inputs(self):
-        """How many input channels, and rows of prosody, a network reads: arguments of every network."""
+        """What a network reads, as arguments of every network.
+
+        C_in: input channels; D for frames. n_prosody: rows of prosody. n_sources, for frames alone: 1 for frames (N, D, 1, T),
+        L for frames of several layers (N, L, D, T), which the network mixes.
+        """
+        if self.frames:
+            return {'C_in': self.frames[1], 'n_prosody': 0, 'n_sources': self.frames[0]}
         return {'C_in': 3 if self.deltas else 1, 'n_prosody': len(PROSODY) if self.prosody else 0}
 
 
@@ -386,7 +421,19 @@ class Settings:
             raise UserError('--overwrite and --resume exclude each other')
         if self.embedding == 'speaker' and self.normalise != 'speaker':
             raise UserError('--embedding speaker needs --normalise speaker: both use all recordings of a test speaker')
+        self._check_frames()
         self._check_voices()
+
+    def _check_frames(self):
+        """UserError if settings of an encoder and of a spectrogram exclude each other."""
+        if self.features == 'encoder' and not self.encoder:
+            raise UserError('--features encoder needs --encoder: the name of a speech model on the Hugging Face hub, or its '
+                            'folder')
+        if not re.fullmatch(r'all|mean|\d{1,3}(-\d{1,3})?', self.encoder_layers, re.ASCII):
+            raise UserError(f'--encoder_layers {plain(self.encoder_layers)}: must be a number, FIRST-LAST, all or mean')
+        if self.features in FRAMES and (flag := next((name for name in ('prosody', 'deltas', 'trim_db') if getattr(self, name)),
+                                                     None)):
+            raise UserError(f'--{flag} needs --features logmel or mfcc: leave it out')
 
     def _check_voices(self):
         """UserError if the augmentation asks for what the features do not allow."""
@@ -407,6 +454,9 @@ class Settings:
         cells.remove('dropout')
         draws_sizes = model == 'genotype' and get('genotype') == RANDOM and get('space') == 'speech'
         rows = [
+            (self.features in FRAMES, f'--features {self.features}', ['n_mels', 'hop_ms', 'time_pool']),
+            (self.features != 'encoder', f'--features {self.features}', ['encoder', 'encoder_layers']),
+            (self.features != 'frames', f'--features {self.features}', ['frames_per_s']),
             (get('n_masks') == 0, '--n_masks 0', ['max_freq', 'max_time']),
             (get('copypaste') == 0, '--copypaste 0', ['copypaste_with']),
             (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),
@@ -506,9 +556,10 @@ HELP = {
 
 
 _GROUPS = [group for cls in SECTIONS.values() for group in cls.GROUPS]
-NAMES = {section: set(names_of(cls)) - {'config'} for section, cls in SECTIONS.items()}
+_FOUND = {f.name for f in fields(FeatureSettings) if f.metadata.get('found')}
+NAMES = {section: set(names_of(cls)) - {'config'} - _FOUND for section, cls in SECTIONS.items()}
 # Settings of several programs: those that may stand at the top level of a settings file.
-SHARED = set(names_of(*(group for group in _GROUPS if _GROUPS.count(group) > 1))) - {'config'}
+SHARED = set(names_of(*(group for group in _GROUPS if _GROUPS.count(group) > 1))) - {'config'} - _FOUND
 
 
 def check(f, value):
@@ -558,6 +609,9 @@ def build(section: str, given: Given, recorded: dict | None = None):
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')
+    if config.features in FRAMES:
+        from datasets import frames  # numpy takes time to import, and other features do not need it
+        config = replace(config, **frames.found(config))
     return config
 
 
@@ -658,6 +712,8 @@ class Parser(argparse.ArgumentParser):
         """One flag per field of a dataclass of settings, in a section of the help that its docstring names."""
         section = self.add_argument_group(group.__doc__.partition('\n')[0])
         for f in fields(group):
+            if f.metadata.get('found'):
+                continue
             flag, choices = f'--{prefix}{f.name}', f.metadata.get('choices')
             default = '' if f.default in (None, '') or not isinstance(f.default, bool | int | float | str) \
                 else f' (default: {f.default})'
