@@ -264,7 +264,9 @@ def describe(config, data: Data) -> Iterator[str]:
 def _frames_line(config, data):
     """What the frames are, and where they are read from."""
     L, D = config.frames
-    whose = f'{config.encoder} ({config.encoder_revision})' if config.features == 'encoder' else f'the files of {config.data_path}'
+    whose = f'the files of {config.data_path}'
+    if config.features == 'encoder':
+        whose = f'{config.encoder} ({config.encoder_revision})'
     sets = data.sets.values()
     size = 2 * L * D * sum(int(part.lengths.sum()) for part in sets) / 1e9
     where = 'held in memory' if all(part.resident for part in sets) else 'read from the cache window by window'

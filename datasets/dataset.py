@@ -121,7 +121,7 @@ def with_differences(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 def fits(n_bytes: int, resident: str, device: str | torch.device, stored: bool = False) -> bool:
-    """Whether n_bytes of features stay on the device, given --resident. stored: they lie in files, and need not be in memory."""
+    """Whether n_bytes of features stay on the device, given --resident. stored: they lie in files and need no memory."""
     device = torch.device(device)
     if resident == 'auto' and (stored or device.type == 'cuda'):
         return n_bytes <= utils.free_memory(device) / 4
@@ -165,11 +165,12 @@ class SpeechDataset:
     features: [(F, T_i), ...], arrays or Stored; they keep their dtype and are normalised batch by batch. labels:
     class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
     window that reaches beyond its utterance is padded with zeros, the mean of the training data.
-    resident: whether the features are kept on the device or on the host, Stored ones in their files; the batches are the same.
+    resident: whether the features are kept on the device, or on the host, Stored ones in their files; the batches are
+    the same.
     rank, world_size: this process and how many share every batch. n_prosody: the last rows of the
-    features, which are no part of x. C_in: 3 to add first and second differences to x. n_sources: layers of an
-    encoder, whose rows lie one below the other in F = L D: x is (N, L, D, n_frames), or (N, D, 1, n_frames) for L = 1. to_logmel:
-    as in transforms.Voices.change, if the features are not log-mel.
+    features, which are no part of x. C_in: 3 to add first and second differences to x. n_sources: layers L of an
+    encoder, one below the other in the rows: x is (N, L, D, n_frames), or (N, D, 1, n_frames) for one layer.
+    to_logmel: as in transforms.Voices.change, if the features are not log-mel.
     """
 
     def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
