@@ -7,7 +7,9 @@ is executed. Rate, normalisation and attention mask are those of the model's own
 import functools
 import glob
 import hashlib
+import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -114,6 +116,7 @@ def _transformers():
     except ImportError:
         raise UserError('--features encoder needs the package transformers: pip install -r requirements-encoders.txt') from None
     transformers.logging.set_verbosity_error()
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings('ignore', 'Support for mismatched key_padding_mask', UserWarning)  # of WavLM
     return transformers
@@ -128,7 +131,7 @@ def _fetched(auto, name, what, revision='main', **how):
         try:
             return auto.from_pretrained(name, trust_remote_code=False, **where, **how)
         except Exception as error:  # transformers and its requirements raise many kinds
-            why = one_line(error, 150)
+            why = one_line(re.split(r'\.\s|\n', str(error))[0], 150)
     if os.path.isdir(name):
         raise UserError(f'--encoder {name}: {what} cannot be loaded from this folder ({why})')
     raise UserError(f'--encoder {name}: there is no such folder, and {what} cannot be had from the Hugging Face hub or its '
@@ -142,7 +145,7 @@ def _revision(name, config, cache):
     weights = sorted(glob.glob(os.path.join(glob.escape(name), '*.safetensors')))
     if not weights:
         raise UserError(f'--encoder {name}: there is no file of weights *.safetensors, and others are not read, since a pickle '
-                        f'may execute anything; if you trust the folder: {_conversion(name)}')
+                        f'may execute anything; if it has some that you trust: {_conversion(name)}')
     texts = [os.path.join(name, f'{what}_config.json') for what in ('preprocessor', 'processor')]
     index = Index(os.path.join(cache or '', 'index-encoders.json'), lambda u: file_digest(u.path).hexdigest())
     found = hashlib.sha256()
@@ -172,7 +175,9 @@ class Encoder:
         try:
             model, info = _fetched(_transformers().AutoModel, name, 'its weights, as safetensors,', revision, **how)
         except UserError as error:
-            raise UserError(f'{error}; with weights that are pickled: {_conversion(name)}') from None
+            if os.path.isdir(name):
+                raise
+            raise UserError(f'{error}; if they are pickled and you trust them: {_conversion(name)}') from None
         if missing := sorted(set(info['missing_keys']) - {'masked_spec_embed'}):  # that one is of training
             raise UserError(f'--encoder {name}: its weights lack {len(missing)} tensors, such as {missing[0]}: they are of '
                             'another model')

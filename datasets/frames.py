@@ -134,7 +134,8 @@ def _extracted(missing: Missing, config, cache_dir, device, faults, notes, quiet
             bar.update(int(done) - bar.n)
             if not told and (past := time.monotonic() - began) > MEASURED:
                 told = True
-                bar.write(f'about {past * (whole / done - 1) / 60:.1f} min to go, as the first {past:.0f} s went', file=sys.stderr)
+                left = past * (whole / done - 1) / 60
+                bar.write(f'about {left:.1f} min to go, as the first {past:.0f} s went', file=sys.stderr)
 
 
 def _seconds(u):
