@@ -118,7 +118,9 @@ def _folder(name):
     if not found:
         raise UserError(f'--encoder {name}: there is no such folder, nor can it be had from the Hugging Face hub or its cache '
                         f'({why})')
-    if os.path.isfile(os.path.join(found, 'config.json')) and not _weights(found):
+    if not os.path.isfile(os.path.join(found, 'config.json')):
+        raise UserError(f'--encoder {name}: there is no config.json in it: it is no model that transformers saved')
+    if not _weights(found):
         raise UserError(f'--encoder {name}: there is no model.safetensors, and other files of weights are not read, since a '
                         'pickle may execute anything. If you trust it: python -c "from transformers import AutoModel as M, '
                         f"AutoFeatureExtractor as F; [A.from_pretrained('{name}').save_pretrained('FOLDER') for A in (M, F)]"
