@@ -80,7 +80,7 @@ def test_a_long_recording_goes_through_in_pieces_whose_frames_keep_their_distanc
     encoder = encoders.Encoder(folders[family])
     wave = np.concatenate([*WAVES, WAVES[0][:777]])  # 3.3 s
     x, = encoder([wave])
-    pieces = list(encoder.facts.pieces(wave))
+    pieces = encoder.facts.pieces(wave)
     assert len(x) == encoder.facts.count(len(wave)) and len(pieces) == 4 and max(map(len, pieces)) <= 16_000
     begin = 0
     for piece in pieces:
