@@ -1,8 +1,7 @@
 """Frozen speech models of Hugging Face: the only file that imports `transformers`, and only when it is called.
 
-A model is named by its folder, or by its name on the hub, whose files are taken from the hub's cache on this machine if they
-are there. Weights are read from safetensors alone, since a pickle may execute what its author likes, and no code of a model
-is executed. Rate, normalisation and attention mask are those of the model's own feature extractor.
+A model is named by its folder, or by its name on the hub; the hub's cache on this machine is asked first. Weights are read from
+safetensors alone: a pickle may execute what its author likes. No code of a model is executed.
 """
 import functools
 import glob
