@@ -12,11 +12,11 @@ import config as cf
 import genotypes as gt
 from config import BASELINES, UserError
 
-MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES,
+MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', 'searched_ordered', TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES,
           *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
-FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
-                'genotype']
+FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'embedding',
+                'device', 'genotype']
 COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
            'search_heard_test_speakers']  # of runs.csv
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs

@@ -20,9 +20,11 @@ PROGRAMS = {'search': 'search.py', 'augment': 'augment.py', 'svm': 'scripts/svm.
 SEARCH, DRAWS = 'search', 'draws'  # the models of jobs of search.py: a search, and random candidates in as many minutes
 SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
 RANDOM_SEARCH, TRANSFERRED = 'random_search', 'transferred'
-# Searches of one part of the network; the operations of the other are fixed.
-PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops', 'sep_conv_3x3')}
-NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn'}
+# Searches of a part of the space: the operations of the other part of the network are fixed, or their order.
+PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops', 'sep_conv_3x3'),
+         'search_ordered': ('--cnn_order', 'imposed')}
+NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn',
+         'searched_ordered': 'search_ordered'}
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing

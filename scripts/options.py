@@ -26,7 +26,8 @@ class ExperimentSettings:
     models: str = cf.setting('searched,random', 'models to compare, separated by commas: searched, random (a genotype drawn at '
                              f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained '
                              f'in the minutes of the search, by the same rungs), {TRANSFERRED} (the genotype of '
-                             '--transferred), searched_cnn and searched_seqnn (one part searched, the other fixed), svm, '
+                             '--transferred), searched_cnn and searched_seqnn (one part searched, the other fixed), '
+                             'searched_ordered (pooling only after convolution), svm, '
                              f'{", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
                              'parameters as the searched network of the same fold and seed')
     transferred: str | None = cf.setting(None, f'genotype.json of the model {TRANSFERRED}, such as one of another corpus')
