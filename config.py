@@ -323,6 +323,8 @@ class SpaceSettings:
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1, high=32)
     cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
     rnn_ops: str = setting('mixed', 'operations of SeqNN cells: a set of genotypes.py, or names separated by commas')
+    cnn_order: str = setting('free', 'free: the search orders the operations of a CNN cell; imposed: inputs of a cell pass '
+                             'convolutions, and nodes pooling', choices=('free', 'imposed'))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,19 +92,37 @@ def op_set(ops, kind: str = 'cnn') -> tuple[str, ...]:
     return tuple(n for n in names if n != NONE) + ((NONE,) if NONE in names else ())
 
 
-def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2, space: str = 'paper') -> Genotype:
+def allowed(names: tuple[str, ...], state: int, order: str = 'free') -> list[bool]:
+    """Which of the operations of a CNN cell an edge from this state may have.
+
+    order 'free': all. 'imposed': from the inputs of the cell, states 0 and 1, all but pooling; from its nodes no convolution
+    but pooling, so that pooling comes after convolution. skip_connect and none are allowed everywhere. Raises ValueError if
+    nothing but none is left.
+    """
+    pools = [name in _POOL for name in names]
+    found = [order == 'free' or name in _REST or pool == (state > 1) for name, pool in zip(names, pools)]
+    if not any(may and name != NONE for name, may in zip(names, found)):
+        raise ValueError(f'cnn operations {", ".join(names)}: an imposed order needs a convolution, and pooling or '
+                         'skip_connect')
+    return found
+
+
+def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2, space: str = 'paper',
+         order: str = 'free') -> Genotype:
     """A genotype drawn uniformly from all that a search of this space can find.
 
-    rng: numpy Generator. Each node reads k different earlier states, each through any operation except `none`.
+    rng: numpy Generator. Each node reads k different earlier states, each through any operation except `none` that `allowed`
+    lets it have.
     rnn_nodes = 0: no SeqNN cell. space 'speech': decisions outside the cells are drawn too, each from NETWORK_CHOICES; a kind
     of cell that the network then lacks stays empty. Raises ValueError as `op_set` does.
     """
-    def gene(n: int, names: list[str]) -> list:
+    def gene(n: int, names: list[str], order: str = 'free') -> list:
         states = [rng.choice(2 + i, k, replace=False) for i in range(n)]
-        return [[(names[rng.integers(len(names))], int(state)) for state in node] for node in states]
+        of_state = [[name for name, may in zip(names, allowed(names, j, order)) if may] for j in range(1 + n)]
+        return [[(of_state[j][rng.integers(len(of_state[j]))], int(j)) for j in node] for node in states]
     cnn = [name for name in op_set(cnn_ops) if name != NONE]
     rnn = [name for name in op_set(rnn_ops, 'rnn') if name != NONE]
-    normal, reduce = gene(n_nodes, cnn), gene(n_nodes, cnn)
+    normal, reduce = gene(n_nodes, cnn, order), gene(n_nodes, cnn, order)
     concat = range(2, 2 + n_nodes)
     drawn = Genotype(normal, concat, reduce, concat, gene(rnn_nodes, rnn), range(2, 2 + rnn_nodes) if rnn_nodes else [])
     if space == 'paper':

@@ -118,7 +118,7 @@ def make_net(config, data, halves) -> SearchCNNController:
             config.inputs['C_in'], config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights),
             config.n_nodes, config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
             config.rnn_ops, config.dropout, partial_channels=config.partial_channels, fast=config.fast,
-            n_prosody=config.inputs['n_prosody'])
+            n_prosody=config.inputs['n_prosody'], order=config.cnn_order)
         net.net.check_batches(config.n_mels, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None

@@ -46,16 +46,15 @@ def gumbel_path(alphas, noise: list[Tensor], drawn: list[Tensor], tau: float | N
     return Path(nodes)
 
 
-def uniform_path(sizes: list[int], primitives: tuple, generator: torch.Generator, k: int = 2) -> Path:
-    """A cell of the space, drawn uniformly: each node reads k states, through any operation but `none`.
-
-    sizes: number of earlier states of each node.
-    """
-    allowed, nodes = [i for i, name in enumerate(primitives) if name != gt.NONE], []
-    for n in sizes:
+def uniform_path(n_nodes: int, primitives: tuple, generator: torch.Generator, order: str = 'free', k: int = 2) -> Path:
+    """A cell of the space, drawn uniformly: each node reads k states, through any operation but `none` of genotypes.allowed."""
+    nodes = []
+    for n in range(2, 2 + n_nodes):
         edges = [None] * n
         for state in torch.randperm(n, generator=generator)[:k].tolist():
-            edges[state] = Choice(allowed[int(torch.randint(len(allowed), (1,), generator=generator))])
+            may = gt.allowed(primitives, state, order)
+            ops = [i for i, name in enumerate(primitives) if name != gt.NONE and may[i]]
+            edges[state] = Choice(ops[int(torch.randint(len(ops), (1,), generator=generator))])
         nodes.append(edges)
     return Path(nodes)
 
@@ -80,7 +79,8 @@ class Sampler:
     def before_weights(self):
         """Before a step of w: a path without gradient for alpha."""
         if self.active and self.config.sampling == 'uniform':
-            self.net.paths = {kind: uniform_path([len(alpha) for alpha in alphas], self.net.primitives_of(kind), self.draws)
+            self.net.paths = {kind: uniform_path(len(alphas), self.net.primitives_of(kind), self.draws,
+                                                 'free' if kind == 'rnn' else self.config.cnn_order)
                               for kind, alphas in self._alphas().items()}
         elif self.active:
             self._draw(None)
@@ -91,7 +91,7 @@ class Sampler:
             self._draw(temperature(epoch, self.config.epochs))
 
     def _alphas(self) -> dict:
-        return {kind: list(getattr(self.net, f'alpha_{kind}')) for kind in self.net.kinds()}
+        return {kind: self.net.logits(kind) for kind in self.net.kinds()}
 
     @torch.no_grad()
     def _draw(self, tau):

@@ -10,6 +10,7 @@ from models.fast.depthwise import use_fast_depthwise
 from models.search_cells import Choice, Path, SearchCell, SearchSeqCell
 from models.skeleton import JointNetwork
 
+NEVER = -1e4  # added to the alpha of an operation that an edge may not have: its softmax is 0
 ALPHA_INIT = 1e-3  # standard deviation; softmax starts nearly uniform. The DARTS paper starts from zero (appendix A.1.1)
 
 
@@ -66,7 +67,7 @@ class SearchCNNController(nn.Module):
     n_nodes, n_nodes_rnn: nodes per cell. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
     partial_channels: with K > 1, 1/K of the channels of a CNN state pass the operations, and edges of CNN cells have weights of
     their own, softmax(beta) over the edges of a node (PC-DARTS, Xu et al. 2020).
-    n_prosody: rows of prosody in the input.
+    n_prosody: rows of prosody in the input. order: of the operations in CNN cells, see genotypes.allowed.
     device_ids: accepted for compatibility with pt.darts; at most one device. fast: compute the cells as models/fast does;
     False: edge by edge, as models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or
     operations that make no network.
@@ -77,7 +78,7 @@ class SearchCNNController(nn.Module):
     def __init__(self, C_in: int, C: int, n_classes: int, n_layers: int, criterion: nn.Module, n_nodes: int = 4,
                  stem_multiplier: int = 3, n_layers_rnn: int = 1, n_nodes_rnn: int = 2, C_rnn: int = 32, primitives='paper',
                  rnn_primitives='mixed', dropout: float = 0., device_ids=None, partial_channels: int = 1, fast: bool = True,
-                 n_prosody: int = 0):
+                 n_prosody: int = 0, order: str = 'free'):
         super().__init__()
         if n_nodes < 1 or n_nodes_rnn < 1:
             raise ValueError(f'a cell needs 1 node or more, not n_nodes {n_nodes}, n_nodes_rnn {n_nodes_rnn}')
@@ -94,6 +95,10 @@ class SearchCNNController(nn.Module):
         self.alpha_reduce = self._alpha(n_nodes, self.primitives)
         self.alpha_rnn = self._alpha(n_nodes_rnn if n_layers_rnn else 0, self.rnn_primitives)
         self.beta_normal, self.beta_reduce = (self._alpha(n_nodes if partial_channels > 1 else 0) for _ in range(2))
+        banned = [[[NEVER * (not may) for may in gt.allowed(self.primitives, state, order)] for state in range(2 + i)]
+                  for i in range(n_nodes)] if order != 'free' else []
+        for i, table in enumerate(banned):
+            self.register_buffer(f'banned_{i}', torch.tensor(table), persistent=False)  # (n_inputs, n_ops)
         self.paths = None  # {kind: Path or function of the alphas that makes one}; models/sampled.py sets it
 
     @staticmethod
@@ -126,13 +131,20 @@ class SearchCNNController(nn.Module):
         """The weights of a cell's operations: `op_weights`, times the edge's share in its node in PC-DARTS; or a Path."""
         if self.paths is not None:
             found = self.paths.get(kind, Path())
-            return found(getattr(self, f'alpha_{kind}')) if callable(found) else found
+            return found(self.logits(kind)) if callable(found) else found
         weights, shares = self.op_weights(kind), self.edge_weights(kind)
         return weights if shares is None else [w * share.unsqueeze(-1) for w, share in zip(weights, shares, strict=True)]
 
+    def logits(self, kind: str) -> list:
+        """alpha of 'normal', 'reduce' or 'rnn' cells, and what the order of operations adds: see `op_weights`."""
+        alphas = list(getattr(self, f'alpha_{kind}'))
+        if kind == 'rnn' or not hasattr(self, 'banned_0'):
+            return alphas
+        return [alpha + getattr(self, f'banned_{i}') for i, alpha in enumerate(alphas)]
+
     def op_weights(self, kind: str) -> list:
         """softmax(alpha) of 'normal', 'reduce' or 'rnn' cells: one (n_inputs, n_ops) tensor per node."""
-        return [F.softmax(alpha, dim=-1) for alpha in getattr(self, f'alpha_{kind}')]
+        return [F.softmax(alpha, dim=-1) for alpha in self.logits(kind)]
 
     def edge_weights(self, kind: str) -> list | None:
         """softmax(beta): one (n_inputs,) tensor per node; None if edges have no weights of their own."""
@@ -155,7 +167,7 @@ class SearchCNNController(nn.Module):
         """The discrete architecture of the current alphas. Kinds of cell that the supernet lacks stay empty."""
         fields = {name: [] for name in gt.Genotype._fields[:6]}
         for kind in self.kinds():
-            fields[kind] = parse(getattr(self, f'alpha_{kind}'), k=2, primitives=self.primitives_of(kind),
+            fields[kind] = parse(self.logits(kind), k=2, primitives=self.primitives_of(kind),
                                  edge_weights=self.edge_weights(kind))
             fields[f'{kind}_concat'] = range(2, 2 + len(fields[kind]))
         return gt.Genotype(**fields)

@@ -31,10 +31,23 @@ def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=Fa
     return (y if bias is None else y + bias.view(shape)).to(x.dtype)
 
 
+def slow_on_cpu(x) -> bool:
+    """Whether PyTorch's CPU kernel takes x, (N, C, F, T), channel by channel: in channels_last, if C is no multiple of 8.
+
+    The contiguous layout, with both copies, then takes a fourteenth (C = 3) to four fifths (C = 15) of the time.
+    """
+    return x.ndim == 4 and x.shape[1] % 8 > 0 and x.is_contiguous(memory_format=torch.channels_last)
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d, its parameters and buffers too, over the whole batch."""
 
     def forward(self, x):
+        if self.training and x.device.type == 'cpu' and slow_on_cpu(x):
+            return self._forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return self._forward(x)
+
+    def _forward(self, x):
         if not self.training or world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)

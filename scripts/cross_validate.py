@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import jobs  # noqa: E402
 from experiment import MACHINE, Experiment, check_finished, minutes  # noqa: E402
-from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, TRANSFERRED, Job  # noqa: E402
+from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, TRANSFERRED, TRANSFERS, Job  # noqa: E402
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -41,12 +41,15 @@ def main(argv=None, code: Path = ROOT):
     clean = parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []
 
     experiment = Experiment(own.name)
-    if (TRANSFERRED in models) != bool(own.transferred):
-        raise UserError(f'--transferred names the genotype of the model {TRANSFERRED}: give both, or neither')
+    sources = {model: getattr(own, model) for model in TRANSFERS}
+    for model, source in sources.items():
+        if (model in models) != bool(source):
+            raise UserError(f'--{model} names the genotype of the model {model}: give both, or neither')
     utils.remove_asides(experiment.path)
     experiment.keep_settings(given)
-    if own.transferred:
-        experiment.keep_transferred(own.transferred)
+    for model, source in sources.items():
+        if source:
+            experiment.keep_transferred(model, source, seeds)
     every = [replace(job, code=os.path.relpath(code), cwd=os.getcwd(), machine=flags_of(given[job.program]))
              for job in jobs_of(own.name, models, numbers, seeds, shard)]
     for job in every:
@@ -104,7 +107,8 @@ def jobs_of(name: str, models: list[str], folds: Iterable[int], seeds: list[int]
     ordered += sorted(models, key=lambda model: (model.endswith(MATCHED), model != SEARCHED))
     for k, (seed, fold) in enumerate(itertools.product(seeds, folds)):
         if k % n == i - 1:
-            found += [Job(name, model, fold, seed) for model in ordered]
+            found += [Job(name, model, fold, seed, sized_by=SEARCHED if SEARCHED in models else TRANSFERRED)
+                      for model in ordered]
     return found
 
 
@@ -143,7 +147,8 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     """Runs the jobs, and remakes the tables as they end. Returns the failed ones."""
     chains = defaultdict(list)  # jobs that need each other run one after the other
     for job in waiting:
-        chains[(job.fold, job.seed) if job.needs or job.program == SEARCH else job].append(job)
+        linked = job.needs or job.program == SEARCH or job.model == TRANSFERRED
+        chains[(job.fold, job.seed) if linked else job].append(job)
     env = {}
     if own.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:
         env['OMP_NUM_THREADS'] = str(max(1, joblib.cpu_count() // own.jobs))

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERRED, Job
+from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERS, Job
 
 import config as cf
 import genotypes as gt
 from config import BASELINES, UserError
 
-MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES,
+MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', 'searched_ordered', *TRANSFERS, RANDOM_SEARCH, RANDOM, *BASELINES,
           *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
-FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
-                'genotype']
+FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'embedding',
+                'device', 'genotype']
 COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
            'search_heard_test_speakers']  # of runs.csv
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs
@@ -50,17 +50,21 @@ class Experiment:
                     raise UserError(f'{name} of {PROGRAMS[section]} is {now}, but {self.path} began with {then}: take another '
                                     '--name')
 
-    def keep_transferred(self, source: str):
-        """Writes transferred.json: the genotype, and whom its search heard. Sizes and features are the experiment's."""
-        try:
-            genotype, record = gt.load(source)
-            path = self.path / 'transferred.json'
-            if path.exists() and gt.load(path)[0] != genotype:
-                raise UserError(f'--transferred {source}: {self.path} began with another genotype; take another --name')
-        except ValueError as error:
-            raise UserError(f'--transferred {error}') from None
+    def keep_transferred(self, model: str, source: str, seeds: list[int]):
+        """Writes MODEL-sSEED.json: the genotype, and whom its search heard. Sizes and features are the experiment's.
+
+        source: where the genotype of a seed is, with {seed} for the seed.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        gt.save(path, genotype, {'search': record['search']} if 'search' in record else {})
+        for seed in seeds:
+            path, there = self.path / f'{model}-s{seed}.json', source.replace('{seed}', str(seed))
+            try:
+                genotype, record = gt.load(there)
+                if path.exists() and gt.load(path)[0] != genotype:
+                    raise UserError(f'--{model} {there}: {self.path} began with another genotype; take another --name')
+            except ValueError as error:
+                raise UserError(f'--{model} {error}') from None
+            gt.save(path, genotype, {'search': record['search']} if 'search' in record else {})
 
     def plan(self) -> dict | None:
         """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command."""

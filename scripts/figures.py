@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ['#d62728', '#17becf', '#000000', '#ffd700', '#000080',
            '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f']
-MARKERS = 'Dph*8o<>Pv^sX'
+MARKERS = 'Dph*8o<>Pv^s'  # fewer than colours, so that each of 156 models has a pair of its own
 SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the same number of parameters
 
 
@@ -43,7 +43,8 @@ def style(model: str) -> dict:
     """A colour and marker of its own for every model; those of a matched baseline are hollow."""
     plain = model.removesuffix(MATCHED)
     place = [name for name in MODELS if not name.endswith(MATCHED)].index(plain)
-    return dict(color=COLOURS[place], marker=MARKERS[place], markerfacecolor='white' if plain != model else COLOURS[place])
+    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    return dict(color=colour, marker=marker, markerfacecolor='white' if plain != model else colour)
 
 
 def chance_line(axes, results):

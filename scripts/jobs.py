@@ -20,9 +20,12 @@ PROGRAMS = {'search': 'search.py', 'augment': 'augment.py', 'svm': 'scripts/svm.
 SEARCH, DRAWS = 'search', 'draws'  # the models of jobs of search.py: a search, and random candidates in as many minutes
 SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
 RANDOM_SEARCH, TRANSFERRED = 'random_search', 'transferred'
-# Searches of one part of the network; the operations of the other are fixed.
-PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops', 'sep_conv_3x3')}
-NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn'}
+TRANSFERS = (TRANSFERRED, 'random_transferred')  # models whose genotype comes from elsewhere
+# Searches of a part of the space: the operations of the other part of the network are fixed, or their order.
+PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops', 'sep_conv_3x3'),
+         'search_ordered': ('--cnn_order', 'imposed')}
+NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn',
+         'searched_ordered': 'search_ordered'}
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
@@ -47,6 +50,7 @@ class Job:
     code: str = field(default='', compare=False)  # folder of the programs, relative to cwd
     cwd: str = field(default='', compare=False)
     machine: tuple = field(default=(), compare=False)  # flags that say where to run, such as --device
+    sized_by: str = field(default=SEARCHED, compare=False)  # the model whose size a matched baseline has
 
     def __str__(self):
         return f'{self.model}-f{self.fold}-s{self.seed}'
@@ -58,7 +62,7 @@ class Job:
     @property
     def needs(self) -> 'Job | None':
         """The job whose output this one reads."""
-        model = SEARCHED if self.model.endswith(MATCHED) else NEEDS.get(self.model)
+        model = self.sized_by if self.model.endswith(MATCHED) else NEEDS.get(self.model)
         return model and Job(self.experiment, model, self.fold, self.seed, self.code, self.cwd)
 
     @property
@@ -99,8 +103,8 @@ class Job:
         flags += PARTS.get(self.model, ())
         if self.needs and self.needs.program == SEARCH and self.program != SEARCH or self.model == RANDOM:
             flags += ['--genotype', self.needs.product if self.needs else RANDOM]
-        elif self.model == TRANSFERRED:
-            flags += ['--genotype', f'runs/cv/{self.experiment}/transferred.json']
+        elif self.model in TRANSFERS:
+            flags += ['--genotype', f'runs/cv/{self.experiment}/{self.model}-s{self.seed}.json']
         elif self.model == DRAWS:
             known = self.needs.done()
             minutes = f'{max(.01, self.needs.minutes_of_search()):.2f}' if known else 'MINUTES_OF_THE_SEARCH'

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, fields
 
 from experiment import MODELS
-from jobs import MATCHED, RANDOM_SEARCH, SEARCHED, TRANSFERRED
+from jobs import MATCHED, RANDOM_SEARCH, SEARCHED, TRANSFERRED, TRANSFERS
 
 import config as cf
 from config import UserError
@@ -25,11 +25,14 @@ class ExperimentSettings:
     config: str | None = cf.setting(None, 'YAML file with settings of the programs; a flag overrides it')
     models: str = cf.setting('searched,random', 'models to compare, separated by commas: searched, random (a genotype drawn at '
                              f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained '
-                             f'in the minutes of the search, by the same rungs), {TRANSFERRED} (the genotype of '
-                             '--transferred), searched_cnn and searched_seqnn (one part searched, the other fixed), svm, '
+                             f'in the minutes of the search, by the same rungs), {" and ".join(TRANSFERS)} (the '
+                             'genotypes that the flags of these names give), searched_cnn and searched_seqnn (one part '
+                             'searched, the other fixed), '
+                             'searched_ordered (pooling only after convolution), svm, '
                              f'{", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
-                             'parameters as the searched network of the same fold and seed')
-    transferred: str | None = cf.setting(None, f'genotype.json of the model {TRANSFERRED}, such as one of another corpus')
+                             'parameters as the searched network of the same fold and seed, or as the transferred one')
+    transferred: str | None = cf.setting(None, 'genotype.json of a search on another corpus; {seed} in it is the seed')
+    random_transferred: str | None = cf.setting(None, 'the same, of a random search to compare it with')
     seeds: str = cf.setting('0', 'seeds, such as 0,2 or 0-4')
     only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '
@@ -108,10 +111,11 @@ def parse_models(text: str) -> list[str]:
             raise UserError(f'--models {name}: choose from {", ".join(MODELS)}')
         if models.count(name) > 1:
             raise UserError(f'--models {name}: named twice')
-        if (name.endswith(MATCHED) or name == RANDOM_SEARCH) and SEARCHED not in models:
+        givers = {RANDOM_SEARCH: [SEARCHED]}.get(name, [SEARCHED, TRANSFERRED] if name.endswith(MATCHED) else [])
+        if givers and not set(givers) & set(models):
             what = 'minutes' if name == RANDOM_SEARCH else 'size'
-            raise UserError(f'--models {name}: takes its {what} from the searched network, so name {SEARCHED} too (finished '
-                            'runs are not repeated)')
+            raise UserError(f'--models {name}: takes its {what} from the {givers[0]} network, so name {" or ".join(givers)} '
+                            'too (finished runs are not repeated)')
     return models
 
 

@@ -93,8 +93,9 @@ def warnings(results):
     if (runs['train_on_dev'].astype(str) == 'True').any():
         yield 'Networks were trained on the dev speakers too and tested after their last epoch, so they have no UA on dev.'
     if (runs['normalise'] == 'speaker').any():
-        yield ('**Every speaker was normalised by all of their recordings, test speakers too.** No label was used, but a '
-               'single recording of a stranger cannot be scored like this.')
+        what = ', both in the features and in what enters the classifier' * bool((runs['embedding'] == 'speaker').any())
+        yield (f'**Every speaker was normalised by all of their recordings, test speakers too{what}.** No label was used, but '
+               'a single recording of a stranger cannot be scored like this.')
 
 
 def scores(results, folds: list[int], summaries: list[dict], compared: list[dict]):

@@ -106,7 +106,7 @@ WITHOUT_EFFECT = [
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
 VALUES = {'drop_path_prob': '.5', 'momentum': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru',
-          'rnn_layers': '2', 'space': 'speech', 'band': '1-2'}
+          'rnn_layers': '2', 'space': 'speech', 'band': '1-2', 'cnn_order': 'imposed'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)

@@ -70,8 +70,8 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
     words = [word for pair in found.items() for word in pair]
     assert cf.build('search', cf.given('search', words)).tournament_minutes == 1.5
     assert made['cv/x/random_search-f2-s0'][1]['--genotype'] == 'runs/search/cv/x/draws-f2-s0/genotype.json'
-    assert made['cv/x/transferred-f2-s0'][1]['--genotype'] == 'runs/cv/x/transferred.json'
-    assert gt.load('runs/cv/x/transferred.json') == (given, {'search': {'dataset': 'nemo'}})
+    assert made['cv/x/transferred-f2-s0'][1]['--genotype'] == 'runs/cv/x/transferred-s0.json'
+    assert gt.load('runs/cv/x/transferred-s0.json') == (given, {'search': {'dataset': 'nemo'}})
     assert finished(6) and {row['model']: row['search_minutes'] for row in rows()} == {
         'searched': '1.5', 'random_search': '1.5', 'transferred': ''}
     assert call(desk, small_corpus, *more, models=models, seeds='0') == 0 and calls(desk) == []
@@ -83,6 +83,29 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
             call(desk, small_corpus, *(more if models != 'transferred' else more[:2]), models=models, seeds='0')
     with pytest.raises(cf.UserError, match='takes its minutes from the searched network'):
         call(desk, small_corpus, models='random_search', seeds='0')
+
+
+def test_every_seed_has_transferred_genotypes_of_its_own_and_a_baseline_their_size(desk, small_corpus, tmp_path):
+    genotype = gt.from_str(json.loads((desk / 'genotypes.json').read_text())[0])
+    for name, op in (('s0', 'gru_1'), ('s1', 'gru_2'), ('r0', 'rnn_1'), ('r1', 'rnn_2')):
+        gt.save(tmp_path / f'{name}.json', genotype._replace(rnn=[[(op, 0), (op, 1)]]), {})
+    more = ['--only_folds', '1', '--transferred', str(tmp_path / 's{seed}.json'), '--random_transferred',
+            str(tmp_path / 'r{seed}.json'), '--jobs', '2']
+    models = 'cnn_gru_matched,random_transferred,transferred'
+    assert call(desk, small_corpus, *more, models=models, seeds='0,1') == 0
+    made = {found['--name'].removeprefix('cv/x/'): found for _, found in calls(desk)}
+    assert len(made) == 6 and {(row['model'], row['seed']) for row in rows()} == {
+        (model, seed) for model in models.split(',') for seed in '01'}
+    for model, letter in (('transferred', 's'), ('random_transferred', 'r')):
+        for seed in '01':
+            path = made[f'{model}-f1-s{seed}']['--genotype']
+            assert gt.load(path) == gt.load(str(tmp_path / f'{letter}{seed}.json'))
+    sizes = {row['seed']: row['n_params'] for row in rows() if row['model'] == 'transferred'}
+    assert {seed: made[f'cnn_gru_matched-f1-s{seed}']['--params'] for seed in '01'} == sizes
+    with pytest.raises(cf.UserError, match='--random_transferred names the genotype'):
+        call(desk, small_corpus, *more, models='transferred', seeds='0')
+    with pytest.raises(cf.UserError, match='takes its size from the searched network, so name searched or transferred too'):
+        call(desk, small_corpus, models='cnn_gru_matched', seeds='0')
 
 
 def test_one_part_is_searched_and_the_other_fixed(desk, small_corpus):
@@ -190,7 +213,7 @@ def test_another_labelling_of_the_same_speakers_is_refused(desk, small_corpus):
     (['--augment.lr', '-1'], '--lr -1.0'), (['--search.n_mels', '9'], 'n_mels is 9 for search, 32 for augment'),
     (['--search.n_nodes', '4', '--augment.n_nodes', '3'], 'n_nodes is 4 for search, 3 for augment: all models must use'),
     (['--models', 'cnn,svm', '--augment.train_on_dev'], 'train_on_dev is True for augment, False for svm: all models'),
-    (['--models', 'serched'], '--models serched'), (['--models', 'cnn_matched'], 'name searched too'),
+    (['--models', 'serched'], '--models serched'), (['--models', 'cnn_matched'], 'name searched or transferred too'),
     (['--models', 'cnn,cnn'], 'named twice'), (['--models', ','], '--models : choose from searched'),
     (['--seeds', '0,a'], '--seeds 0,a'), (['--only_folds', '4'], 'from 1 to 3'), (['--clean_folds', '0'], '--clean_folds 0'),
     (['--shard', '3/2'], '--shard 3/2'), (['--jobs', '0'], '--jobs 0'), (['--jobs', 'two'], 'jobs'),

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch import nn
 
 import genotypes as gt
 from models.ops import OPS, MixedOp, Zero, drop_path
 from models.rnn_ops import RNN_OPS
+from models.sync import BatchNorm2d, slow_on_cpu
 
 SEQ_OPS = [name for name in gt.RNN_OP_SETS['all'] if name != 'none']
 RECURRENT = [name for name in SEQ_OPS if name != 'skip_connect']
@@ -73,3 +75,22 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     assert (y.amin(dim=(1, 2)) == y.amax(dim=(1, 2))).all()
     assert abs(y.mean().item() - 1.) < .05
     assert drop_path(x, .25, False) is x
+
+
+@pytest.mark.parametrize('C', [1, 3, 8, 12])
+def test_batch_norm_in_channels_last_is_pytorchs_and_keeps_the_layout(C):
+    x = torch.randn(4, C, 5, 6).contiguous(memory_format=torch.channels_last)
+    own, its = BatchNorm2d(C), nn.BatchNorm2d(C)
+    assert slow_on_cpu(x) == (C != 8)
+    for norm in (own, its):
+        nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(0))
+    found = []
+    for norm in (own, its):
+        leaf = x.clone().requires_grad_()
+        y = norm(leaf)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        gradient, = torch.autograd.grad((y ** 3).sum(), leaf, create_graph=True)
+        twice, = torch.autograd.grad(gradient.square().sum(), leaf)
+        found.append([y, gradient, twice, norm.running_mean, norm.running_var, norm.eval()(x)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
