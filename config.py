@@ -201,7 +201,8 @@ class DataSettings:
     cache: str = setting('.cache', 'folder for extracted features and the synthetic corpus')
     workers: int = setting(0, 'threads that extract features; 0: one per available core, at most 8', low=0, high=256)
     resident: str = setting('auto', 'where features stay: on the device (always), on the host (never), or on the device '
-                            'if they fit in a quarter of its free memory (auto)', choices=('auto', 'always', 'never'))
+                            'if they fit in a quarter of its free memory (auto). Frames of an encoder stay on disk rather '
+                            'than on the host', choices=('auto', 'always', 'never'))
 
 
 @dataclass(frozen=True, kw_only=True)
