@@ -21,9 +21,10 @@ from pathlib import Path
 import yaml
 
 CORPORA = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / 'datasets' / 'readers')]))
-ONE_SIZE = 'ssl_linear'  # the hand-designed network that has no width
-SSL = (ONE_SIZE, 'ssl_mlp', 'ssl_att')  # hand-designed heads for frames of a speech encoder
-BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru', *SSL)  # functions of models/baselines.py
+ANY_INPUT = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # hand-designed networks
+ONE_SIZE = 'ssl_linear'  # the one that has no width
+SSL = (ONE_SIZE, 'ssl_mlp', 'ssl_att')  # those that read frames of a speech encoder alone
+BASELINES = (*ANY_INPUT, *SSL)  # functions of models/baselines.py
 RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
 WINDOW_MS = 32  # ms, length of an STFT frame

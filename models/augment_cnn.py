@@ -66,9 +66,9 @@ class AugmentCNN(JointNetwork):
             use_fast_depthwise(self, one_row=n_sources > 0)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
-        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), auxiliary logits (None in eval mode or without the head).
+        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), auxiliary logits.
 
-        Arguments as in datasets.dataset.Inputs.
+        The latter are None in eval mode or without the head. Arguments as in datasets.dataset.Inputs.
         """
         logits, tapped = self.forward_cells(x, None, self.aux_pos, valid, prosody, speaker)
         return logits, self.aux_head(tapped) if self.training and self.aux_head is not None else None

@@ -42,7 +42,10 @@ class Baseline(Network):
         self.dropout = nn.Identity()
 
     def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
-        """(N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), None: there is no auxiliary head. Arguments as in datasets.dataset.Inputs."""
+        """(N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), None: there is no auxiliary head.
+
+        Arguments as in datasets.dataset.Inputs.
+        """
         valid = None if self.pools_padding else valid
         pooled = self.pooled(self.mixed(x), valid, prosody)
         if self.n_prosody:
