@@ -3,8 +3,6 @@
 It counts the feature maps and sequences that the backward pass needs, by operation. Tests hold it to a factor of two of
 what autograd really saves.
 """
-import resource
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -12,6 +10,7 @@ import torch
 import genotypes as gt
 from config import UserError
 from models.skeleton import N_BANDS, reduction_layers
+from utils import free_memory
 
 # Maps (N, C, F, T) that an operation saves, by its first word; matrices of C x C or H x H weights; other operations as OTHER.
 MAPS = {'none': 0, 'skip': .5, 'max': 3., 'avg': 2.5, 'sep': 7., 'dil': 4., 'time': 4., 'freq': 4.}
@@ -88,26 +87,12 @@ def _sum(table: dict, ops: dict) -> float:
     return total
 
 
-def free(device: torch.device) -> int:
-    """Bytes that this process can still have on a device."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit > 0]
-    for path, name in (('/proc/meminfo', 'MemAvailable:'), ('/sys/fs/cgroup/memory.max', '')):
-        try:
-            words = Path(path).read_text().split()
-            found.append(int(words[words.index(name) + 1]) * 1024 if name else int(words[0]))
-        except (OSError, ValueError, IndexError):  # another system, or no limit
-            pass
-    return min(found, default=2 ** 62)
-
-
 def check(config, cells: dict, n_frames: int, batch_size: int, device: torch.device) -> None:
     """UserError if training this network cannot fit on the device. cells: {} for a network without them, of config.params."""
     fixed, activations = estimate(config, cells, n_frames, batch_size) if cells else (COPIES * config.params, 0.)
     if device.type == 'cuda' and config.amp:
         activations /= 2  # bfloat16
-    needed, there = fixed + activations, free(device)
+    needed, there = fixed + activations, free_memory(device)
     if needed > there:
         raise UserError(
             f'training this network takes about {needed / 1e9:,.1f} GB of memory ({fixed / 1e9:,.1f} of them for parameters) '
