@@ -582,7 +582,7 @@ def check(f, value):
         raise UserError(f'--{f.name} {plain(value)}: must be {"0, or " if off else ""}from {low} to {high}')
 
 
-# Defaults that a space changes.
+# Defaults that a space changes. With frames the operations of CNN cells are then 'frames'.
 SPACES = {'paper': {}, 'speech': dict(cnn_ops='speech', rnn_ops='speech', n_nodes=2, rnn_nodes=1)}
 
 
@@ -612,7 +612,10 @@ def build(section: str, given: Given, recorded: dict | None = None):
     UserError if a flag was typed that has no effect on this model.
     """
     values = {**(recorded or {}), **given.values}
-    config = SECTIONS[section](**{**SPACES.get(values.get('space'), {}), **values})
+    space = SPACES.get(values.get('space'), {})
+    if space and values.get('features') in FRAMES:
+        space = {**space, 'cnn_ops': 'frames'}
+    config = SECTIONS[section](**{**space, **values})
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')
