@@ -216,7 +216,7 @@ class FeatureSettings:
     encoder: str | None = setting(None, 'speech model of --features encoder: a name on the Hugging Face hub, or a folder')
     encoder_layers: str = setting('all', 'its layers: one (8), several (4-9) or all, whose weights the network learns, or '
                                   'their mean. 0 is what enters the first transformer layer')
-    frames_per_s: float = setting(50., 'frames per second of --features frames; an encoder has its own', low=.1, high=1000.)
+    frames_per_s: float = setting(50., 'frames per second of --features frames; an encoder has its own', low=.1, high=16_000.)
     frame_shape: str = setting('', 'LAYERSxCHANNELS of the frames', found=True)
     encoder_revision: str = setting('', 'commit of the encoder, or digest of its weights', found=True)
     n_mels: int = setting(32, 'mel bands, or cepstral coefficients', low=1, high=1024)
