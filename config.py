@@ -21,7 +21,10 @@ from pathlib import Path
 import yaml
 
 CORPORA = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / 'datasets' / 'readers')]))
-BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # functions of models/baselines.py
+ANY_INPUT = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # hand-designed networks
+ONE_SIZE = 'ssl_linear'  # the one that has no width
+SSL = (ONE_SIZE, 'ssl_mlp', 'ssl_att')  # those that read frames of a speech encoder alone
+BASELINES = (*ANY_INPUT, *SSL)  # functions of models/baselines.py
 RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
 WINDOW_MS = 32  # ms, length of an STFT frame
@@ -514,6 +517,10 @@ class AugmentConfig(RetrainingSettings, ModelSettings, SpaceSettings, NetworkSet
         super().__post_init__()
         if self.model != 'genotype' and self.genotype:
             raise UserError(f'--genotype does not apply to --model {self.model}: leave one of them out')
+        if self.model in SSL and self.features not in FRAMES:
+            raise UserError(f'--model {self.model} reads frames of a speech encoder: say --features encoder or frames')
+        if self.model == ONE_SIZE and self.params:
+            raise UserError(f'--params {self.params}: {ONE_SIZE} has one size; leave --params out')
         if self.patience and self.train_on_dev:
             raise UserError('--patience needs dev speakers, and --train_on_dev trains on them: say --no-train_on_dev or '
                             '--patience 0')
@@ -578,7 +585,7 @@ def check(f, value):
         raise UserError(f'--{f.name} {plain(value)}: must be {"0, or " if off else ""}from {low} to {high}')
 
 
-# Defaults that a space changes.
+# Defaults that a space changes. With frames the operations of CNN cells are then 'frames'.
 SPACES = {'paper': {}, 'speech': dict(cnn_ops='speech', rnn_ops='speech', n_nodes=2, rnn_nodes=1)}
 
 
@@ -608,7 +615,10 @@ def build(section: str, given: Given, recorded: dict | None = None):
     UserError if a flag was typed that has no effect on this model.
     """
     values = {**(recorded or {}), **given.values}
-    config = SECTIONS[section](**{**SPACES.get(values.get('space'), {}), **values})
+    space = SPACES.get(values.get('space'), {})
+    if space and values.get('features') in FRAMES:
+        space = {**space, 'cnn_ops': 'frames'}
+    config = SECTIONS[section](**{**space, **values})
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')

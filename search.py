@@ -20,7 +20,7 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import board, finalists, memory, parallel, speaker_norm
+from models import board, finalists, memory, parallel, sources, speaker_norm
 from models.architect import Architect
 from models.candidates import Scorer
 from models.run import Run
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None):
         steps.end()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
-                       'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
+                       'alpha': op_weights(net), 'beta': edge_weights(net), **sources.of_layers(net.net, config),
+                       'seconds': time.time() - began})
         board.search_epoch(run, net, genotype)
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
@@ -115,11 +116,12 @@ def make_net(config, data, halves) -> SearchCNNController:
         sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
         memory.check(config, memory.of_space(config), train.n_frames, max(sizes) // train.world_size, train.device)
         net = SearchCNNController(
-            config.inputs['C_in'], config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights),
-            config.n_nodes, config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
-            config.rnn_ops, config.dropout, partial_channels=config.partial_channels, fast=config.fast,
-            n_prosody=config.inputs['n_prosody'], order=config.cnn_order)
-        net.net.check_batches(config.n_mels, train.n_frames, sizes)
+            C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
+            criterion=CrossEntropyLoss(data.class_weights), n_nodes=config.n_nodes, stem_multiplier=config.stem_multiplier,
+            n_layers_rnn=config.rnn_layers, n_nodes_rnn=config.rnn_nodes, C_rnn=config.rnn_channels, primitives=config.cnn_ops,
+            rnn_primitives=config.rnn_ops, dropout=config.dropout, partial_channels=config.partial_channels, fast=config.fast,
+            order=config.cnn_order, **config.inputs)
+        net.net.check_batches(config.height, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
     speaker_norm.added(net.net, config, len(train.speakers))
@@ -215,6 +217,8 @@ def finish(run, net, config, data, genotype):
     log = run.logger.info
     if run.history:
         net.print_alphas(run.logger)
+        if layers := run.history[-1].get('layers'):
+            log('%s', sources.describe(layers))
     run.write_figure('genotype.png', lambda: plot(genotype, board.title(run)))
     board.search_result(run, genotype)
     run.writer.flush()

@@ -23,7 +23,7 @@ def random_genotypes(config, rng: np.random.Generator) -> Iterator[gt.Genotype]:
     while True:
         try:
             yield gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space,
-                          order=config.cnn_order)
+                          order=config.cnn_order, frames=config.frames is not None)
         except ValueError as error:
             raise UserError(str(error)) from None
 

@@ -41,7 +41,7 @@ def sized(config, genotype: gt.Genotype) -> SimpleNamespace:
     names = {'C': 'init_channels', 'layers': 'layers', 'rnn_layers': 'rnn_layers', 'C_rnn': 'rnn_channels'}
     decided = {names[name]: value for name, value in (genotype.network or {}).items() if name in names}
     strides = [gt.STRIDES[(genotype.network or {}).get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
-    return SimpleNamespace(**{**vars(config), **decided, 'strides': strides})
+    return SimpleNamespace(**{**vars(config), **decided, 'strides': strides, 'height': config.height, 'frames': config.frames})
 
 
 def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float, float]:
@@ -49,13 +49,14 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
 
     config: any with NetworkSettings. cells: see of_space. batch_size: windows of n_frames on one device.
     """
-    K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.n_mels, n_frames
-    C_out, parameters, objects = config.stem_multiplier * C, 0., 0.
+    K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.height, n_frames
+    C_out, objects = config.stem_multiplier * C, 0.
     relaxation, strides = getattr(config, 'relaxation', 'softmax'), iter(getattr(config, 'strides', (2, 2)))
 
     def computed(table, ops):  # by a step, on average
         return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation] * _sum(table, ops)
-    maps = 2 * C_out * F * T
+    L, D = config.frames or (0, 0)
+    maps, entering, parameters = 2 * C_out * F * T, (L + (L > 1)) * D * T, float(D * C_out)  # entering: layers and their mean
     for i in range(config.layers):
         kind = 'reduce' if i in reduction_layers(config.layers) else 'normal'
         if kind == 'reduce':
@@ -67,13 +68,13 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
         parameters += _sum(MATRICES, ops) * (C / K) ** 2 + 2 * C_out * C
         objects, C_out = objects + sum(ops.values()), C * n_nodes
     n_nodes, ops = cells['rnn']
-    H, H_in, steps = config.rnn_channels, N_BANDS * C_out, 0.
+    H, H_in, steps = config.rnn_channels, (1 if config.frames else N_BANDS) * C_out, 0.
     for _ in range(config.rnn_layers):
         parameters += _sum(MATRICES, ops) * H ** 2 + 2 * H_in * H
         steps += (computed(STEPS, ops) + 6) * H * T
         objects, H_in = objects + sum(ops.values()), n_nodes * H
     maps *= FAST if getattr(config, 'fast', False) and relaxation == 'softmax' else 1
-    return COPIES * parameters + OBJECT * objects, 4. * batch_size * (maps + steps)
+    return COPIES * parameters + OBJECT * objects, 4. * batch_size * (entering + maps + steps)
 
 
 def _sum(table: dict, ops: dict) -> float:
