@@ -1,8 +1,10 @@
 """A trained network with everything around it: from a recording to the probabilities that augment.py's test gives it."""
 import copy
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import joblib
@@ -22,7 +24,9 @@ from models import speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 
-AT_ONCE = 64  # recordings whose features are held together
+AT_ONCE = 64  # recordings whose features are held together, fewer if
+HELD = 2 ** 28  # bytes of them would be more than this, at
+USUAL = 10  # s each
 KEYS = ('settings', 'weights', 'genotype', 'labels', 'mean', 'std')  # that every best.pt has
 
 
@@ -41,14 +45,15 @@ class Timeline(NamedTuple):
 class Predictor:
     """Scores recordings as augment.py scored its test speakers, in float32.
 
-    best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it.
+    best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it. encoder: folder or
+    name of the encoder whose frames the network reads, if it is no longer where the training found it. UserError.
     """
 
-    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32):
+    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32, encoder: str | None = None):
         self.net = rebuild(best).to(device)
         self.device, self.batch_size = device, batch_size
         self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
-        self.config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
+        self.config = with_encoder(cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings)), encoder)
         self.prior = best.get('prior')  # moments of the training speakers before --normalise speaker
         self.moments = None  # of the speaker
 
@@ -61,7 +66,7 @@ class Predictor:
         """A Predictor for the one speaker of these recordings; warn(line) is told if they are few. UserError."""
         if not self.needs_speaker:
             raise UserError('this network does not normalise speakers: leave --speaker_files out')
-        features = [x for x, _ in _in_threads(lambda r: recording.features(_utterance(r), self.config), list(recordings))]
+        features = [x for x, _ in _in_threads(lambda r: recording.features(self._utterance(r), self.config), list(recordings))]
         if not features:
             raise UserError('--speaker_files: there is no recording')
         n, own = len(features), statistics(features)
@@ -101,8 +106,10 @@ class Predictor:
             except UserError as error:
                 return error
         recordings = list(recordings)
-        for i in range(0, len(recordings), AT_ONCE):
-            chunk = recordings[i:i + AT_ONCE]
+        n_bytes = 2 * self.config.n_rows * self.config.frame_rate * USUAL
+        at_once = max(1, min(AT_ONCE, int(HELD / n_bytes)))
+        for i in range(0, len(recordings), at_once):
+            chunk = recordings[i:i + at_once]
             good = []
             for audio, found in zip(chunk, _in_threads(attempt, chunk)):
                 if not isinstance(found, UserError):
@@ -134,7 +141,9 @@ class Predictor:
         """Features (F, T) float16 as the network's set would hold them, and the s trimmed off the beginning. UserError."""
         self.check_speaker()
         if isinstance(audio, str | os.PathLike | Utterance):
-            x, skipped = recording.features(_utterance(audio), self.config)
+            x, skipped = recording.features(self._utterance(audio), self.config)
+        elif self.config.features == 'frames':
+            raise UserError('this network reads frames, not waves: name their .npy file')
         else:
             x, skipped = recording.of_wave(_wave(audio, rate), self.config)
         return (scaled(x, self.moments) if self.needs_speaker else x), skipped
@@ -143,6 +152,12 @@ class Predictor:
         """(n, n_classes) of the results of `features`."""
         return self._dataset(features).score(lambda *X: self.net(*X)[0], self.batch_size).cpu().numpy()
 
+    def _utterance(self, audio):
+        if isinstance(audio, Utterance):
+            return audio
+        path = os.fspath(audio)
+        return Utterance(path, '', '', **({'frames': path} if self.config.features == 'frames' else {}))
+
     def _dataset(self, features):
         nobody = [Utterance('', '', '')] * len(features)  # one speaker, so that `adapt` knows all of them
         return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device,
@@ -150,10 +165,6 @@ class Predictor:
 
     def _predictions(self, features):
         return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
-
-
-def _utterance(audio):
-    return audio if isinstance(audio, Utterance) else Utterance(os.fspath(audio), '', '')
 
 
 def _in_threads(function, items) -> list:
@@ -183,10 +194,28 @@ def _wave(audio, rate):
     return wave if rate == SAMPLE_RATE else librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
 
 
-def load(run: str | os.PathLike, device: str | torch.device = 'cpu', batch_size: int = 32) -> Predictor:
+def with_encoder(config: cf.FeatureSettings, encoder: str | None = None) -> cf.FeatureSettings:
+    """These settings of a training with the encoder, found here under its recorded name or as `encoder`.
+
+    UserError if it is not the one that the network was trained with.
+    """
+    if config.features != 'encoder':
+        if encoder:
+            raise UserError(f'--encoder has no effect: this network reads {config.features}; leave it out')
+        return config
+    here = replace(config, encoder=encoder or config.encoder)
+    revision = frames.found(here)['encoder_revision']
+    if revision != config.encoder_revision:
+        raise UserError(f'{here.encoder} is revision {revision} of an encoder, and the network was trained with revision '
+                        f'{config.encoder_revision} of {config.encoder}: name a folder that holds it, --encoder FOLDER')
+    return here
+
+
+def load(run: str | os.PathLike, device: str | torch.device = 'cpu', batch_size: int = 32,
+         encoder: str | None = None) -> Predictor:
     """The Predictor of a folder of augment.py or its best.pt. UserError if there is none, or it is damaged."""
     try:
-        return Predictor(read_best(run), device, batch_size)
+        return Predictor(read_best(run), device, batch_size, encoder)
     except ValueError as error:
         raise UserError(f'{best_file(run)}: {error}') from None
 
@@ -223,7 +252,9 @@ def _check(best):
             or not isinstance(best['genotype'], str | None) or not isinstance(best.get('auxiliary', False), bool):
         raise ValueError('settings and weights must be tables, genotype a text, auxiliary true or false')
     config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
-    n_rows = config.n_mels + config.inputs['n_prosody']
+    if config.features in cf.FRAMES and not re.fullmatch(r'[1-9]\d{0,3}x[1-9]\d{0,5}', config.frame_shape, re.ASCII):
+        raise ValueError(f'frame_shape {cf.short(config.frame_shape)} must be LAYERSxCHANNELS')
+    n_rows = config.n_rows + config.inputs['n_prosody']
     pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(
@@ -279,7 +310,7 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
                              stem_multiplier=config.stem_multiplier, n_layers_rnn=config.rnn_layers,
                              C_rnn=config.rnn_channels, **config.inputs)
         else:
-            net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params,
+            net = make_baseline(config.model, config.height, config.n_frames, n_classes, config.dropout, config.params,
                                 **config.inputs)
         return speaker_norm.added(net, config, n_speakers)
 

@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None):
             parser.add_argument(f'--{f.name}', help=f.metadata['help'])
     parser.add_argument('--map', metavar='A=B,...', default='', help='class A of the corpus is class B of the network; A= '
                         'leaves A out')
+    parser.add_argument('--encoder', metavar='FOLDER', default=None, help='the encoder that the network was trained with, if it '
+                        'is no longer where the training found it')
+    parser.add_argument('--device', default='cpu', help='cpu (default), cuda or cuda:1')
     parser.add_argument('--output', metavar='FOLDER', default=None, help='write results.json and predictions.csv there')
     parser.add_argument('--json', action='store_true', default=False, help='print the result as JSON')
     args, unknown = parser.parse_known_args(argv)
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None):
     flags = {name: cf.convert(cf.AugmentConfig, name, value) for name, value in vars(args).items()
              if name in FLAGS}
     config = cf.AugmentConfig(name='evaluate', **flags)
-    predictor = load(args.run)
+    predictor = load(args.run, utils.choose_device(args.device), encoder=args.encoder)
     utterances, folds, report = datasets.select(config)
     if 'fold' in flags:
         if config.fold > len(folds):
