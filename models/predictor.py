@@ -16,7 +16,7 @@ import config as cf
 import genotypes as gt
 import utils
 from config import SAMPLE_RATE, UserError
-from datasets import recording
+from datasets import frames, recording
 from datasets.dataset import ENOUGH, SpeechDataset, scaled, shrunk, statistics
 from datasets.features import MIN_SAMPLES
 from datasets.utterance import Utterance
@@ -46,14 +46,16 @@ class Predictor:
     """Scores recordings as augment.py scored its test speakers, in float32.
 
     best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it. encoder: folder or
-    name of the encoder whose frames the network reads, if it is no longer where the training found it. UserError.
+    name of the encoder whose frames the network reads, if it is no longer where the training found it; warn(line) is told if it
+    may be another one. UserError.
     """
 
-    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32, encoder: str | None = None):
+    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32, encoder: str | None = None,
+                 warn: Callable[[str], None] = lambda line: None):
         self.net = rebuild(best).to(device)
         self.device, self.batch_size = device, batch_size
         self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
-        self.config = with_encoder(cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings)), encoder)
+        self.config = with_encoder(cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings)), encoder, warn)
         self.prior = best.get('prior')  # moments of the training speakers before --normalise speaker
         self.moments = None  # of the speaker
 
@@ -194,28 +196,33 @@ def _wave(audio, rate):
     return wave if rate == SAMPLE_RATE else librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
 
 
-def with_encoder(config: cf.FeatureSettings, encoder: str | None = None) -> cf.FeatureSettings:
+def with_encoder(config: cf.FeatureSettings, encoder: str | None, warn: Callable[[str], None]) -> cf.FeatureSettings:
     """These settings of a training with the encoder, found here under its recorded name or as `encoder`.
 
-    UserError if it is not the one that the network was trained with.
+    UserError if it is another one; warn(line) is told if that cannot be known.
     """
     if config.features != 'encoder':
         if encoder:
             raise UserError(f'--encoder has no effect: this network reads {config.features}; leave it out')
         return config
     here = replace(config, encoder=encoder or config.encoder)
-    revision = frames.found(here)['encoder_revision']
-    if revision != config.encoder_revision:
-        raise UserError(f'{here.encoder} is revision {revision} of an encoder, and the network was trained with revision '
-                        f'{config.encoder_revision} of {config.encoder}: name a folder that holds it, --encoder FOLDER')
+    here, recorded = replace(here, **frames.found(here)), config.encoder_revision
+    if here.frame_shape != config.frame_shape or here.frames_per_s != config.frames_per_s:
+        raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on {config.frame_shape}: '
+                        f'name the folder of {config.encoder}, --encoder FOLDER')
+    if here.encoder_revision != recorded:
+        what = f'{here.encoder} is revision {here.encoder_revision}, and the network was trained with revision {recorded}'
+        if len(here.encoder_revision) == len(recorded):
+            raise UserError(f'{what} of {config.encoder}: name the folder of that one, --encoder FOLDER')
+        warn(f'NOTE: {what}. A folder and the hub name revisions in different ways: be sure that they are the same encoder')
     return here
 
 
 def load(run: str | os.PathLike, device: str | torch.device = 'cpu', batch_size: int = 32,
-         encoder: str | None = None) -> Predictor:
+         encoder: str | None = None, warn: Callable[[str], None] = lambda line: None) -> Predictor:
     """The Predictor of a folder of augment.py or its best.pt. UserError if there is none, or it is damaged."""
     try:
-        return Predictor(read_best(run), device, batch_size, encoder)
+        return Predictor(read_best(run), device, batch_size, encoder, warn)
     except ValueError as error:
         raise UserError(f'{best_file(run)}: {error}') from None
 

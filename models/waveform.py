@@ -13,9 +13,12 @@ from torch import Tensor
 
 import config as cf
 from config import SAMPLE_RATE, UserError
+from datasets import encoders
 from datasets.features import FLOOR, MIN_SAMPLES, N_FFT, TRIM_FRAME, TRIM_HOP, WIN_LENGTH, mel_spectrogram
 from models.predictor import Predictor
 
+PIECE = encoders.PIECE * SAMPLE_RATE  # samples that an exported encoder reads at once
+SHORTEST = SAMPLE_RATE // 10  # samples, more than one frame of any encoder that is known
 MIN_FRAMES = 2  # of a recording; torch.export would fix a number that may be 1
 QUIETEST = 1e-5  # amplitude below which librosa.amplitude_to_db does not go
 KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'duration'}  # settings that this module computes
@@ -158,6 +161,44 @@ def frames_shape(config: cf.FeatureSettings) -> tuple[int, ...]:
     """(D,), or (L, D) of several layers: the frames of a recording but for their number."""
     n_layers, D = config.frames
     return (n_layers, D) if n_layers > 1 else (D,)
+
+
+class EncoderFrames(nn.Module):
+    """Waveform (1, n_samples) at SAMPLE_RATE -> the frames that the network of a predictor reads, as Frames takes them.
+
+    UserError if this module does not compute what the encoder's feature extractor does.
+    """
+
+    def __init__(self, config: cf.FeatureSettings):
+        super().__init__()
+        encoder = encoders.of(config)
+        if encoder.facts.whisper or encoder.facts.rate != SAMPLE_RATE:
+            what = 'a spectrogram' if encoder.facts.whisper else f'{encoder.facts.rate} Hz'
+            raise UserError(f'{config.encoder} reads {what}')
+        self.model, self.layers, self.mean = encoder.model, encoder.layers, encoder.mean
+        self.normalises = encoder.extractor.do_normalize
+        self.shape = frames_shape(config)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        if self.normalises:
+            variance, mean = torch.var_mean(waveform, dim=1, correction=0, keepdim=True)
+            waveform = (waveform - mean) / (variance + 1e-7).sqrt()
+        states = self.model(waveform, output_hidden_states=True).hidden_states  # (1, T, D) each
+        x = torch.stack([states[layer] for layer in self.layers], dim=1)  # (1, L, T, D)
+        x = x.mean(dim=1) if self.mean else x
+        return x.transpose(-1, -2).reshape(1, *self.shape, -1)
+
+
+def exported_encoder(config: cf.FeatureSettings) -> torch.export.ExportedProgram:
+    """The EncoderFrames of a network, for waves of up to PIECE samples. UserError if it cannot be exported."""
+    module = EncoderFrames(config).eval()
+    n_samples = torch.export.Dim('n_samples', min=SHORTEST, max=PIECE)
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, (torch.randn(1, 2 * SAMPLE_RATE),), dynamic_shapes=({1: n_samples},),
+                                       prefer_deferred_runtime_asserts_over_guards=True)
+    except Exception as error:  # anything that the code of a model may raise
+        raise UserError(cf.one_line(error, 150)) from None
 
 
 def for_onnx(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None):
     flags = {name: cf.convert(cf.AugmentConfig, name, value) for name, value in vars(args).items()
              if name in FLAGS}
     config = cf.AugmentConfig(name='evaluate', **flags)
-    predictor = load(args.run, utils.choose_device(args.device), encoder=args.encoder)
+    predictor = load(args.run, utils.choose_device(args.device), encoder=args.encoder, warn=lambda line: print(line, file=sys.stderr))
     utterances, folds, report = datasets.select(config)
     if 'fold' in flags:
         if config.fold > len(folds):

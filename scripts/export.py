@@ -28,7 +28,7 @@ from config import SAMPLE_RATE, UserError  # noqa: E402
 from datasets.dataset import scaled  # noqa: E402
 from datasets.features import MIN_SAMPLES  # noqa: E402
 from models.predictor import Predictor, load, read_best  # noqa: E402
-from models.waveform import MIN_FRAMES, exported, exported_encoder, for_onnx, frames_shape  # noqa: E402
+from models.waveform import MIN_FRAMES, PIECE, exported, exported_encoder, for_onnx, frames_shape  # noqa: E402
 from scripts.card import card  # noqa: E402
 from scripts.predict import OF_FRAMES, SUFFIXES, complain, recordings  # noqa: E402
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f'--out {out}: there is no folder {out.parent}')
     if not args.torch_export:
         need_onnx()
-    predictor = load(args.run, encoder=args.encoder)
+    predictor = load(args.run, encoder=args.encoder, warn=complain)
     if args.speaker_files:
         suffixes = OF_FRAMES if predictor.config.features == 'frames' else SUFFIXES
         predictor = predictor.of_speaker(recordings([args.speaker_files], suffixes), warn=complain)
@@ -210,7 +210,7 @@ def encoder_of(predictor: Predictor, run: Run, suffix: str) -> tuple[Callable | 
     """write(f) of the encoder, and ''; or None, and why there is none. run: the exported network, which reads its frames."""
     facts = {**metadata(predictor), 'sample_rate': str(SAMPLE_RATE), 'max_samples': str(PIECE)}
     try:
-        write, frames = rendered(exported_encoder(predictor), suffix, ['waveform'], 'frames', facts)
+        write, frames = rendered(exported_encoder(predictor.config), suffix, ['waveform'], 'frames', facts)
         compare(lambda wave: run(frames(wave)), of_waves(predictor))
     except UserError as error:
         return None, f'. Its encoder cannot be exported ({error})'

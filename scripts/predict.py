@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f'--batch_size {args.batch_size}: must be 1 or more')
     if args.timeline and Path(args.timeline).suffix not in ('.png', '.svg', '.pdf'):
         raise UserError(f'--timeline {args.timeline}: must end in .png, .svg or .pdf')
-    predictor = load(args.run, utils.choose_device(args.device), args.batch_size, args.encoder)
+    predictor = load(args.run, utils.choose_device(args.device), args.batch_size, args.encoder, complain)
     suffixes = OF_FRAMES if predictor.config.features == 'frames' else SUFFIXES
     if args.speaker_files:
         predictor = predictor.of_speaker(recordings([args.speaker_files], suffixes), warn=complain)

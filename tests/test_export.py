@@ -151,7 +151,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     with pytest.raises(cf.UserError, match='does not normalise speakers'):
         export.main([*argv, str(tmp_path / 'a.pt2'), '--speaker_files', str(tmp_path)])
     monkeypatch.setattr(export, 'exported', lambda predictor: None)
-    monkeypatch.setattr(export, 'run_program', lambda program, predictor: lambda wave: np.array([.2, .3, .5]))
+    monkeypatch.setattr(export, 'run_program', lambda program, moments: lambda wave: np.array([.2, .3, .5]))
     with pytest.raises(cf.UserError, match='would not give the probabilities'):
         export.main([*argv, str(tmp_path / 'a.pt2')])
     assert not (tmp_path / 'a.pt2').exists()

@@ -1,0 +1,250 @@
+"""The programs on frames of a tiny encoder with random weights, from search to export."""
+import csv
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import found_by, results, rows
+
+import augment
+import config as cf
+import search
+import utils
+from datasets import frames
+from models import predictor, steps
+from scripts import evaluate, export, predict
+
+transformers = pytest.importorskip('transformers')
+SIZES = '--init_channels 2 --layers 3 --rnn_channels 4'.split()
+BASE = '--dataset manifest --device cpu --duration 0.8 --batch_size 10'.split()
+
+
+def wav2vec2(folder, seed=0, **more):
+    """A tiny wav2vec 2.0 of random weights: 50 frames a second, 3 layers of 16 channels."""
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
+                 conv_stride=(20, 16), conv_kernel=(20, 16), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+                 num_conv_pos_embedding_groups=2)
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes | more)).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, small_corpus):
+    """A folder in which a search, its retraining and a baseline have read frames of the encoder `tiny`."""
+    cwd = tmp_path_factory.mktemp('programs')
+    wav2vec2(cwd / 'tiny')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        run(search, small_corpus, *SEARCH, '--name', 'a')
+        run(augment, small_corpus, '--name', 'a', '--genotype', 'runs/search/a', '--epochs', 2)
+        run(augment, small_corpus, *ENCODER, '--name', 'speaker', '--model', 'ssl_mlp', '--epochs', 1, '--encoder_layers', 2,
+            '--normalise', 'speaker', '--embedding', 'speaker')
+    return cwd
+
+
+ENCODER = '--features encoder --encoder tiny'.split()
+SEARCH = [*ENCODER, *SIZES, *'--epochs 2 --n_nodes 1 --rnn_nodes 1 --alpha_warmup 1'.split()]
+
+
+def run(program, corpus, *argv):
+    program.main(list(map(str, [*BASE, '--data_path', corpus, *argv])))
+
+
+def saved(folder):
+    """{file: (speaker, predicted, probabilities)} of predictions.csv."""
+    with open(folder / 'predictions.csv', newline='') as f:
+        return {row['path']: (row['speaker'], row['predicted'], {k[2:]: float(v) for k, v in row.items() if k[:2] == 'p_'})
+                for row in csv.DictReader(f)}
+
+
+def test_a_run_records_its_encoder(folder):
+    record = json.loads((folder / 'runs/search/a/genotype.json').read_text())['features']
+    best = torch.load(folder / 'runs/augment/a/best.pt', weights_only=True)['settings']
+    for settings in (record, best):
+        assert (settings['features'], settings['encoder_layers'], settings['frame_shape']) == ('encoder', 'all', '3x16')
+        assert settings['frames_per_s'] == 50 and settings['encoder_revision']
+    log = (folder / 'runs/search/a/search.log').read_text()
+    assert 'encoder tiny' in log
+
+
+@pytest.mark.parametrize('batch_size', [1, 32])
+@pytest.mark.parametrize('name', ['a', 'speaker'])
+def test_a_recording_gets_what_the_test_gave_it(name, batch_size, folder, small_corpus, monkeypatch):
+    monkeypatch.chdir(folder)
+    expected = saved(folder / 'runs/augment' / name)
+    for speaker in {row[0] for row in expected.values()}:
+        its = {str(small_corpus.parent / path): row for path, row in expected.items() if row[0] == speaker}
+        judge = predictor.load(f'runs/augment/{name}', batch_size=batch_size)
+        judge = judge.of_speaker(its) if judge.needs_speaker else judge
+        for path, (label, probabilities) in judge.many(its):
+            assert label == its[path][1] and probabilities == pytest.approx(its[path][2], abs=1e-5)
+        assert judge(path).probabilities == pytest.approx(probabilities, abs=1e-6)  # alone
+        wave, rate = soundfile.read(path)
+        assert judge(wave, rate).probabilities == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_the_command_line_and_evaluate(folder, small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    expected = saved(folder / 'runs/augment/a')
+    path = next(iter(expected))
+    predict.main(['runs/augment/a', str(small_corpus.parent / path), '--json', '--timeline', str(tmp_path / 'a.png')])
+    row = json.loads(capsys.readouterr().out)
+    assert row['probabilities'] == pytest.approx(expected[path][2], abs=1e-5)
+    assert len((tmp_path / 'a.csv').read_text().splitlines()) > 2  # of several windows
+    for name in ('a', 'speaker'):
+        evaluate.main([f'runs/augment/{name}', *BASE[:2], '--data_path', str(small_corpus), '--fold', '1', '--json'])
+        assert json.loads(capsys.readouterr().out)['confusion'] == results(folder / 'runs/augment' / name)['confusion']
+
+
+def test_a_long_recording_takes_no_more_memory_and_gets_the_same(folder, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    wave = np.concatenate([soundfile.read(path)[0] for path in sorted(small_corpus.parent.glob('*.wav'))])  # 50 s
+    soundfile.write(tmp_path / 'a.wav', wave, 16_000)
+    judge = predictor.load('runs/augment/a')
+    whole = judge(tmp_path / 'a.wav')
+    monkeypatch.setattr(predictor, 'HELD', 10_000)
+    assert judge(tmp_path / 'a.wav').probabilities == pytest.approx(whole.probabilities, abs=1e-6)
+    assert judge.timeline(tmp_path / 'a.wav').end[-1] == pytest.approx(len(wave) / 16_000, abs=.05)
+
+
+def test_an_encoder_that_has_moved_or_changed(folder, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recording = str(small_corpus.parent / 's1_sad_0.wav')
+    run_folder = str(folder / 'runs/augment/a')
+    with pytest.raises(cf.UserError, match='tiny.*--encoder FOLDER'):
+        predict.main([run_folder, recording])
+    shutil.copytree(folder / 'tiny', tmp_path / 'there')
+    predict.main([run_folder, recording, '--encoder', 'there'])
+    wav2vec2(tmp_path / 'tiny', seed=1)
+    with pytest.raises(cf.UserError, match='was trained with revision'):
+        predict.main([run_folder, recording])
+    with pytest.raises(cf.UserError, match='was trained with revision'):
+        export.main([run_folder, '--out', 'a.onnx'])
+
+
+def stopped_at(monkeypatch, n):
+    """SIGTERM arrives in the n-th step of w."""
+    sound, calls = steps.Steps.sound, []
+
+    def count(self, norm, what='w'):
+        calls.append(what)
+        if calls.count('w') == n:
+            utils._handle(signal.SIGTERM, None)
+        return sound(self, norm, what)
+    monkeypatch.setattr(steps.Steps, 'sound', count)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(folder, small_corpus, monkeypatch):
+    monkeypatch.chdir(folder)
+    for program, name, argv in ((search, 'search', SEARCH), (augment, 'augment', ['--genotype', 'runs/search/a', '--epochs', 2])):
+        argv = [*argv, '--name', 'b', '--resume', '--resident', 'never']
+        with monkeypatch.context() as m, pytest.raises(utils.Stopped):
+            stopped_at(m, 3)
+            run(program, small_corpus, *argv)
+        for left in [*utils.open_runs]:
+            left.lock.close()
+            utils.open_runs.discard(left)
+        run(program, small_corpus, *argv)
+        whole, stopped = (folder / 'runs' / name / which for which in 'ab')
+        assert rows(whole / 'metrics.jsonl') == rows(stopped / 'metrics.jsonl')
+    assert found_by(folder / 'runs/search/a') == found_by(folder / 'runs/search/b')
+    assert (whole / 'predictions.csv').read_bytes() == (stopped / 'predictions.csv').read_bytes()
+
+
+def test_a_training_goes_on_with_its_encoder(folder, small_corpus, monkeypatch):
+    monkeypatch.chdir(folder)
+    run(augment, small_corpus, '--name', 'tuned', '--init', 'runs/augment/a', '--epochs', 1)
+    kept = [torch.load(folder / f'runs/augment/{name}/best.pt', weights_only=True)['settings'] for name in ('a', 'tuned')]
+    assert kept[0] == kept[1]
+
+
+def test_own_frames(folder, small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng, lines = np.random.default_rng(0), small_corpus.read_text().splitlines()
+    for i, line in enumerate(lines[1:], 1):
+        path = line.split(',')[0]
+        np.save(tmp_path / f'{path}.npy', rng.standard_normal((2, 5, 60 + i)).astype(np.float32))
+        lines[i] = f'{small_corpus.parent / path},{line.split(",", 1)[1]},{path}.npy'
+    (tmp_path / 'corpus.csv').write_text('\n'.join([f'{lines[0]},frames', *lines[1:]]) + '\n')
+    run(augment, 'corpus.csv', '--name', 'own', '--features', 'frames', '--frames_per_s', 100, '--model', 'ssl_att', '--epochs', 1)
+    capsys.readouterr()
+    expected = {path.rsplit('/', 1)[1]: row for path, row in saved(tmp_path / 'runs/augment/own').items()}
+    predict.main(['runs/augment/own', '--json', '.'])
+    found = {row['path'].rsplit('/', 1)[1]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert len(found) == len(lines) - 1
+    for name, row in expected.items():
+        assert found[f'{name}.npy']['probabilities'] == pytest.approx(row[2], abs=1e-5)
+    evaluate.main(['runs/augment/own', *BASE[:2], '--data_path', 'corpus.csv', '--fold', '1', '--json'])
+    assert json.loads(capsys.readouterr().out)['confusion'] == results(tmp_path / 'runs/augment/own')['confusion']
+    with pytest.raises(cf.UserError, match='1 of 1 recordings'):
+        predict.main(['runs/augment/own', str(small_corpus.parent / 's1_sad_0.wav')])
+    assert 's1_sad_0.wav' in capsys.readouterr().err
+    with pytest.raises(cf.UserError, match='--encoder has no effect'):
+        predict.main(['runs/augment/own', '--encoder', 'x', '.'])
+
+
+@pytest.mark.parametrize('name', ['a', 'speaker'])
+def test_an_export_is_two_files(name, folder, small_corpus, tmp_path, monkeypatch, capsys):
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    import onnxruntime
+    monkeypatch.chdir(folder)
+    argv = [f'runs/augment/{name}', '--out', str(tmp_path / 'net.onnx')]
+    if name == 'speaker':
+        with pytest.raises(cf.UserError, match='--embedding speaker cannot be exported'):
+            export.main(argv)
+        return
+    export.main(argv)
+    said = capsys.readouterr().out
+    assert 'net.encoder.onnx' in said and {p.name for p in tmp_path.iterdir()} == {'net.onnx', 'net.encoder.onnx', 'net.md'}
+    encoder, network = (onnxruntime.InferenceSession(tmp_path / file) for file in ('net.encoder.onnx', 'net.onnx'))
+    judge = predictor.load(f'runs/augment/{name}')
+    for path in sorted(small_corpus.parent.glob('*.wav'))[::9]:
+        wave = soundfile.read(path, dtype='float32')[0]
+        frames, = encoder.run(None, {'waveform': wave[None]})
+        found = network.run(None, {'frames': frames})[0][0]
+        np.testing.assert_allclose(found, list(judge(path).probabilities.values()), atol=1e-4)
+    assert 'frames of the encoder tiny' in (tmp_path / 'net.md').read_text()
+
+
+WRONG = {'no folder': ('nowhere/at/all', 'nowhere/at/all'), 'a name without a network': ('nobody/nothing', 'nobody/nothing'),
+         'a file is missing': ('half', 'half'), 'a model of images': ('images', 'images')}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_a_wrong_encoder_is_one_line(case, folder, small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    encoder, said = WRONG[case]
+    wav2vec2(tmp_path / 'half')
+    (tmp_path / 'half/model.safetensors').unlink()
+    transformers.ViTModel(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8,
+                                                 patch_size=4, intermediate_size=8)).save_pretrained('images')
+    transformers.ViTImageProcessor().save_pretrained('images')
+    for program in (search, augment):
+        argv = [*ENCODER, '--name', 'x', '--encoder', encoder]
+        assert code_of(lambda: run(program, small_corpus, *argv, *(['--model', 'ssl_mlp'] if program is augment else []))) == 2
+        line, = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert not (tmp_path / 'runs').exists()
+
+
+def code_of(main):
+    """Exit code of a program."""
+    with pytest.raises(SystemExit) as left:
+        utils.cli(main)
+    return left.value.code
+
+
+def test_without_transformers_there_is_one_line(folder, small_corpus, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(__import__('sys').modules, 'transformers', None)
+    frames.found.__globals__.get('cache_clear', lambda: None)()
+    assert code_of(lambda: run(search, small_corpus, *SEARCH, '--name', 'without')) == 2
+    assert 'pip install -r requirements-encoders.txt' in capsys.readouterr().err
