@@ -21,7 +21,10 @@ from pathlib import Path
 import yaml
 
 CORPORA = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / 'datasets' / 'readers')]))
-BASELINES = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # functions of models/baselines.py
+ANY_INPUT = ('cnn', 'rnn', 'lstm', 'cnn_lstm', 'cnn_lstm_att', 'cnn_gru')  # hand-designed networks
+ONE_SIZE = 'ssl_linear'  # the one that has no width
+SSL = (ONE_SIZE, 'ssl_mlp', 'ssl_att')  # those that read frames of a speech encoder alone
+BASELINES = (*ANY_INPUT, *SSL)  # functions of models/baselines.py
 RANDOM = 'random'  # --genotype random: drawn, not searched
 SAMPLE_RATE = 16_000  # Hz; every recording is resampled to it
 WINDOW_MS = 32  # ms, length of an STFT frame
@@ -511,6 +514,10 @@ class AugmentConfig(RetrainingSettings, ModelSettings, SpaceSettings, NetworkSet
         super().__post_init__()
         if self.model != 'genotype' and self.genotype:
             raise UserError(f'--genotype does not apply to --model {self.model}: leave one of them out')
+        if self.model in SSL and self.features not in FRAMES:
+            raise UserError(f'--model {self.model} reads frames of a speech encoder: say --features encoder or frames')
+        if self.model == ONE_SIZE and self.params:
+            raise UserError(f'--params {self.params}: {ONE_SIZE} has one size; leave --params out')
         if self.patience and self.train_on_dev:
             raise UserError('--patience needs dev speakers, and --train_on_dev trains on them: say --no-train_on_dev or '
                             '--patience 0')

@@ -115,11 +115,12 @@ def make_net(config, data, halves) -> SearchCNNController:
         sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
         memory.check(config, memory.of_space(config), train.n_frames, max(sizes) // train.world_size, train.device)
         net = SearchCNNController(
-            config.inputs['C_in'], config.init_channels, len(data.labels), config.layers, CrossEntropyLoss(data.class_weights),
-            config.n_nodes, config.stem_multiplier, config.rnn_layers, config.rnn_nodes, config.rnn_channels, config.cnn_ops,
-            config.rnn_ops, config.dropout, partial_channels=config.partial_channels, fast=config.fast,
-            n_prosody=config.inputs['n_prosody'])
-        net.net.check_batches(config.n_mels, train.n_frames, sizes)
+            C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
+            criterion=CrossEntropyLoss(data.class_weights), n_nodes=config.n_nodes, stem_multiplier=config.stem_multiplier,
+            n_layers_rnn=config.rnn_layers, n_nodes_rnn=config.rnn_nodes, C_rnn=config.rnn_channels, primitives=config.cnn_ops,
+            rnn_primitives=config.rnn_ops, dropout=config.dropout, partial_channels=config.partial_channels, fast=config.fast,
+            **config.inputs)
+        net.net.check_batches(config.height, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
     speaker_norm.added(net.net, config, len(train.speakers))

@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import re
+import resource
 import secrets
 import shlex
 import shutil
@@ -22,6 +23,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -229,6 +231,20 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f'--device {name}: {str(error).splitlines()[0]}; use --device cpu or auto') from None
     return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still have on a device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit > 0]
+    for path, name in (('/proc/meminfo', 'MemAvailable:'), ('/sys/fs/cgroup/memory.max', '')):
+        try:
+            words = Path(path).read_text().split()
+            found.append(int(words[words.index(name) + 1]) * 1024 if name else int(words[0]))
+        except (OSError, ValueError, IndexError):  # another system, or no limit
+            pass
+    return min(found, default=2 ** 62)
 
 
 def autocast(device: torch.device, wanted: bool):

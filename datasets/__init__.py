@@ -9,7 +9,7 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -21,6 +21,8 @@ from datasets.dataset import ENOUGH, Moments, SpeechDataset, by_speaker, fits, s
 from datasets.faults import CorpusError
 from datasets.features import Cached, cached_features
 from datasets.folds import Fold, make_folds
+from datasets.frames import cached_frames
+from datasets.stored import Stored
 from datasets.utterance import Utterance
 
 
@@ -135,12 +137,15 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
 
     notes = duplicates.check(utterances, map(duplicates.inode, (u.path for u in utterances)))
     features, prior, back, cached = _features(parts, config, quiet)
-    notes += duplicates.check([u for part in parts.values() for u in part], cached.files)
+    heard = [u for part in parts.values() for u in part]
+    if config.features == 'frames':  # a file of them is one utterance
+        heard = [replace(u, path=u.frames, start=None, end=None) for u in heard]
+    notes += duplicates.check(heard, cached.files)
     if notes := [*report.get('notes', ()), *dict.fromkeys(notes), *_counted(cached.notes)]:
         report = {**report, 'notes': notes}
     mean, std = statistics(features['train']) if config.normalise == 'speaker' else prior
     n_bytes = sum(x.nbytes for arrays in features.values() for x in arrays)
-    resident = fits(n_bytes, config.resident, device)
+    resident = fits(n_bytes, config.resident, device, stored=bool(config.frames))
     sets = {}
     for name, part in parts.items():
         arrays = features.pop(name)  # freed once the set holds them
@@ -187,13 +192,16 @@ def _counted(notes):
         yield f'{len(notes) - 1} more recordings are silent or cut short; scripts/corpus.py lists them'
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moments, dict, Cached]:
+def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray] | list[Stored]], Moments, dict, Cached]:
     """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; the moments of the training
     recordings before that; {set: the way back to log-mel}, for noise; and all that the cache says. The
     last rows are the prosody, if there is any.
     """
     utterances = [u for part in parts.values() for u in part]
-    cached = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
+    if config.frames:
+        cached = cached_frames(utterances, config, _cache_dir(config), quiet)
+    else:
+        cached = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
     arrays = cached.features
     if config.prosody:
         below = cached_features(utterances, config, _cache_dir(config), config.workers, quiet, prosody=True)
@@ -211,7 +219,7 @@ def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray]], Moment
 
 
 def _cache_dir(config):
-    return os.path.join(config.cache, 'features')
+    return os.path.join(config.cache, 'frames' if config.frames else 'features')
 
 
 def digest(utterances: list[Utterance]) -> str:
@@ -237,6 +245,8 @@ def describe(config, data: Data) -> Iterator[str]:
     yield from protocol.lines(data.protocol)
     if data.extracted:
         yield f'extracted the features of {data.extracted} utterances to {os.path.abspath(_cache_dir(config))}'
+    if config.frames:
+        yield _frames_line(config, data)
     if shared := _shared_sessions(data):
         yield (f'NOTE: test and training speakers share sessions ({", ".join(shared)}), and may be heard '
                'in each other\'s recordings; --folds session keeps sessions apart')
@@ -249,6 +259,19 @@ def describe(config, data: Data) -> Iterator[str]:
         if few := [speaker for speaker, n in counts.items() if n < ENOUGH]:
             yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {ENOUGH} recordings: their '
                    'statistics are shrunk towards those of the training speakers')
+
+
+def _frames_line(config, data):
+    """What the frames are, and where they are read from."""
+    L, D = config.frames
+    whose = f'the files of {config.data_path}'
+    if config.features == 'encoder':
+        whose = f'{config.encoder} ({config.encoder_revision})'
+    sets = data.sets.values()
+    size = 2 * L * D * sum(int(part.lengths.sum()) for part in sets) / 1e9
+    where = 'held in memory' if all(part.resident for part in sets) else 'read from the cache window by window'
+    return (f'frames of {whose}: {L} layer{"s" * (L > 1)} of {D} channels, {config.frame_rate:g} per second; {size:.2g} GB, '
+            f'{where}')
 
 
 def _shared_sessions(data):

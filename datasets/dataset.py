@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import utils
 from config import UserError
+from datasets.stored import OnDisk, Stored, columns
 from datasets.transforms import SpecAugment, Voices, n_frames_of
 from datasets.utterance import Utterance
 
@@ -21,7 +23,7 @@ ENOUGH = 10
 
 class Inputs(NamedTuple):
     """What a network reads: forward(*inputs)."""
-    x: torch.Tensor  # (N, C_in, F, T)
+    x: torch.Tensor  # (N, C_in, F, T); of several layers of an encoder (N, L, D, T), of one (N, D, 1, T)
     valid: torch.Tensor | None = None  # (N, T) bool, False where a frame is padding
     prosody: torch.Tensor | None = None  # (N, P, T)
     speaker: torch.Tensor | None = None  # (N,) indices into SpeechDataset.speakers
@@ -30,12 +32,25 @@ class Inputs(NamedTuple):
 Batch = tuple[Inputs, torch.Tensor]  # (X, y)
 
 
-def statistics(features: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def statistics(features: list[np.ndarray] | list[Stored]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of each band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
     n = sum(x.shape[1] for x in features)
+    if isinstance(features[0], Stored):
+        return _pooled(features, n)
     mean = sum(x.sum(axis=1, keepdims=True, dtype=np.float64) for x in features) / n  # (F, 1)
     variance = sum(np.square(x - mean).sum(axis=1, keepdims=True) for x in features) / n
     std = np.maximum(np.sqrt(variance), 1e-5)
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+
+def _pooled(features, n):
+    """`statistics` from those of each file, so that no file of a large corpus is read."""
+    mean = square = 0.  # of all frames, in float64
+    for x in features:
+        its_mean, its_variance = x.moments()
+        mean = mean + its_mean * (x.shape[1] / n)
+        square = square + (its_variance + its_mean ** 2) * (x.shape[1] / n)
+    std = np.maximum(np.sqrt(np.maximum(square - mean ** 2, 0.)), 1e-5)
     return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
@@ -71,8 +86,10 @@ def by_speaker(utterances: list[Utterance], features: list[np.ndarray], corpus: 
     return [scaled(x, moments[u.speaker]) for u, x in zip(utterances, features)]
 
 
-def scaled(x: np.ndarray, moments: Moments) -> np.ndarray:
+def scaled(x: np.ndarray | Stored, moments: Moments) -> np.ndarray | Stored:
     """x (F, T) with each band normalised by `moments` (F, 1), in the dtype of x."""
+    if isinstance(x, Stored):
+        return x.normalised(moments)
     mean, std = (moment.numpy() for moment in moments)
     return ((x - mean) / std).astype(x.dtype)
 
@@ -103,10 +120,11 @@ def with_differences(x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, *(part.masked_fill(~inside, 0.) for part in parts)], dim=1)
 
 
-def fits(n_bytes: int, resident: str, device: str | torch.device) -> bool:
-    """Whether n_bytes of features stay on the device, given --resident."""
-    if resident == 'auto' and torch.device(device).type == 'cuda':
-        return n_bytes <= torch.cuda.mem_get_info(device)[0] / 4
+def fits(n_bytes: int, resident: str, device: str | torch.device, stored: bool = False) -> bool:
+    """Whether n_bytes of features stay on the device, given --resident. stored: they lie in files and need no memory."""
+    device = torch.device(device)
+    if resident == 'auto' and (stored or device.type == 'cuda'):
+        return n_bytes <= utils.free_memory(device) / 4
     return resident != 'never'
 
 
@@ -144,26 +162,32 @@ def batch_sizes(n: int, batch_size: int, world_size: int = 1) -> list[int]:
 class SpeechDataset:
     """Utterances as batches (Inputs, y) on `device`: x is (N, 1, F, n_frames), the labels y are (N,).
 
-    features: [(F, T_i), ...]; they keep their dtype and are normalised batch by batch. labels:
+    features: [(F, T_i), ...], arrays or Stored; they keep their dtype and are normalised batch by batch. labels:
     class indices. mean, std: (F, 1), of the training speakers. n_frames: length of a window. A
     window that reaches beyond its utterance is padded with zeros, the mean of the training data.
-    resident: whether the features are kept on the device or on the host; the batches are the same.
+    resident: whether the features are kept on the device, or on the host, Stored ones in their files; the batches are
+    the same.
     rank, world_size: this process and how many share every batch. n_prosody: the last rows of the
-    features, which are no part of x. C_in: 3 to add first and second differences to x. to_logmel: as in
-    transforms.Voices.change, if the features are not log-mel.
+    features, which are no part of x. C_in: 3 to add first and second differences to x. n_sources: layers L of an
+    encoder, one below the other in the rows: x is (N, L, D, n_frames), or (N, D, 1, n_frames) for one layer.
+    to_logmel: as in transforms.Voices.change, if the features are not log-mel.
     """
 
     def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],
                  mean: torch.Tensor, std: torch.Tensor, n_frames: int, device: str | torch.device = 'cpu',
                  resident: bool = True, rank: int = 0, world_size: int = 1, C_in: int = 1,
-                 n_prosody: int = 0, to_logmel: tuple | None = None):
-        self.C_in, self.n_prosody = C_in, n_prosody
+                 n_prosody: int = 0, n_sources: int = 0, to_logmel: tuple | None = None):
+        self.C_in, self.n_prosody, self.n_sources = C_in, n_prosody, n_sources
         self.utterances, self.n_frames = utterances, n_frames
         self.device, self.resident = torch.device(device), resident
         self.rank, self.world_size = rank, world_size
         lengths = [x.shape[1] for x in features]
-        frames = torch.from_numpy(np.concatenate(features, axis=1))  # (F, sum of T_i)
-        self.frames = frames.to(device) if resident else frames
+        if isinstance(features[0], Stored):
+            frames = OnDisk(features, pin=self.device.type == 'cuda')
+            frames = frames.load() if resident else frames
+        else:
+            frames = torch.from_numpy(np.concatenate(features, axis=1))
+        self.frames = frames.to(device) if resident else frames  # (F, sum of T_i)
         self.mean, self.std = mean[:, :, None].to(device), std[:, :, None].to(device)  # (F, 1, 1)
         self.labels = torch.tensor(labels, device=device)
         self.to_logmel = to_logmel and tuple(part.to(device) for part in to_logmel)  # (F, n) each
@@ -204,10 +228,11 @@ class SpeechDataset:
         first = self.offsets[indices] + starts  # among the frames of all utterances
         lengths = n_frames_of(table) if voices else self.lengths[indices]
         begin, end = -starts, lengths - starts  # frames of the window from begin to end are audio
-        plan = torch.stack([indices, first, begin, end])  # (4, n)
+        low = self.offsets[indices]
+        plan = torch.stack([indices, begin, end, first, low, low + self.lengths[indices] - 1])  # (6, n)
         pinned = plan.pin_memory() if self.device.type == 'cuda' else plan
         on_device = pinned.to(self.device, non_blocking=True)
-        gather, where, drawn = self._gather, (first, on_device[1]), itertools.repeat(None)
+        gather, where, drawn = self._gather, (plan[3:], on_device[3:]), itertools.repeat(None)
         if voices:
             gather = functools.partial(voices.cut, self.frames, self.n_frames)
             pinned = table.pin_memory() if self.device.type == 'cuda' else table
@@ -216,7 +241,7 @@ class SpeechDataset:
         where = where[self.resident].split(sizes, dim=-1)
         cut = map(gather, where) if self.resident else ahead(gather, where)
         t = torch.arange(self.n_frames, device=self.device)
-        for x, (chosen, _, begin, end), its in zip(cut, on_device.split(sizes, dim=1), drawn):
+        for x, (chosen, begin, end, *_), its in zip(cut, on_device.split(sizes, dim=1), drawn):
             valid = (t >= begin[:, None]) & (t < end[:, None])  # (N, n_frames)
             x, prosody = x.to(self.device, non_blocking=True), None
             if voices:
@@ -227,19 +252,26 @@ class SpeechDataset:
                 x, prosody = x[:, :, :-self.n_prosody], x[:, 0, -self.n_prosody:]
             yield Inputs(x, valid, prosody, self.speaker[chosen]), chosen
 
-    def _gather(self, first):
-        """n_frames frames from each of `first` (N,) on, even past the utterance: (F, N, n_frames)."""
-        t = first[:, None] + torch.arange(self.n_frames, device=first.device)  # (N, n_frames)
-        t = t.clamp(0, self.frames.shape[1] - 1).flatten()
-        pinned = not self.resident and self.device.type == 'cuda'  # the host need not wait for the copy
-        x = torch.empty(len(self.frames), len(t), dtype=self.frames.dtype, device=first.device,
-                        pin_memory=pinned)
-        return torch.index_select(self.frames, 1, t, out=x).view(len(x), -1, self.n_frames)
+    def _gather(self, where):
+        """Windows (F, N, n_frames). where (3, N): first frame of each, and the first and last frame of its utterance.
+
+        Columns outside the utterance repeat its first or last frame.
+        """
+        first, low, high = where[:, :, None]
+        t = first + torch.arange(self.n_frames, device=where.device)  # (N, n_frames)
+        t = t.clamp(low, high).flatten()
+        if self.n_sources:
+            x = columns(self.frames, t)
+        else:
+            pinned = not self.resident and self.device.type == 'cuda'  # the host need not wait for the copy
+            x = torch.empty(len(self.frames), len(t), dtype=self.frames.dtype, device=where.device, pin_memory=pinned)
+            torch.index_select(self.frames, 1, t, out=x)
+        return x.view(len(x), -1, self.n_frames)
 
     def _finish(self, x, valid):
-        """Normalises x (F, N, n_frames) and pads it where it is not valid: (N, 1, F, n_frames)."""
+        """Normalises x (F, N, n_frames) and pads it where it is not valid: (N, max(1, L), F / max(1, L), n_frames)."""
         x = x.float().sub_(self.mean).div_(self.std).masked_fill_(~valid, 0.)
-        return x.transpose(0, 1).unsqueeze(1)
+        return x.transpose(0, 1).unflatten(1, (max(1, self.n_sources), -1))
 
     def batches(self, batch_size: int, indices=None, generator: torch.Generator | None = None,
                 augment: SpecAugment | None = None, voices: Voices | None = None) -> Iterator[Batch]:
@@ -264,7 +296,7 @@ class SpeechDataset:
         for n, (X, chosen) in zip(sizes, windows):
             if augment is not None:
                 X = X._replace(x=augment(X.x, generator, n, self.rank, self.world_size))
-            yield self._with_differences(X), self.labels[chosen]
+            yield self._shaped(X), self.labels[chosen]
 
     def files_of(self, step: int, draws: torch.Generator, batch_size: int, indices=None) -> list[str]:
         """Files of one of the `batches`, counted from 0, of all processes. draws: as it was before they were drawn."""
@@ -287,10 +319,18 @@ class SpeechDataset:
     def scoring_windows(self, batch_size: int) -> Iterator[tuple[Inputs, torch.Tensor]]:
         """Yields the windows that are scored, (Inputs, indices (N,) of their utterances)."""
         for X, owner in self.windows(self.window_owner, self.window_start, batch_size):
-            yield self._with_differences(X), owner
+            yield self._shaped(X), owner
 
-    def _with_differences(self, X):
+    def _shaped(self, X):
+        """X with its differences, or, of one layer of an encoder, with the rows as channels."""
+        if self.n_sources:
+            return X._replace(x=X.x.transpose(1, 2)) if self.n_sources == 1 else X
         return X if self.C_in == 1 else X._replace(x=with_differences(X.x, X.valid))
+
+    def features_of(self, i: int) -> np.ndarray:
+        """Features (F, T) of an utterance, float32, before they are normalised by `mean` and `std`."""
+        t = torch.arange(self.lengths[i]) + self.offsets[i]
+        return columns(self.frames, t.to(self.device) if self.resident else t).float().cpu().numpy()
 
     @torch.no_grad()
     def score(self, forward: Callable[..., torch.Tensor], batch_size: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from config import UserError
 from datasets.features import F_MAX, F_MIN, WIN_LENGTH, mel_spectrogram
+from datasets.stored import columns
 
 VTLP_MAX = 4_800.  # Hz; below it the warp is linear (Jaitly & Hinton 2013)
 
@@ -25,7 +26,7 @@ class SpecAugment:
 
     def __call__(self, x: torch.Tensor, generator: torch.Generator | None = None,
                  n: int | None = None, rank: int = 0, world_size: int = 1) -> torch.Tensor:
-        """Returns a masked copy of x (N, 1, F, T), which is normalised: zero is the mean.
+        """Returns a masked copy of x (N, L, F, T), which is normalised: zero is the mean.
 
         If x is the share of process `rank`, n is the size of the whole batch: every process draws
         the masks of all its utterances, so that generators stay in step.
@@ -120,7 +121,7 @@ class Voices:
         def at(t):
             t = t.clamp(min=0).minimum(r.length + r.pasted_length - 1)
             column = torch.where(t < r.length, r.offset + t, r.pasted_offset + t - r.length).long()
-            return frames.index_select(1, column.flatten()).view(len(frames), *column.shape).float()
+            return columns(frames, column.flatten()).view(len(frames), *column.shape).float()
         whole = t.floor()
         return torch.lerp(at(whole), at(whole + 1), (t - whole).float()) if self.speed else at(whole)
 

@@ -14,3 +14,4 @@ class Utterance:
     end: float | None = None  # s; None: the end of the file
     part: str | None = None  # of the corpus, as in --turns ('improvised') or --scenarios ('P')
     left_out: str | None = None  # why no experiment can use it, such as 'no majority'
+    frames: str | None = None  # .npy file of frames, (D, T) or (L, D, T), which stands for the audio with --features frames

@@ -13,14 +13,17 @@ C_AUX = 128  # channels of the auxiliary head
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Classifier on a map inside the CNN, for training only: (N, C, F, T) -> (N, n_classes), any F and T."""
+    """Classifier on a map inside the CNN, for training only: (N, C, F, T) -> (N, n_classes), any F and T.
 
-    def __init__(self, C: int, n_classes: int):
+    rows: to which F is averaged; 1 for maps of one row.
+    """
+
+    def __init__(self, C: int, n_classes: int, rows: int = 2):
         super().__init__(
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),  # (N, C, F, T) -> (N, C, 2, 2)
+            nn.AdaptiveAvgPool2d((rows, 2)),  # (N, C, F, T) -> (N, C, rows, 2)
             nn.Conv2d(C, C_AUX, 1, bias=False), BatchNorm2d(C_AUX), nn.ReLU(),
-            nn.Flatten(), nn.Linear(C_AUX * 4, n_classes))
+            nn.Flatten(), nn.Linear(C_AUX * rows * 2, n_classes))
 
 
 def arguments(network: dict | None) -> dict:
@@ -44,7 +47,7 @@ class AugmentCNN(JointNetwork):
 
     def __init__(self, input_size, C_in: int, C: int, n_classes: int, n_layers: int, auxiliary: bool, genotype,
                  stem_multiplier: int = 3, n_layers_rnn: int | None = None, C_rnn: int = 32, dropout: float = 0.,
-                 fast: bool = True, n_prosody: int = 0):
+                 fast: bool = True, n_prosody: int = 0, n_sources: int = 0):
         if n_layers_rnn is None:
             n_layers_rnn = 1 if genotype.rnn else 0
         sizes = dict(C=C, n_layers=n_layers, n_layers_rnn=n_layers_rnn, C_rnn=C_rnn) | arguments(genotype.network)
@@ -56,16 +59,16 @@ class AugmentCNN(JointNetwork):
             return AugmentSeqCell(genotype, H_pp, H_p, H)
 
         super().__init__(C_in=C_in, n_classes=n_classes, stem_multiplier=stem_multiplier, dropout=dropout, make_cell=make_cell,
-                         make_seq_cell=make_seq_cell, n_prosody=n_prosody, **sizes)
+                         make_seq_cell=make_seq_cell, n_prosody=n_prosody, n_sources=n_sources, **sizes)
         self.aux_pos = 2 * sizes['n_layers'] // 3 if auxiliary else -1
-        self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes) if auxiliary else None
+        self.aux_head = AuxiliaryHead(self.cells[self.aux_pos].C_out, n_classes, 1 if n_sources else 2) if auxiliary else None
         if fast:
-            use_fast_depthwise(self)
+            use_fast_depthwise(self, one_row=n_sources > 0)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
-        """x (N, C_in, F, T) -> logits (N, n_classes), auxiliary logits (None in eval mode or without the head).
+        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), auxiliary logits.
 
-        Arguments as in datasets.dataset.Inputs.
+        The latter are None in eval mode or without the head. Arguments as in datasets.dataset.Inputs.
         """
         logits, tapped = self.forward_cells(x, None, self.aux_pos, valid, prosody, speaker)
         return logits, self.aux_head(tapped) if self.training and self.aux_head is not None else None

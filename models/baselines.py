@@ -1,12 +1,17 @@
-"""Hand-designed networks, (N, 1, F, T) -> logits, which are trained exactly as the network of a genotype is.
+"""Hand-designed networks, (N, C_in, F, T) or (N, L, D, T) -> logits, which are trained exactly as the network of a genotype is.
 
 Five are those that the emoDARTS paper compares with (CNN, RNN, LSTM, CNN-LSTM, CNN-LSTM with attention), repaired: an utterance
 is a sequence over time, not one vector; convolutions have more than one channel and a ReLU behind them; no softmax runs
 over the batch; the loss is cross-entropy. `cnn_gru` is what a practitioner would write today.
 
-Each name of config.BASELINES is a function at the end of this file: name(n_mels, n_frames, n_classes, width, dropout, C_in,
-n_prosody). Its default width is its own; another width brings it near to a given number of parameters. Prosody joins what a
-recurrence reads, and its mean and deviation over time what the classifier reads.
+Each name of config.BASELINES is a function at the end of this file: name(height, n_frames, n_classes, width, dropout, C_in,
+n_prosody, n_sources). Its default width is its own; another width brings it near to a given number of parameters. Prosody
+joins what a recurrence reads, and its mean and deviation over time what the classifier reads.
+
+The networks of config.SSL are heads for frames of a speech encoder, those that a search must beat. SUPERB's head for emotion
+(Yang et al. 2021; s3prl) mixes the layers, projects each frame to 256 channels, takes the mean over time, and has one linear
+layer to the classes. `ssl_mlp` is that with a hidden layer of 256 and ReLU before the classes, `ssl_linear` that without the
+projection. `ssl_att` is `ssl_mlp` with attention in place of the mean.
 """
 import inspect
 import sys
@@ -18,27 +23,31 @@ from torch import Tensor
 import config
 from models.rnn_ops import run_rnn
 from models.skeleton import N_BANDS, masked_mean, prosody_statistics, prosody_steps, to_sequence, valid_steps
+from models.sources import Network, one_row
 from models.sync import BatchNorm2d
 
 H_CLASSIFIER = 32  # hidden units before the logits, in the paper's five
 UNITS_PER_CHANNEL = 8  # recurrent units for one channel of the convolution before them
 
 
-class Baseline(nn.Module):
-    """The interface of AugmentCNN. n_prosody: rows of prosody in the input."""
+class Baseline(Network):
+    """The interface of AugmentCNN. n_prosody: rows of prosody in the input. C_in, n_sources: as in Network."""
 
     pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
-    def __init__(self, n_prosody: int):
-        super().__init__()
+    def __init__(self, C_in: int, n_prosody: int, n_sources: int):
+        super().__init__(C_in, n_sources)
         self.n_prosody = n_prosody
         self.speaker_norm = None  # see models/speaker_norm.py
         self.dropout = nn.Identity()
 
     def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None, speaker: Tensor | None = None):
-        """(N, 1, F, T) -> logits (N, n_classes), None: there is no auxiliary head. Arguments as in datasets.dataset.Inputs."""
+        """(N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), None: there is no auxiliary head.
+
+        Arguments as in datasets.dataset.Inputs.
+        """
         valid = None if self.pools_padding else valid
-        pooled = self.pooled(x, valid, prosody)
+        pooled = self.pooled(self.mixed(x), valid, prosody)
         if self.n_prosody:
             pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
         pooled = pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)
@@ -51,16 +60,18 @@ class Baseline(nn.Module):
     def drop_path_prob(self, p: float):
         """Does nothing: there is no drop-path."""
 
-    def check_batches(self, n_mels: int, n_frames: int, sizes):
+    def check_batches(self, height: int, n_frames: int, sizes):
         """Accepts every batch size."""
 
 
 class ConvBlock(nn.Sequential):
     """The paper's: a 2 x 2 convolution of stride 2, then the maximum of 2 x 2: F and T shrink to a quarter."""
 
-    def __init__(self, C_in: int, channels: int, dropout: float):
+    def __init__(self, C_in: int, channels: int, dropout: float, n_sources: int):
         super().__init__(nn.Conv2d(C_in, channels, 2, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
                          nn.Dropout(dropout))
+        if n_sources:
+            one_row(self)
 
     @staticmethod
     def size(n: int) -> int:
@@ -68,17 +79,17 @@ class ConvBlock(nn.Sequential):
         return -(-(n // 2 + 1) // 2)
 
 
-def classifier(H: int, n_classes: int, dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(H, H_CLASSIFIER), nn.ReLU(), nn.Dropout(dropout), nn.Linear(H_CLASSIFIER, n_classes))
+def classifier(H: int, n_classes: int, dropout: float, hidden: int = H_CLASSIFIER) -> nn.Module:
+    return nn.Sequential(nn.Linear(H, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes))
 
 
 class ConvBaseline(Baseline):
     """width: channels. The classifier reads every position of the map, so that only windows of n_frames fit."""
 
-    def __init__(self, n_mels, n_frames, n_classes, width, dropout, C_in, n_prosody):
-        super().__init__(n_prosody)
-        self.conv = ConvBlock(C_in, width, dropout)
-        places = ConvBlock.size(n_mels) * ConvBlock.size(n_frames)
+    def __init__(self, height, n_frames, n_classes, width, dropout, C_in, n_prosody, n_sources):
+        super().__init__(C_in, n_prosody, n_sources)
+        self.conv = ConvBlock(C_in, width, dropout, n_sources)
+        places = ConvBlock.size(height) * ConvBlock.size(n_frames)
         self.linear = classifier(width * places + 2 * n_prosody, n_classes, dropout)
 
     def pooled(self, x, valid, prosody):
@@ -86,11 +97,11 @@ class ConvBaseline(Baseline):
 
 
 class RecurrentBaseline(Baseline):
-    """One-directional layers over the mel bands, then the mean over time. width: hidden units."""
+    """One-directional layers over the mel bands or channels, then the mean over time. width: hidden units."""
 
-    def __init__(self, n_mels, n_classes, width, dropout, C_in, n_prosody, family, depth):
-        super().__init__(n_prosody)
-        self.rnn = family(C_in * n_mels + n_prosody, width, depth, batch_first=True)
+    def __init__(self, height, n_classes, width, dropout, C_in, n_prosody, n_sources, family, depth):
+        super().__init__(C_in, n_prosody, n_sources)
+        self.rnn = family(C_in * height + n_prosody, width, depth, batch_first=True)
         self.linear = classifier(width + 2 * n_prosody, n_classes, dropout)
 
     def pooled(self, x, valid, prosody):
@@ -102,11 +113,11 @@ class RecurrentBaseline(Baseline):
 class ConvLstmBaseline(Baseline):
     """Convolution, a bidirectional LSTM over time, mean or attention pooling. width: hidden units per direction."""
 
-    def __init__(self, n_mels, n_classes, width, dropout, C_in, n_prosody, attention):
-        super().__init__(n_prosody)
+    def __init__(self, height, n_classes, width, dropout, C_in, n_prosody, n_sources, attention):
+        super().__init__(C_in, n_prosody, n_sources)
         channels = max(1, width // UNITS_PER_CHANNEL)
-        self.conv = ConvBlock(C_in, channels, dropout)
-        self.lstm = nn.LSTM(channels * ConvBlock.size(n_mels) + n_prosody, width, batch_first=True, bidirectional=True)
+        self.conv = ConvBlock(C_in, channels, dropout, n_sources)
+        self.lstm = nn.LSTM(channels * ConvBlock.size(height) + n_prosody, width, batch_first=True, bidirectional=True)
         self.pool = AttentionPool(2 * width) if attention else None
         self.linear = classifier(2 * (width + n_prosody), n_classes, dropout)
 
@@ -144,62 +155,101 @@ class ConvGruBaseline(Baseline):
     width: channels of the first block; the GRU has twice as many units per direction.
     """
 
-    def __init__(self, n_classes, width, dropout, C_in, n_prosody):
-        super().__init__(n_prosody)
+    def __init__(self, n_classes, width, dropout, C_in, n_prosody, n_sources):
+        super().__init__(C_in, n_prosody, n_sources)
         widths, blocks = (C_in, width, width * 3 // 2, 2 * width), []
         for C_in, C_out, stride in zip(widths, widths[1:], ((2, 1), (2, 2), (2, 2))):  # stride in F, T
             blocks += [nn.Conv2d(C_in, C_out, 3, padding=1, bias=False), BatchNorm2d(C_out), nn.ReLU(),
                        nn.MaxPool2d(stride, ceil_mode=True)]
-        self.conv = nn.Sequential(*blocks)
-        self.gru = nn.GRU(N_BANDS * widths[-1] + n_prosody, 2 * width, batch_first=True, bidirectional=True)
+        self.conv, self.bands = nn.Sequential(*blocks), 1 if n_sources else N_BANDS
+        if n_sources:
+            one_row(self.conv)
+        self.gru = nn.GRU(self.bands * widths[-1] + n_prosody, 2 * width, batch_first=True, bidirectional=True)
         self.pool = AttentionPool(4 * width)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(4 * width + 2 * n_prosody, n_classes)
 
     def pooled(self, x, valid, prosody):
-        x = self.conv(x)  # (N, 1, F, T) -> (N, C, F/8, T/4)
-        x = to_sequence(x, x.shape[-1])  # (N, T', 4C)
+        x = self.conv(x)  # (N, C_in, F, T) -> (N, C, F/8, T/4)
+        x = to_sequence(x, x.shape[-1], self.bands)  # (N, T', 4C), or (N, T', C) of frames
         h = run_rnn(self.gru, self.with_prosody(x, prosody))  # (N, T', 4 * width)
         return self.pool(h, valid)
 
 
-# The functions that config.BASELINES names. Widths are the paper's numbers of hidden units or channels.
+class FramesBaseline(Baseline):
+    """A projection of every frame, mean or attention pooling, a perceptron with one hidden layer; all `width` wide.
 
-def cnn(n_mels, n_frames, n_classes, width=5, dropout=0., C_in=1, n_prosody=0):
-    return ConvBaseline(n_mels, n_frames, n_classes, width, dropout, C_in, n_prosody)
+    width 0: the mean over time and one linear layer. Frames have no prosody.
+    """
 
+    def __init__(self, n_classes, width, dropout, C_in, n_prosody, n_sources, attention=False):
+        if not n_sources:
+            raise ValueError('a head for frames of a speech encoder reads no spectrogram')
+        super().__init__(C_in, n_prosody, n_sources)
+        self.project = nn.Linear(C_in, width) if width else nn.Identity()
+        self.pool = AttentionPool(width) if attention else None
+        self.dropout = nn.Dropout(dropout)
+        self.linear = classifier(width, n_classes, dropout, width) if width else nn.Linear(C_in, n_classes)
 
-def rnn(n_mels, n_frames, n_classes, width=512, dropout=0., C_in=1, n_prosody=0):
-    return RecurrentBaseline(n_mels, n_classes, width, dropout, C_in, n_prosody, nn.RNN, depth=3)
-
-
-def lstm(n_mels, n_frames, n_classes, width=512, dropout=0., C_in=1, n_prosody=0):
-    return RecurrentBaseline(n_mels, n_classes, width, dropout, C_in, n_prosody, nn.LSTM, depth=1)
-
-
-def cnn_lstm(n_mels, n_frames, n_classes, width=128, dropout=0., C_in=1, n_prosody=0):
-    return ConvLstmBaseline(n_mels, n_classes, width, dropout, C_in, n_prosody, attention=False)
-
-
-def cnn_lstm_att(n_mels, n_frames, n_classes, width=128, dropout=0., C_in=1, n_prosody=0):
-    return ConvLstmBaseline(n_mels, n_classes, width, dropout, C_in, n_prosody, attention=True)
+    def pooled(self, x, valid, prosody):
+        h = self.project(x.squeeze(2).transpose(1, 2))  # (N, D, 1, T) -> (N, T, H)
+        return mean_pool(h, valid) if self.pool is None else self.pool(h, valid)
 
 
-def cnn_gru(n_mels, n_frames, n_classes, width=32, dropout=0., C_in=1, n_prosody=0):
-    return ConvGruBaseline(n_classes, width, dropout, C_in, n_prosody)
+# The functions that config.BASELINES names. Widths are the paper's numbers of hidden units or channels, and SUPERB's.
+
+def cnn(height, n_frames, n_classes, width=5, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return ConvBaseline(height, n_frames, n_classes, width, dropout, C_in, n_prosody, n_sources)
 
 
-def make_baseline(name: str, n_mels: int, n_frames: int, n_classes: int, dropout: float, n_params: int = 0, C_in: int = 1,
-                  n_prosody: int = 0) -> Baseline:
-    """A network of config.BASELINES, of its own width, or of the width that brings it nearest to n_params parameters."""
+def rnn(height, n_frames, n_classes, width=512, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return RecurrentBaseline(height, n_classes, width, dropout, C_in, n_prosody, n_sources, nn.RNN, depth=3)
+
+
+def lstm(height, n_frames, n_classes, width=512, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return RecurrentBaseline(height, n_classes, width, dropout, C_in, n_prosody, n_sources, nn.LSTM, depth=1)
+
+
+def cnn_lstm(height, n_frames, n_classes, width=128, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return ConvLstmBaseline(height, n_classes, width, dropout, C_in, n_prosody, n_sources, attention=False)
+
+
+def cnn_lstm_att(height, n_frames, n_classes, width=128, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return ConvLstmBaseline(height, n_classes, width, dropout, C_in, n_prosody, n_sources, attention=True)
+
+
+def cnn_gru(height, n_frames, n_classes, width=32, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return ConvGruBaseline(n_classes, width, dropout, C_in, n_prosody, n_sources)
+
+
+def ssl_linear(height, n_frames, n_classes, width=0, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return FramesBaseline(n_classes, 0, dropout, C_in, n_prosody, n_sources)
+
+
+def ssl_mlp(height, n_frames, n_classes, width=256, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return FramesBaseline(n_classes, width, dropout, C_in, n_prosody, n_sources)
+
+
+def ssl_att(height, n_frames, n_classes, width=256, dropout=0., C_in=1, n_prosody=0, n_sources=0):
+    return FramesBaseline(n_classes, width, dropout, C_in, n_prosody, n_sources, attention=True)
+
+
+def make_baseline(name: str, height: int, n_frames: int, n_classes: int, dropout: float, n_params: int = 0, C_in: int = 1,
+                  n_prosody: int = 0, n_sources: int = 0) -> Baseline:
+    """A network of config.BASELINES, of its own width, or of the width that brings it nearest to n_params parameters.
+
+    height: mel bands, 1 for frames. ValueError if there is none that reads such an input, or of such a size.
+    """
     if name not in config.BASELINES:
         raise ValueError(f'{name!r} is not one of {", ".join(config.BASELINES)}')
     network = getattr(sys.modules[__name__], name)
     width = inspect.signature(network).parameters['width'].default
+    if n_params and not width:
+        raise ValueError(f'{name} has one size and cannot be brought to {n_params} parameters')
     if n_params:
-        width = nearest_width(lambda w: count_parameters(network, n_mels, n_frames, n_classes, w, dropout, C_in, n_prosody),
-                              n_params)
-    return network(n_mels, n_frames, n_classes, width, dropout, C_in, n_prosody)
+        width = nearest_width(lambda w: count_parameters(network, height, n_frames, n_classes, w, dropout, C_in, n_prosody,
+                                                         n_sources), n_params)
+    return network(height, n_frames, n_classes, width, dropout, C_in, n_prosody, n_sources)
 
 
 def count_parameters(network, *sizes) -> int:

@@ -3,8 +3,6 @@
 It counts the feature maps and sequences that the backward pass needs, by operation. Tests hold it to a factor of two of
 what autograd really saves.
 """
-import resource
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -12,6 +10,7 @@ import torch
 import genotypes as gt
 from config import UserError
 from models.skeleton import N_BANDS, reduction_layers
+from utils import free_memory
 
 # Maps (N, C, F, T) that an operation saves, by its first word; matrices of C x C or H x H weights; other operations as OTHER.
 MAPS = {'none': 0, 'skip': .5, 'max': 3., 'avg': 2.5, 'sep': 7., 'dil': 4., 'time': 4., 'freq': 4.}
@@ -42,7 +41,7 @@ def sized(config, genotype: gt.Genotype) -> SimpleNamespace:
     names = {'C': 'init_channels', 'layers': 'layers', 'rnn_layers': 'rnn_layers', 'C_rnn': 'rnn_channels'}
     decided = {names[name]: value for name, value in (genotype.network or {}).items() if name in names}
     strides = [gt.STRIDES[(genotype.network or {}).get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
-    return SimpleNamespace(**{**vars(config), **decided, 'strides': strides})
+    return SimpleNamespace(**{**vars(config), **decided, 'strides': strides, 'height': config.height, 'frames': config.frames})
 
 
 def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float, float]:
@@ -50,13 +49,14 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
 
     config: any with NetworkSettings. cells: see of_space. batch_size: windows of n_frames on one device.
     """
-    K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.n_mels, n_frames
-    C_out, parameters, objects = config.stem_multiplier * C, 0., 0.
+    K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.height, n_frames
+    C_out, objects = config.stem_multiplier * C, 0.
     relaxation, strides = getattr(config, 'relaxation', 'softmax'), iter(getattr(config, 'strides', (2, 2)))
 
     def computed(table, ops):  # by a step, on average
         return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation] * _sum(table, ops)
-    maps = 2 * C_out * F * T
+    L, D = config.frames or (0, 0)
+    maps, entering, parameters = 2 * C_out * F * T, (L + (L > 1)) * D * T, float(D * C_out)  # entering: layers and their mean
     for i in range(config.layers):
         kind = 'reduce' if i in reduction_layers(config.layers) else 'normal'
         if kind == 'reduce':
@@ -68,13 +68,13 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
         parameters += _sum(MATRICES, ops) * (C / K) ** 2 + 2 * C_out * C
         objects, C_out = objects + sum(ops.values()), C * n_nodes
     n_nodes, ops = cells['rnn']
-    H, H_in, steps = config.rnn_channels, N_BANDS * C_out, 0.
+    H, H_in, steps = config.rnn_channels, (1 if config.frames else N_BANDS) * C_out, 0.
     for _ in range(config.rnn_layers):
         parameters += _sum(MATRICES, ops) * H ** 2 + 2 * H_in * H
         steps += (computed(STEPS, ops) + 6) * H * T
         objects, H_in = objects + sum(ops.values()), n_nodes * H
     maps *= FAST if getattr(config, 'fast', False) and relaxation == 'softmax' else 1
-    return COPIES * parameters + OBJECT * objects, 4. * batch_size * (maps + steps)
+    return COPIES * parameters + OBJECT * objects, 4. * batch_size * (entering + maps + steps)
 
 
 def _sum(table: dict, ops: dict) -> float:
@@ -87,26 +87,12 @@ def _sum(table: dict, ops: dict) -> float:
     return total
 
 
-def free(device: torch.device) -> int:
-    """Bytes that this process can still have on a device."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit > 0]
-    for path, name in (('/proc/meminfo', 'MemAvailable:'), ('/sys/fs/cgroup/memory.max', '')):
-        try:
-            words = Path(path).read_text().split()
-            found.append(int(words[words.index(name) + 1]) * 1024 if name else int(words[0]))
-        except (OSError, ValueError, IndexError):  # another system, or no limit
-            pass
-    return min(found, default=2 ** 62)
-
-
 def check(config, cells: dict, n_frames: int, batch_size: int, device: torch.device) -> None:
     """UserError if training this network cannot fit on the device. cells: {} for a network without them, of config.params."""
     fixed, activations = estimate(config, cells, n_frames, batch_size) if cells else (COPIES * config.params, 0.)
     if device.type == 'cuda' and config.amp:
         activations /= 2  # bfloat16
-    needed, there = fixed + activations, free(device)
+    needed, there = fixed + activations, free_memory(device)
     if needed > there:
         raise UserError(
             f'training this network takes about {needed / 1e9:,.1f} GB of memory ({fixed / 1e9:,.1f} of them for parameters) '

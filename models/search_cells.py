@@ -59,10 +59,10 @@ def path_states(dag: nn.ModuleList, s0: Tensor, s1: Tensor, path: Path) -> list:
 class SearchCell(nn.Module):
     """CNN cell: (N, C_pp, ., .), (N, C_p, F, T) -> (N, n_nodes * C, F, T), F and T halved where `reduction`.
 
-    partial_channels: K of PC-DARTS; 1 sends all channels through the operations.
+    reduction, reduction_p: as in AugmentCell. partial_channels: K of PC-DARTS; 1 sends all channels through the operations.
     """
 
-    def __init__(self, n_nodes: int, C_pp: int, C_p: int, C: int, reduction_p: bool, reduction: bool,
+    def __init__(self, n_nodes: int, C_pp: int, C_p: int, C: int, reduction_p, reduction,
                  primitives=gt.PRIMITIVES, partial_channels: int = 1):
         super().__init__()
         if C % partial_channels:
@@ -73,7 +73,7 @@ class SearchCell(nn.Module):
         self.preproc1 = fit_map(C_p, C, False, affine=False)
 
         def make_edge(j):
-            stride = 2 if reduction and j < 2 else 1  # only the cell's inputs have the full size
+            stride = reduction if reduction and j < 2 else 1  # only the cell's inputs have the full size
             ops = [OPS[name](C // partial_channels, stride, affine=False) for name in primitives]
             return MixedOp(ops) if partial_channels == 1 else PartialMixedOp(ops, partial_channels, stride)
         self.dag = mixed_dag(n_nodes, make_edge)

@@ -38,7 +38,7 @@ class SearchCNN(JointNetwork):
 
     def __init__(self, C_in, C, n_classes, n_layers, n_nodes=4, stem_multiplier=3, n_layers_rnn=1, n_nodes_rnn=2, C_rnn=32,
                  primitives=gt.PRIMITIVES, rnn_primitives=gt.RNN_PRIMITIVES, dropout=0., partial_channels=1, fast=True,
-                 n_prosody=0):
+                 n_prosody=0, n_sources=0):
         cell, seq_cell = (FastCell, FastSeqCell) if fast else (SearchCell, SearchSeqCell)
 
         def make_cell(C_pp, C_p, C, reduction_p, reduction):
@@ -48,13 +48,13 @@ class SearchCNN(JointNetwork):
             return seq_cell(n_nodes_rnn, H_pp, H_p, H, rnn_primitives)
 
         super().__init__(C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
-                         n_prosody=n_prosody)
+                         n_prosody=n_prosody, n_sources=n_sources)
         if fast:
-            use_fast_depthwise(self)  # for a Path; mixtures call no convolution of a cell
+            use_fast_depthwise(self, one_row=n_sources > 0)  # for a Path; mixtures call no convolution of a cell
 
     def forward(self, x: Tensor, weights_normal, weights_reduce, weights_rnn=(), valid: Tensor | None = None,
                 prosody: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
-        """x (N, C_in, F, T) -> logits (N, n_classes)"""
+        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes)"""
         weights = {'normal': weights_normal, 'reduce': weights_reduce, 'rnn': weights_rnn}
         return self.forward_cells(x, weights, None, valid, prosody, speaker)[0]
 
@@ -66,7 +66,7 @@ class SearchCNNController(nn.Module):
     n_nodes, n_nodes_rnn: nodes per cell. C_rnn: width of a SeqNN node. primitives, rnn_primitives: see genotypes.op_set.
     partial_channels: with K > 1, 1/K of the channels of a CNN state pass the operations, and edges of CNN cells have weights of
     their own, softmax(beta) over the edges of a node (PC-DARTS, Xu et al. 2020).
-    n_prosody: rows of prosody in the input.
+    n_prosody: rows of prosody in the input. n_sources: as in models.sources.Network.
     device_ids: accepted for compatibility with pt.darts; at most one device. fast: compute the cells as models/fast does;
     False: edge by edge, as models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or
     operations that make no network.
@@ -77,7 +77,7 @@ class SearchCNNController(nn.Module):
     def __init__(self, C_in: int, C: int, n_classes: int, n_layers: int, criterion: nn.Module, n_nodes: int = 4,
                  stem_multiplier: int = 3, n_layers_rnn: int = 1, n_nodes_rnn: int = 2, C_rnn: int = 32, primitives='paper',
                  rnn_primitives='mixed', dropout: float = 0., device_ids=None, partial_channels: int = 1, fast: bool = True,
-                 n_prosody: int = 0):
+                 n_prosody: int = 0, n_sources: int = 0):
         super().__init__()
         if n_nodes < 1 or n_nodes_rnn < 1:
             raise ValueError(f'a cell needs 1 node or more, not n_nodes {n_nodes}, n_nodes_rnn {n_nodes_rnn}')
@@ -89,7 +89,7 @@ class SearchCNNController(nn.Module):
         self.n_nodes, self.n_nodes_rnn = n_nodes, n_nodes_rnn
         self.primitives, self.rnn_primitives = gt.op_set(primitives), gt.op_set(rnn_primitives, 'rnn')
         self.net = SearchCNN(C_in, C, n_classes, n_layers, n_nodes, stem_multiplier, n_layers_rnn, n_nodes_rnn, C_rnn,
-                             self.primitives, self.rnn_primitives, dropout, partial_channels, fast, n_prosody)
+                             self.primitives, self.rnn_primitives, dropout, partial_channels, fast, n_prosody, n_sources)
         self.alpha_normal = self._alpha(n_nodes, self.primitives)
         self.alpha_reduce = self._alpha(n_nodes, self.primitives)
         self.alpha_rnn = self._alpha(n_nodes_rnn if n_layers_rnn else 0, self.rnn_primitives)
@@ -118,7 +118,7 @@ class SearchCNNController(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None,
                 speaker: Tensor | None = None) -> Tensor:
-        """x (N, C_in, F, T) -> logits (N, n_classes). Arguments as in datasets.dataset.Inputs."""
+        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes). Arguments as in datasets.dataset.Inputs."""
         weights = (self.cell_weights(kind) for kind in ('normal', 'reduce', 'rnn'))
         return self.net(x, *weights, valid, prosody, speaker)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.heads import HEADS, AttendedBands
 from models.ops import StdConv, reduce_map
+from models.sources import Network, one_row
 from models.sync import BatchNorm2d
 
 N_BANDS = 4  # frequency bands of a sequence: a map is averaged to this height first
@@ -70,7 +71,7 @@ def statistics_pool(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.cat([mean, (var + VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
-class JointNetwork(nn.Module):
+class JointNetwork(Network):
     """Stem - CNN cells - sequences over time - SeqNN cells - statistics pooling - linear.
 
     make_cell(C_pp, C_p, C, reduction_p, reduction) and make_seq_cell(H_pp, H_p, H) build the cells. A cell has the attributes
@@ -79,14 +80,16 @@ class JointNetwork(nn.Module):
     strides: of the two reduction cells, 2 or a pair (along F, along T). bands: frequency bands of a sequence, or 'attended'.
     head: 'mean_std' (statistics pooling), or a name in models/heads.py. n_prosody: rows of prosody,
     P, which join the sequences that the first SeqNN cell reads; their mean and deviation over time join the pooled vector.
+    n_sources: as in Network. Frames enter through a 1x1 convolution; their maps have one row, so that strides hold along T
+    alone and a sequence has one band, whatever `bands` says.
     Raises ValueError on sizes that make no network.
     """
 
     pools_padding = False  # True: pooling ignores `valid`, as networks trained by the first version did
 
     def __init__(self, C_in, C, n_classes, n_layers, stem_multiplier, n_layers_rnn, C_rnn, dropout, make_cell, make_seq_cell,
-                 strides=(2, 2), bands=N_BANDS, head='mean_std', n_prosody=0):
-        super().__init__()
+                 strides=(2, 2), bands=N_BANDS, head='mean_std', n_prosody=0, n_sources=0):
+        super().__init__(C_in, n_sources)
         sizes = dict(C_in=C_in, C=C, n_layers=n_layers, stem_multiplier=stem_multiplier, C_rnn=C_rnn)
         for name, size in sizes.items():
             if size < 1:
@@ -96,9 +99,12 @@ class JointNetwork(nn.Module):
                              f'dropout {dropout} in [0, 1)')
         if n_layers_rnn and C_rnn < 2:
             raise ValueError('C_rnn 1: the layer norm of one channel is always 0; a SeqNN cell needs 2 or more')
-        self.C_in, self.n_prosody = C_in, n_prosody
+        self.n_prosody = n_prosody
         C_cur = stem_multiplier * C
-        self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, 3, padding=1, bias=False), BatchNorm2d(C_cur))
+        if n_sources:
+            strides, bands = [(1, stride if isinstance(stride, int) else stride[1]) for stride in strides], 1
+        kernel = 1 if n_sources else 3
+        self.stem = nn.Sequential(nn.Conv2d(C_in, C_cur, kernel, padding=kernel // 2, bias=False), BatchNorm2d(C_cur))
         C_pp, C_p, C_cur = C_cur, C_cur, C
         self.cells = nn.ModuleList()
         reductions = dict(zip(sorted(reduction_layers(n_layers)), strides))
@@ -108,6 +114,8 @@ class JointNetwork(nn.Module):
             C_cur *= 2 if reduction else 1
             self.cells.append(make_cell(C_pp, C_p, C_cur, reduction_p, reduction))
             reduction_p, C_pp, C_p = reduction, C_p, self.cells[-1].C_out
+        if n_sources:
+            one_row(self.cells)
         self.bands = bands
         self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if bands == 'attended' else None
         width = N_BANDS if self.attend else bands
@@ -127,16 +135,14 @@ class JointNetwork(nn.Module):
 
     def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None,
                       prosody: Tensor | None = None, speaker: Tensor | None = None):
-        """x (N, C_in, F, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
+        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
 
         weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet. valid: (N, T) bool, False where a
         frame is padding, which then takes no part in the pooling over time. prosody: (N, P, T). speaker: (N,) indices, for
         SpeakerNorm.
         """
-        if x.ndim != 4 or x.shape[1] != self.C_in:
-            raise ValueError(f'expected (N, {self.C_in}, F, T), got {tuple(x.shape)}')
         tapped = None
-        s0 = s1 = self.stem(x)  # (N, C_in, F, T) -> (N, C, F, T)
+        s0 = s1 = self.stem(self.mixed(x))  # (N, C_in, F, T) -> (N, C, F, T)
         for i, cell in enumerate(self.cells):
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
             if i == tap:
@@ -157,11 +163,12 @@ class JointNetwork(nn.Module):
             pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
         return self.linear(pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)), tapped
 
-    def check_batches(self, n_mels: int, n_frames: int, sizes):
+    def check_batches(self, height: int, n_frames: int, sizes):
         """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
-        if min(sizes) == 1 and n_mels <= self.shrink[0] and n_frames <= self.shrink[1]:
+        if min(sizes) == 1 and height <= self.shrink[0] and n_frames <= self.shrink[1]:
             raise ValueError(f'batch norm needs more than one value per channel, but in a batch of one utterance a map of '
-                             f'{n_mels} x {n_frames} shrinks to one: raise --batch_size, --n_mels or --duration')
+                             f'{height} x {n_frames} shrinks to one: raise --batch_size, '
+                             f'{"" if self.n_sources else "--n_mels "}or --duration')
 
     @staticmethod
     def _run(cell, s0, s1, weights):

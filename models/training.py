@@ -25,14 +25,14 @@ def make_net(config, data, genotype) -> torch.nn.Module:
         cells, its = (memory.of_genotype(genotype), memory.sized(config, genotype)) if genotype else ({}, config)
         memory.check(its, cells, train.n_frames, max(train.batch_sizes(config.batch_size)) // train.world_size, train.device)
     if not genotype:
-        net = make_baseline(config.model, config.n_mels, train.n_frames, len(data.labels), config.dropout, config.params,
+        net = make_baseline(config.model, config.height, train.n_frames, len(data.labels), config.dropout, config.params,
                             **config.inputs)
         return speaker_norm.added(net, config, len(train.speakers))
     try:
         net = AugmentCNN(None, C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
                          auxiliary=config.aux_weight > 0, genotype=genotype, stem_multiplier=config.stem_multiplier,
                          n_layers_rnn=config.rnn_layers, C_rnn=config.rnn_channels, dropout=config.dropout, **config.inputs)
-        net.check_batches(config.n_mels, train.n_frames, train.batch_sizes(config.batch_size))
+        net.check_batches(config.height, train.n_frames, train.batch_sizes(config.batch_size))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
     return speaker_norm.added(net, config, len(train.speakers))

@@ -10,10 +10,10 @@ from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH,
 
 import config as cf
 import genotypes as gt
-from config import BASELINES, UserError
+from config import BASELINES, ONE_SIZE, UserError
 
 MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', TRANSFERRED, RANDOM_SEARCH, RANDOM, *BASELINES,
-          *(f'{name}{MATCHED}' for name in BASELINES), SVM)  # in the order of the tables
+          *(f'{name}{MATCHED}' for name in BASELINES if name != ONE_SIZE), SVM)  # in the order of the tables
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'device',
                 'genotype']

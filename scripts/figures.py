@@ -7,8 +7,9 @@ from jobs import MATCHED
 from matplotlib.figure import Figure
 
 COLOURS = ['#d62728', '#17becf', '#000000', '#ffd700', '#000080',
-           '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f']
-MARKERS = 'Dph*8o<>Pv^sX'
+           '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c',
+           '#008080', '#9acd32', '#c71585', '#7f7f7f']
+MARKERS = 'Dph*8o<>Pv^s.dHX'
 SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the same number of parameters
 
 

@@ -92,9 +92,9 @@ def by_speaker(x: dict, sets: dict) -> dict:
 def functionals(dataset) -> np.ndarray:
     """(n, 6 F): mean, deviation, percentiles and mean absolute difference of each band over the frames of an utterance."""
     rows = []
-    for offset, length in zip(dataset.offsets.tolist(), dataset.lengths.tolist()):
-        frames = dataset.frames[:, offset:offset + length].float().numpy()  # (F, T)
-        steps = np.abs(np.diff(frames, axis=1)) if length > 1 else np.zeros_like(frames)
+    for i in range(len(dataset)):
+        frames = dataset.features_of(i)  # (F, T)
+        steps = np.abs(np.diff(frames, axis=1)) if frames.shape[1] > 1 else np.zeros_like(frames)
         rows.append(np.concatenate([frames.mean(axis=1), frames.std(axis=1), *np.percentile(frames, PERCENTILES, axis=1),
                                     steps.mean(axis=1)]))
     return np.stack(rows)

@@ -59,7 +59,7 @@ def expected(predictor, wave):
     return np.array(list(predictor(wave).probabilities.values()))
 
 
-CASES = [*[(name, {}) for name in cf.BASELINES], ('genotype', {'trim_db': 30.}), ('cnn_gru', {'features': 'mfcc'}),
+CASES = [*[(name, {}) for name in cf.ANY_INPUT], ('genotype', {'trim_db': 30.}), ('cnn_gru', {'features': 'mfcc'}),
          ('lstm', {'time_pool': 1, 'hop_ms': 10., 'trim_db': 40.}), ('cnn', {'time_pool': 3, 'trim_db': 40.})]
 
 

@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch._subclasses import FakeTensorMode
 
 import genotypes as gt
-from config import BASELINES
+from config import ANY_INPUT
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.derivatives import differentiating_twice
@@ -104,7 +104,7 @@ def test_discrete_network_of_every_operation(seq_op, training, autocast, recurre
 
 
 @pytest.mark.parametrize('autocast', [False, True])
-@pytest.mark.parametrize('name', BASELINES)
+@pytest.mark.parametrize('name', ANY_INPUT)
 def test_baselines(name, autocast, recurrences):
     n_rnns = check(lambda: make_baseline(name, F, T, N_CLASSES, .1), autocast, recurrences)
     assert len(recurrences) == n_rnns == (name != 'cnn')

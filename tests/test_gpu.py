@@ -6,7 +6,7 @@ import torch
 from forms import NETWORKS, SEQ_OPS, alpha_gradient, assert_same, assert_same_passes, batch, pair
 
 import genotypes as gt
-from config import BASELINES
+from config import ANY_INPUT
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 
@@ -69,7 +69,7 @@ def test_discrete_network_of_every_operation(seq_op):
     assert_same(run(net, X, y, 'cuda', autocast=True)[:1], expected[:1], .1)
 
 
-@pytest.mark.parametrize('name', BASELINES)
+@pytest.mark.parametrize('name', ANY_INPUT)
 def test_baselines(name):
     net, (X, y) = make_baseline(name, 13, 18, 3, 0.), batch(torch.float)
     expected = run(net, X, y, 'cpu')

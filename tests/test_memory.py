@@ -83,7 +83,7 @@ def test_the_estimate_of_a_genotype_is_within_a_factor_of_two(seed, changed):
 @pytest.mark.parametrize('argv', [['--layers', '100', '--n_nodes', '32'], ['--init_channels', '4096', '--layers', '50'],
                                   ['--rnn_channels', '4096', '--rnn_layers', '100'], ['--duration', '600', '--n_mels', '1024']])
 def test_a_supernet_that_cannot_fit_is_refused_with_its_size_at_once(argv, monkeypatch):
-    monkeypatch.setattr(memory, 'free', lambda device: 16 * 10 ** 9)
+    monkeypatch.setattr(memory, 'free_memory', lambda device: 16 * 10 ** 9)
     config = cf.build('search', cf.given('search', ['--name', 'x', *argv, '--batch_size', '64']))
     train = SimpleNamespace(n_frames=config.n_frames, world_size=1, device=torch.device('cpu'),
                             batch_sizes=lambda batch_size, half: [batch_size])
@@ -102,6 +102,6 @@ def test_a_supernet_that_cannot_fit_is_refused_with_its_size_at_once(argv, monke
 
 
 def test_the_memory_that_is_free_is_at_most_that_of_the_machine():
-    there = memory.free(torch.device('cpu'))
+    there = memory.free_memory(torch.device('cpu'))
     total = int(next(line.split()[1] for line in open('/proc/meminfo') if line.startswith('MemTotal'))) * 1024
     assert 0 < there <= total

@@ -12,7 +12,7 @@ import augment
 import config as cf
 import datasets
 import search
-from config import BASELINES
+from config import ANY_INPUT
 from datasets import features as ft
 from datasets import prosody
 from datasets.dataset import Inputs, SpeechDataset, statistics, with_differences
@@ -113,14 +113,14 @@ def test_a_dataset_gives_both_and_masks_neither_order_nor_x():
 
 
 def made(name, C_in=3, n_prosody=P):
-    if name in BASELINES:
+    if name in ANY_INPUT:
         return make_baseline(name, 8, 12, 3, 0., 3_000, C_in=C_in, n_prosody=n_prosody)
     net = supernet(n_layers_rnn=1, rnn_primitives='gru_1,skip_connect,none')
     layers = 0 if name == 'pure CNN' else 1
     return AugmentCNN(None, C_in, 4, 3, 3, False, net.genotype(), n_layers_rnn=layers, C_rnn=6, n_prosody=n_prosody)
 
 
-@pytest.mark.parametrize('name', [*BASELINES, 'discrete', 'pure CNN'])
+@pytest.mark.parametrize('name', [*ANY_INPUT, 'discrete', 'pure CNN'])
 def test_every_network_reads_it_and_padding_changes_nothing(name):
     net = made(name).double()
     n = torch.tensor([12, 12, 8, 4])

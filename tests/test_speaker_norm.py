@@ -12,7 +12,7 @@ import augment
 import config as cf
 import datasets
 import search
-from config import BASELINES
+from config import ANY_INPUT
 from datasets.dataset import ENOUGH, Inputs, SpeechDataset, by_speaker, shrunk
 from models import predictor, speaker_norm
 from models.augment_cnn import AugmentCNN
@@ -35,7 +35,7 @@ def corpus(speakers='aaaaaaaaaaaabbbbbbbbbbbbccc', labels=None, shift=0.):
 
 def network(name='cnn_gru'):
     """A network in eval mode that was trained for two batches."""
-    if name in BASELINES:
+    if name in ANY_INPUT:
         net = make_baseline(name, 8, T, 3, 0., 2_000)
     else:
         net = supernet(n_layers_rnn=1, rnn_primitives='skip_connect,gru_1,none')
@@ -102,7 +102,7 @@ def test_the_batch_takes_part_in_the_gradient():
     assert torch.autograd.gradcheck(forward, x) and torch.autograd.gradgradcheck(forward, x)
 
 
-@pytest.mark.parametrize('name', [*BASELINES, 'discrete', 'supernet'])
+@pytest.mark.parametrize('name', [*ANY_INPUT, 'discrete', 'supernet'])
 def test_every_model_gets_each_speaker_with_mean_0_and_deviation_1(name):
     net, data, seen = network(name), corpus(), []
     scores(net, data)

@@ -1,7 +1,8 @@
-"""Your own corpus: a CSV file with the columns path,label,speaker and, optionally, session,gender,split,start,end.
+"""Your own corpus: a CSV file with the columns path,label,speaker and, optionally, session,gender,split,start,end,frames.
 
 Column names may be in any case; commas, semicolons or tabs separate them. Paths are relative to the
-file; start and end are in seconds; split is train, dev or test.
+file; start and end are in seconds; split is train, dev or test; frames is a .npy file, and the audio of
+an utterance that has one need not be there.
 """
 import csv
 import math
@@ -14,7 +15,7 @@ from datasets.files import check_text
 from datasets.utterance import Utterance
 
 REQUIRED = ('path', 'label', 'speaker')
-OPTIONAL = ('session', 'gender', 'split', 'start', 'end')
+OPTIONAL = ('session', 'gender', 'split', 'start', 'end', 'frames')
 OTHER_NAMES = {'path': ('file', 'filename', 'filepath', 'file_name', 'wav', 'audio'),
                'label': ('emotion', 'class', 'target'), 'speaker': ('speaker_id', 'spk', 'spkrid', 'actor'),
                'session': ('dialog', 'dialogue'), 'gender': ('sex',),
@@ -90,14 +91,15 @@ def _utterance(row, where, folder):
         raise UserError(f'{where}: gender {short(row["gender"])} is not m or f')
     if row.get('split') and row['split'] not in SPLITS:
         raise UserError(f'{where}: split {short(row["split"])} is not {", ".join(SPLITS)}')
-    path = folder / row['path']
-    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        raise UserError(f'{where}: no file {path}')
+    path, frames = folder / row['path'], folder / row['frames'] if row.get('frames') else None
+    if not os.path.isfile(frames or path):  # unlike Path.is_file, False for a name that is too long
+        raise UserError(f'{where}: no file {frames or path}')
     start, end = (_seconds(row.get(column), column, where) for column in ('start', 'end'))
     if end is not None and end <= (start or 0.):
         raise UserError(f'{where}: end {end} is not after start {start or 0.}')
     return Utterance(str(path), row['label'], row['speaker'], row.get('session') or None,
-                     GENDERS[row.get('gender', '').lower()], row.get('split') or None, start, end)
+                     GENDERS[row.get('gender', '').lower()], row.get('split') or None, start, end,
+                     frames=frames and str(frames))
 
 
 def _seconds(text, column, where):

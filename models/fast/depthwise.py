@@ -17,23 +17,29 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(x) if fast.on_gpu(x) else depthwise(x, [self])[0]
 
 
-def use_fast_depthwise(net: nn.Module):
-    """Turns the depthwise convolutions of a network into DepthwiseConv2d; parameters and results stay the same."""
+def use_fast_depthwise(net: nn.Module, one_row: bool = False):
+    """Turns the depthwise convolutions of a network into DepthwiseConv2d; parameters and results stay the same.
+
+    one_row: those whose kernel has one row; otherwise those with a square kernel.
+    """
     for module in net.modules():
-        if type(module) is nn.Conv2d and _has_fast_form(module):
+        if type(module) is nn.Conv2d and _has_fast_form(module, one_row):
             module.__class__ = DepthwiseConv2d
 
 
-def _has_fast_form(conv: nn.Conv2d) -> bool:
-    """Whether `depthwise` computes this convolution: C -> C, a square odd kernel, 'same' padding with zeros, no bias."""
-    k, d = conv.kernel_size[0], conv.dilation[0]
+def _has_fast_form(conv: nn.Conv2d, one_row: bool) -> bool:
+    """Whether `depthwise` computes this convolution: C -> C, an odd kernel, 'same' padding with zeros, no bias."""
+    k, d = conv.kernel_size[1], conv.dilation[0]
+    kernel = (1 if one_row else k, k)
     return (conv.groups == conv.in_channels == conv.out_channels > 1 and conv.bias is None and conv.padding_mode == 'zeros'
-            and k % 2 == 1 and conv.kernel_size == (k, k) and conv.dilation == (d, d) and len({*conv.stride}) == 1
-            and conv.padding == (d * (k // 2),) * 2)
+            and k % 2 == 1 and conv.kernel_size == kernel and conv.dilation == (d, d) and len({*conv.stride}) == 1
+            and conv.padding == tuple(d * (size // 2) for size in kernel))
 
 
 def depthwise(x: Tensor, convs: list) -> tuple:
     """[conv(x) for conv in convs]: depthwise convolutions, C -> C, of one stride and one dilation, odd kernels of any size.
+
+    Kernels are square, or all have one row.
 
     oneDNN differentiates a depthwise convolution quickly only if the kernel is not dilated and, for the weight gradient, three
     wide; otherwise backward takes six to fifteen times as long as forward (docs/benchmarks). Here all of them are brought to
@@ -56,7 +62,12 @@ def grouped_conv(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) 
 
 
 def _conv(x, w, stride, dilation):
-    return F.conv2d(x, w, None, stride, dilation * (w.shape[-1] // 2), dilation, x.shape[1] // w.shape[1])
+    return F.conv2d(x, w, None, stride, _padding(w.shape, dilation), dilation, x.shape[1] // w.shape[1])
+
+
+def _padding(shape, dilation):
+    """Along F and T, so that a kernel of this shape keeps the size of a map."""
+    return [dilation * (size // 2) for size in shape[2:]]
 
 
 # y = conv(x, w) is linear in x and in w, and so are its two gradients in both of their arguments. Each of these three functions
@@ -88,7 +99,7 @@ class _DataGradient(torch.autograd.Function):
         ctx.how = stride, dilation
         if stride == 1 and w.shape[1] == 1 and not fast.on_gpu(y):
             return _conv(y, w.flip(2, 3), 1, dilation)
-        return _backward(y, y.new_empty(1).expand(shape), w, stride, [dilation * (w.shape[-1] // 2)] * 2, dilation, 0)
+        return _backward(y, y.new_empty(1).expand(shape), w, stride, _padding(w.shape, dilation), dilation, 0)
 
     @staticmethod
     def backward(ctx, g):
@@ -106,22 +117,22 @@ class _WeightGradient(torch.autograd.Function):
         ctx.save_for_backward(x, *ys)
         ctx.how = stride, dilation
         if fast.on_gpu(x):
-            paddings = [[dilation * (shape[-1] // 2)] * 2 for shape in shapes]
-            return tuple(_backward(y, x, x.new_empty(1).expand(shape), stride, padding, dilation, 1)
-                         for y, shape, padding in zip(ys, shapes, paddings))
+            return tuple(_backward(y, x, x.new_empty(1).expand(shape), stride, _padding(shape, dilation), dilation, 1)
+                         for y, shape in zip(ys, shapes))
         if dilation > 1:  # on each phase a dilated convolution is a plain one
-            x, ys = _phases(x, dilation), [_phases(y, dilation) for y in ys]
+            rows = 1 if all(shape[2] == 1 for shape in shapes) else dilation
+            x, ys = _phases(x, rows, dilation), [_phases(y, rows, dilation) for y in ys]
         C, padded, dws = x.shape[1], {}, []
-        for (*_, k), y in zip(shapes, ys):
+        for (*_, h, k), y in zip(shapes, ys):
             if k <= _WIDTH:
-                dws.append(_backward(y, x, x.new_empty(C, 1, k, k), stride, [k // 2] * 2, 1, 1))
+                dws.append(_backward(y, x, x.new_empty(C, 1, h, k), stride, [h // 2, k // 2], 1, 1))
                 continue
-            dw = x.new_empty(C, 1, k, k)
+            dw = x.new_empty(C, 1, h, k)
             for first in {*range(0, k - _WIDTH, _WIDTH - 1), k - _WIDTH}:  # three columns at a time
                 if (k, first) not in padded:  # x such that a kernel of only these columns meets them
                     padded[k, first] = _pad(x, k // 2 - first, first + _WIDTH - 1 - k // 2)
                 dw[..., first:first + _WIDTH] = _backward(
-                    y, padded[k, first], x.new_empty(C, 1, k, _WIDTH), stride, [k // 2, 0], 1, 1)
+                    y, padded[k, first], x.new_empty(C, 1, h, _WIDTH), stride, [h // 2, 0], 1, 1)
             dws.append(dw)
         return tuple(dws)
 
@@ -154,10 +165,13 @@ def _pad(x, left, right):
     return wide
 
 
-def _phases(x, d):
-    """(N, C, F, T) -> (d * d * N, C, ceil(F / d), ceil(T / d)): every d-th row and column, for each of the d * d offsets."""
+def _phases(x, rows, columns):
+    """(N, C, F, T) -> (rows * columns * N, C, F / rows, T / columns), rounded up.
+
+    Each of the rows * columns offsets becomes a map: of every row and column that lies so far apart.
+    """
     H, W = x.shape[2:]
-    if H % d or W % d:
-        x = F.pad(x, (0, -W % d, 0, -H % d))
-    x = x.permute(0, 2, 3, 1).unflatten(2, (-1, d)).unflatten(1, (-1, d))  # (N, F/d, d, T/d, d, C)
+    if H % rows or W % columns:
+        x = F.pad(x, (0, -W % columns, 0, -H % rows))
+    x = x.permute(0, 2, 3, 1).unflatten(2, (-1, columns)).unflatten(1, (-1, rows))  # (N, F/rows, rows, T/columns, columns, C)
     return x.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)  # one copy, in channels_last
