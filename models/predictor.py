@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import joblib
@@ -68,7 +69,7 @@ class Predictor:
         """A Predictor for the one speaker of these recordings; warn(line) is told if they are few. UserError."""
         if not self.needs_speaker:
             raise UserError('this network does not normalise speakers: leave --speaker_files out')
-        features = [x for x, _ in _in_threads(lambda r: recording.features(self._utterance(r), self.config), list(recordings))]
+        features = _in_threads(lambda r: recording.features(self._utterance(r), self.config, self.device)[0], list(recordings))
         if not features:
             raise UserError('--speaker_files: there is no recording')
         n, own = len(features), statistics(features)
@@ -143,11 +144,11 @@ class Predictor:
         """Features (F, T) float16 as the network's set would hold them, and the s trimmed off the beginning. UserError."""
         self.check_speaker()
         if isinstance(audio, str | os.PathLike | Utterance):
-            x, skipped = recording.features(self._utterance(audio), self.config)
+            x, skipped = recording.features(self._utterance(audio), self.config, self.device)
         elif self.config.features == 'frames':
             raise UserError('this network reads frames, not waves: name their .npy file')
         else:
-            x, skipped = recording.of_wave(_wave(audio, rate), self.config)
+            x, skipped = recording.of_wave(_wave(audio, rate), self.config, self.device)
         return (scaled(x, self.moments) if self.needs_speaker else x), skipped
 
     def probabilities(self, features: list[np.ndarray]) -> np.ndarray:
@@ -206,10 +207,10 @@ def with_encoder(config: cf.FeatureSettings, encoder: str | None, warn: Callable
             raise UserError(f'--encoder has no effect: this network reads {config.features}; leave it out')
         return config
     here = replace(config, encoder=encoder or config.encoder)
-    here, recorded = replace(here, **frames.found(here)), config.encoder_revision
+    here, recorded = replace(here, **frames.found(SimpleNamespace(**vars(here), cache=None))), config.encoder_revision
     if here.frame_shape != config.frame_shape or here.frames_per_s != config.frames_per_s:
-        raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on {config.frame_shape}: '
-                        f'name the folder of {config.encoder}, --encoder FOLDER')
+        raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on '
+                        f'{config.frame_shape} of {config.encoder}: name the folder of that one, --encoder FOLDER')
     if here.encoder_revision != recorded:
         what = f'{here.encoder} is revision {here.encoder_revision}, and the network was trained with revision {recorded}'
         if len(here.encoder_revision) == len(recorded):

@@ -37,7 +37,8 @@ class Frames(nn.Module):
         self.register_buffer('std', predictor.std)
 
     def forward(self, frames: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
-        x = frames.reshape(self.config.n_rows, -1).half().float()  # rounded as in the cache
+        x = torch.cat(frames[0].unbind()) if frames.ndim > 3 else frames[0]  # (n_rows, T)
+        x = x.half().float()  # rounded as in the cache
         return self.scored(x, torch.full((), x.shape[1], device=x.device), speaker_mean, speaker_std)
 
     def scored(self, x: Tensor, n_frames: Tensor, speaker_mean: Tensor | None, speaker_std: Tensor | None) -> Tensor:
@@ -177,7 +178,6 @@ class EncoderFrames(nn.Module):
             raise UserError(f'{config.encoder} reads {what}')
         self.model, self.layers, self.mean = encoder.model, encoder.layers, encoder.mean
         self.normalises = encoder.extractor.do_normalize
-        self.shape = frames_shape(config)
 
     def forward(self, waveform: Tensor) -> Tensor:
         if self.normalises:
@@ -185,8 +185,8 @@ class EncoderFrames(nn.Module):
             waveform = (waveform - mean) / (variance + 1e-7).sqrt()
         states = self.model(waveform, output_hidden_states=True).hidden_states  # (1, T, D) each
         x = torch.stack([states[layer] for layer in self.layers], dim=1)  # (1, L, T, D)
-        x = x.mean(dim=1) if self.mean else x
-        return x.transpose(-1, -2).reshape(1, *self.shape, -1)
+        x = x.mean(dim=1) if self.mean else x[:, 0] if len(self.layers) == 1 else x
+        return x.transpose(-1, -2)
 
 
 def exported_encoder(config: cf.FeatureSettings) -> torch.export.ExportedProgram:

@@ -201,7 +201,8 @@ def of_frames(predictor: Predictor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     moments = predictor.moments if predictor.needs_speaker else (predictor.mean, predictor.std)
     mean, std = (moment.numpy() for moment in moments)
     for n in (MIN_FRAMES, math.ceil(.7 * config.n_frames) + 1, math.ceil(3.3 * config.n_frames) + 1):
-        x = (mean + std * rng.standard_normal((config.n_rows, n))).astype(np.float16)
+        noise = rng.standard_normal((config.n_rows, 1)) + rng.standard_normal((config.n_rows, n))
+        x = (mean + std * noise).astype(np.float16)
         features = scaled(x, moments) if predictor.needs_speaker else x
         yield x.astype(np.float32).reshape(*frames_shape(config), n), predictor.probabilities([features])[0]
 

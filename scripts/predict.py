@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('run', metavar='RUN', help='folder of augment.py, or its best.pt')
     parser.add_argument('audio', metavar='FILE_OR_FOLDER', nargs='+', help='recordings of any length, rate and format; folders '
-                        'are searched at every depth; - reads one from standard input. For a network trained with --features frames: '
-                        '.npy files of frames, (channels, time) or (layers, channels, time)')
+                        'are searched at every depth; - reads one from standard input. A network trained with --features '
+                        'frames reads .npy files of them instead')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print one JSON object a line')
     form.add_argument('--csv', action='store_true', help='print a CSV table')

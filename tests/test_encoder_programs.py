@@ -3,6 +3,7 @@ import csv
 import json
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import augment
 import config as cf
 import search
 import utils
-from datasets import frames
+from datasets import encoders
 from models import predictor, steps
 from scripts import evaluate, export, predict
 
 transformers = pytest.importorskip('transformers')
-SIZES = '--init_channels 2 --layers 3 --rnn_channels 4'.split()
+SIZES = '--init_channels 2 --layers 1 --rnn_channels 4 --cnn_ops skip_connect,sep_conv_3x3,none --rnn_ops gru_1,none'.split()
 BASE = '--dataset manifest --device cpu --duration 0.8 --batch_size 10'.split()
 
 
@@ -34,6 +35,13 @@ def wav2vec2(folder, seed=0, **more):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _afresh():
+    """Encoders of one name in several folders."""
+    for kept in (encoders._described, encoders._encoder):
+        kept.cache_clear()
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, small_corpus):
     """A folder in which a search, its retraining and a baseline have read frames of the encoder `tiny`."""
@@ -42,13 +50,15 @@ def folder(tmp_path_factory, small_corpus):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         run(search, small_corpus, *SEARCH, '--name', 'a')
-        run(augment, small_corpus, '--name', 'a', '--genotype', 'runs/search/a', '--epochs', 2)
-        run(augment, small_corpus, *ENCODER, '--name', 'speaker', '--model', 'ssl_mlp', '--epochs', 1, '--encoder_layers', 2,
-            '--normalise', 'speaker', '--embedding', 'speaker')
+        run(augment, small_corpus, *AUGMENT, '--name', 'a')
+        more = [*ENCODER, *'--model ssl_mlp --params 900 --epochs 1 --normalise speaker'.split()]
+        run(augment, small_corpus, *more, '--name', 'speaker', '--encoder_layers', 2, '--embedding', 'speaker')
+        run(augment, small_corpus, *more, '--name', 'head', '--encoder_layers', '1-2')
     return cwd
 
 
 ENCODER = '--features encoder --encoder tiny'.split()
+AUGMENT = '--genotype runs/search/a --epochs 2'.split()
 SEARCH = [*ENCODER, *SIZES, *'--epochs 2 --n_nodes 1 --rnn_nodes 1 --alpha_warmup 1'.split()]
 
 
@@ -70,7 +80,7 @@ def test_a_run_records_its_encoder(folder):
         assert (settings['features'], settings['encoder_layers'], settings['frame_shape']) == ('encoder', 'all', '3x16')
         assert settings['frames_per_s'] == 50 and settings['encoder_revision']
     log = (folder / 'runs/search/a/search.log').read_text()
-    assert 'encoder tiny' in log
+    assert 'frames of tiny (' in log and '3 layers of 16 channels, 50 per second' in log
 
 
 @pytest.mark.parametrize('batch_size', [1, 32])
@@ -142,7 +152,7 @@ def stopped_at(monkeypatch, n):
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(folder, small_corpus, monkeypatch):
     monkeypatch.chdir(folder)
-    for program, name, argv in ((search, 'search', SEARCH), (augment, 'augment', ['--genotype', 'runs/search/a', '--epochs', 2])):
+    for program, name, argv in ((search, 'search', SEARCH), (augment, 'augment', AUGMENT)):
         argv = [*argv, '--name', 'b', '--resume', '--resident', 'never']
         with monkeypatch.context() as m, pytest.raises(utils.Stopped):
             stopped_at(m, 3)
@@ -164,7 +174,7 @@ def test_a_training_goes_on_with_its_encoder(folder, small_corpus, monkeypatch):
     assert kept[0] == kept[1]
 
 
-def test_own_frames(folder, small_corpus, tmp_path, monkeypatch, capsys):
+def test_own_frames(small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng, lines = np.random.default_rng(0), small_corpus.read_text().splitlines()
     for i, line in enumerate(lines[1:], 1):
@@ -172,7 +182,7 @@ def test_own_frames(folder, small_corpus, tmp_path, monkeypatch, capsys):
         np.save(tmp_path / f'{path}.npy', rng.standard_normal((2, 5, 60 + i)).astype(np.float32))
         lines[i] = f'{small_corpus.parent / path},{line.split(",", 1)[1]},{path}.npy'
     (tmp_path / 'corpus.csv').write_text('\n'.join([f'{lines[0]},frames', *lines[1:]]) + '\n')
-    run(augment, 'corpus.csv', '--name', 'own', '--features', 'frames', '--frames_per_s', 100, '--model', 'ssl_att', '--epochs', 1)
+    run(augment, 'corpus.csv', *'--name own --features frames --frames_per_s 100 --model ssl_att --epochs 1'.split())
     capsys.readouterr()
     expected = {path.rsplit('/', 1)[1]: row for path, row in saved(tmp_path / 'runs/augment/own').items()}
     predict.main(['runs/augment/own', '--json', '.'])
@@ -189,28 +199,23 @@ def test_own_frames(folder, small_corpus, tmp_path, monkeypatch, capsys):
         predict.main(['runs/augment/own', '--encoder', 'x', '.'])
 
 
-@pytest.mark.parametrize('name', ['a', 'speaker'])
-def test_an_export_is_two_files(name, folder, small_corpus, tmp_path, monkeypatch, capsys):
+def test_an_export_is_two_files(folder, small_corpus, tmp_path, monkeypatch, capsys):
     for package in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(package)
     import onnxruntime
     monkeypatch.chdir(folder)
-    argv = [f'runs/augment/{name}', '--out', str(tmp_path / 'net.onnx')]
-    if name == 'speaker':
-        with pytest.raises(cf.UserError, match='--embedding speaker cannot be exported'):
-            export.main(argv)
-        return
-    export.main(argv)
+    export.main(['runs/augment/head', '--out', str(tmp_path / 'net.onnx')])
     said = capsys.readouterr().out
     assert 'net.encoder.onnx' in said and {p.name for p in tmp_path.iterdir()} == {'net.onnx', 'net.encoder.onnx', 'net.md'}
+    assert 'frames of the encoder tiny' in (tmp_path / 'net.md').read_text()
     encoder, network = (onnxruntime.InferenceSession(tmp_path / file) for file in ('net.encoder.onnx', 'net.onnx'))
-    judge = predictor.load(f'runs/augment/{name}')
+    judge = predictor.load('runs/augment/head').of_speaker(small_corpus.parent.glob('s1_*.wav'), warn=str)
+    mean, std = (moment.numpy() for moment in judge.moments)
     for path in sorted(small_corpus.parent.glob('*.wav'))[::9]:
         wave = soundfile.read(path, dtype='float32')[0]
         frames, = encoder.run(None, {'waveform': wave[None]})
-        found = network.run(None, {'frames': frames})[0][0]
+        found = network.run(None, {'frames': frames, 'speaker_mean': mean, 'speaker_std': std})[0][0]
         np.testing.assert_allclose(found, list(judge(path).probabilities.values()), atol=1e-4)
-    assert 'frames of the encoder tiny' in (tmp_path / 'net.md').read_text()
 
 
 WRONG = {'no folder': ('nowhere/at/all', 'nowhere/at/all'), 'a name without a network': ('nobody/nothing', 'nobody/nothing'),
@@ -220,16 +225,16 @@ WRONG = {'no folder': ('nowhere/at/all', 'nowhere/at/all'), 'a name without a ne
 @pytest.mark.parametrize('case', WRONG)
 def test_a_wrong_encoder_is_one_line(case, folder, small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     encoder, said = WRONG[case]
     wav2vec2(tmp_path / 'half')
     (tmp_path / 'half/model.safetensors').unlink()
     transformers.ViTModel(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8,
                                                  patch_size=4, intermediate_size=8)).save_pretrained('images')
     transformers.ViTImageProcessor().save_pretrained('images')
-    for program in (search, augment):
-        argv = [*ENCODER, '--name', 'x', '--encoder', encoder]
-        assert code_of(lambda: run(program, small_corpus, *argv, *(['--model', 'ssl_mlp'] if program is augment else []))) == 2
+    for program, more in ((search, []), (augment, ['--model', 'ssl_mlp'])):
+        argv = [*ENCODER, '--name', 'x', '--encoder', encoder, *more]
+        assert code_of(lambda program=program, argv=argv: run(program, small_corpus, *argv)) == 2
         line, = capsys.readouterr().err.splitlines()
         assert said in line
     assert not (tmp_path / 'runs').exists()
@@ -244,7 +249,6 @@ def code_of(main):
 
 def test_without_transformers_there_is_one_line(folder, small_corpus, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    monkeypatch.setitem(__import__('sys').modules, 'transformers', None)
-    frames.found.__globals__.get('cache_clear', lambda: None)()
+    monkeypatch.setitem(sys.modules, 'transformers', None)
     assert code_of(lambda: run(search, small_corpus, *SEARCH, '--name', 'without')) == 2
     assert 'pip install -r requirements-encoders.txt' in capsys.readouterr().err
