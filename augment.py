@@ -24,7 +24,7 @@ import datasets
 import genotypes as gt
 import utils
 from datasets import scoring
-from models import board, parallel
+from models import board, parallel, sources
 from models.candidates import drawn
 from models.predictor import read_best, settings_of, start_from
 from models.run import Run
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
                     'file': portable(kept, genotype, data, config, epoch, start)}
             run.save('best.pt', best['file'])
-        run.end_epoch({'epoch': epoch, **scores, 'lr': lr, 'seconds': time.time() - began})
+        run.end_epoch({'epoch': epoch, **scores, 'lr': lr, **sources.of_layers(kept, config), 'seconds': time.time() - began})
         board.retraining(run, data, probabilities if dev else None, best)
         run.save_checkpoint({'best': best, **state.state_dict()})
         shown = ' | '.join(f'{part} UA {s["ua"]:.3f} WA {s["wa"]:.3f} loss {s["loss"]:.3f}'
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None):
         report(run, probabilities, config, data, dict(
             model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'] if dev else None,
             genotype=genotype and gt.to_str(genotype), search=origin.search or None,
-            search_heard_test_speakers=origin.heard(config, data), device=hardware,
+            search_heard_test_speakers=origin.heard(config, data), device=hardware, **sources.of_layers(kept, config),
             **({'init': config.init, 'init_heard_test_speakers': heard_before(config, data, start)} if start else {}),
             seconds=sum(row['seconds'] for row in run.history)), f'epoch {best["epoch"]}, {chosen}')
     run.close()
@@ -291,6 +291,8 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         chance['wa'], found['macro_f1'])
     log('  recall: %s', ', '.join(f'{name} {recall:.2f} of {n}' for name, (recall, n) in
                                  scoring.recalls(labels, predicted, data.labels).items()))
+    if 'layers' in facts:
+        log('  %s', sources.describe(facts['layers']))
     log('results:     %s', run.file('results.json'))
     tensorboard = os.path.join(os.path.dirname(sys.executable), 'tensorboard')  # of this environment
     log('TensorBoard: %s --logdir runs', os.path.relpath(tensorboard) if os.path.exists(tensorboard) else 'tensorboard')

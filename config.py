@@ -216,7 +216,7 @@ class FeatureSettings:
     encoder: str | None = setting(None, 'speech model of --features encoder: a name on the Hugging Face hub, or a folder')
     encoder_layers: str = setting('all', 'its layers: one (8), several (4-9) or all, whose weights the network learns, or '
                                   'their mean. 0 is what enters the first transformer layer')
-    frames_per_s: float = setting(50., 'frames per second of --features frames; an encoder has its own', low=.1, high=1000.)
+    frames_per_s: float = setting(50., 'frames per second of --features frames; an encoder has its own', low=.1, high=16_000.)
     frame_shape: str = setting('', 'LAYERSxCHANNELS of the frames', found=True)
     encoder_revision: str = setting('', 'commit of the encoder, or digest of its weights', found=True)
     n_mels: int = setting(32, 'mel bands, or cepstral coefficients', low=1, high=1024)
@@ -582,7 +582,7 @@ def check(f, value):
         raise UserError(f'--{f.name} {plain(value)}: must be {"0, or " if off else ""}from {low} to {high}')
 
 
-# Defaults that a space changes.
+# Defaults that a space changes. With frames the operations of CNN cells are then 'frames'.
 SPACES = {'paper': {}, 'speech': dict(cnn_ops='speech', rnn_ops='speech', n_nodes=2, rnn_nodes=1)}
 
 
@@ -612,7 +612,10 @@ def build(section: str, given: Given, recorded: dict | None = None):
     UserError if a flag was typed that has no effect on this model.
     """
     values = {**(recorded or {}), **given.values}
-    config = SECTIONS[section](**{**SPACES.get(values.get('space'), {}), **values})
+    space = SPACES.get(values.get('space'), {})
+    if space and values.get('features') in FRAMES:
+        space = {**space, 'cnn_ops': 'frames'}
+    config = SECTIONS[section](**{**space, **values})
     for name, why in config.unused().items():
         if name in given.typed:
             raise UserError(f'--{name} has no effect with {why}: leave it out')

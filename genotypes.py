@@ -39,6 +39,9 @@ CNN_OP_SETS = {
     'pool': _POOL + _REST,
     'speech': ('max_pool_3x3', SKIP, 'sep_conv_3x3', 'time_conv_5', 'time_conv_9', 'time_conv_5_dil_4', 'freq_conv_5',
                'freq_conv_9', 'dense_conv_3x3', 'gated_conv_3x3', 'se_conv_3x3', 'broadcast_conv', 'freq_attention', NONE),
+    # Those of `speech` that do something along time, for maps of one row.
+    'frames': ('max_pool_3x3', SKIP, 'sep_conv_3x3', 'time_conv_5', 'time_conv_9', 'time_conv_5_dil_4', 'dense_conv_3x3',
+               'gated_conv_3x3', 'se_conv_3x3', 'broadcast_conv', NONE),
 }
 _LSTM, _GRU, _RNN = ([f'{family}_{depth}' for depth in (1, 2, 3, 4)] for family in ('lstm', 'gru', 'rnn'))
 _LSTM_ATT, _GRU_ATT, _RNN_ATT = ([f'{family}_att_1', f'{family}_att_2'] for family in ('lstm', 'gru', 'rnn'))
@@ -92,12 +95,14 @@ def op_set(ops, kind: str = 'cnn') -> tuple[str, ...]:
     return tuple(n for n in names if n != NONE) + ((NONE,) if NONE in names else ())
 
 
-def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2, space: str = 'paper') -> Genotype:
+def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2, space: str = 'paper',
+         frames: bool = False) -> Genotype:
     """A genotype drawn uniformly from all that a search of this space can find.
 
     rng: numpy Generator. Each node reads k different earlier states, each through any operation except `none`.
     rnn_nodes = 0: no SeqNN cell. space 'speech': decisions outside the cells are drawn too, each from NETWORK_CHOICES; a kind
-    of cell that the network then lacks stays empty. Raises ValueError as `op_set` does.
+    of cell that the network then lacks stays empty. frames: the network reads frames, whose maps have one row: it has no
+    `bands`, and a reduction cell halves time or, as `frequency`, nothing. Raises ValueError as `op_set` does.
     """
     def gene(n: int, names: list[str]) -> list:
         states = [rng.choice(2 + i, k, replace=False) for i in range(n)]
@@ -110,6 +115,9 @@ def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k:
     if space == 'paper':
         return drawn
     network = {name: choices[rng.integers(len(choices))] for name, choices in NETWORK_CHOICES.items()}
+    if frames:
+        del network['bands']
+        network |= {name: 'time' for name in ('reduce_1', 'reduce_2') if network[name] == 'both'}
     if network['layers'] == 2:  # both are reduction cells
         drawn = drawn._replace(normal=[], normal_concat=[])
     if not rnn_nodes or not network['rnn_layers']:

@@ -20,7 +20,7 @@ import utils
 from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import board, finalists, memory, parallel, speaker_norm
+from models import board, finalists, memory, parallel, sources, speaker_norm
 from models.architect import Architect
 from models.candidates import Scorer
 from models.run import Run
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None):
         steps.end()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
-                       'alpha': op_weights(net), 'beta': edge_weights(net), 'seconds': time.time() - began})
+                       'alpha': op_weights(net), 'beta': edge_weights(net), **sources.of_layers(net.net, config),
+                       'seconds': time.time() - began})
         board.search_epoch(run, net, genotype)
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
@@ -216,6 +217,8 @@ def finish(run, net, config, data, genotype):
     log = run.logger.info
     if run.history:
         net.print_alphas(run.logger)
+        if layers := run.history[-1].get('layers'):
+            log('%s', sources.describe(layers))
     run.write_figure('genotype.png', lambda: plot(genotype, board.title(run)))
     board.search_result(run, genotype)
     run.writer.flush()

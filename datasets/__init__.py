@@ -136,7 +136,7 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
     class_weights = counts.sum() / (len(labels) * counts.float())
 
     notes = duplicates.check(utterances, map(duplicates.inode, (u.path for u in utterances)))
-    features, prior, back, cached = _features(parts, config, quiet)
+    features, prior, back, cached = _features(parts, config, device, quiet)
     heard = [u for part in parts.values() for u in part]
     if config.features == 'frames':  # a file of them is one utterance
         heard = [replace(u, path=u.frames, start=None, end=None) for u in heard]
@@ -192,14 +192,14 @@ def _counted(notes):
         yield f'{len(notes) - 1} more recordings are silent or cut short; scripts/corpus.py lists them'
 
 
-def _features(parts, config, quiet) -> tuple[dict[str, list[np.ndarray] | list[Stored]], Moments, dict, Cached]:
+def _features(parts, config, device, quiet) -> tuple[dict[str, list[np.ndarray] | list[Stored]], Moments, dict, Cached]:
     """{set: [(F, T), ...]}, normalised by speaker if --normalise says so; the moments of the training
     recordings before that; {set: the way back to log-mel}, for noise; and all that the cache says. The
     last rows are the prosody, if there is any.
     """
     utterances = [u for part in parts.values() for u in part]
     if config.frames:
-        cached = cached_frames(utterances, config, _cache_dir(config), quiet)
+        cached = cached_frames(utterances, config, _cache_dir(config), device, quiet)
     else:
         cached = cached_features(utterances, config, _cache_dir(config), config.workers, quiet)
     arrays = cached.features

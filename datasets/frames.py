@@ -1,28 +1,41 @@
 """Frames of a speech encoder, or from files of one's own, in the cache."""
-import hashlib
+import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
+import librosa
 import numpy as np
+import soundfile
+import torch
 
 import utils
-from config import WHATEVER, UserError, short
+from config import SAMPLE_RATE, WHATEVER, UserError, short
+from datasets import encoders
+from datasets.dataset import ahead
 from datasets.faults import Faults
-from datasets.features import Cached, file_digest
+from datasets.features import Cached, file_digest, read_audio, resampled
 from datasets.index import Index
 from datasets.readers import manifest
 from datasets.stored import Stored, find, write
 from datasets.utterance import Utterance
 
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
+MEASURED = 10.  # s after which the time to go is told
 Missing = dict[str, Utterance]  # {path in the cache: utterance}
 
 
 def found(config) -> dict:
     """The settings that the frames of `config` decide. UserError if there are none."""
+    if config.features == 'encoder':
+        facts = encoders.facts(config.encoder, config.cache)
+        layers = encoders.layers_of(config.encoder_layers, facts.n_layers)
+        return {'frame_shape': f'{1 if config.encoder_layers == "mean" else len(layers)}x{facts.channels}',
+                'encoder_revision': facts.revision, 'frames_per_s': facts.frames_per_s}
     if config.dataset != 'manifest' or not config.data_path:
         raise UserError('--features frames needs --dataset manifest, whose column frames names the files')
     files = (u.frames for u in manifest.scan(config.data_path) if u.frames)
@@ -31,7 +44,8 @@ def found(config) -> dict:
     return {'frame_shape': '{}x{}'.format(*_array(first).shape)}
 
 
-def cached_frames(utterances: list[Utterance], config, cache_dir: str, quiet: bool = False) -> Cached:
+def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: str | torch.device = 'cpu',
+                  quiet: bool = False) -> Cached:
     """Frames of utterances as Stored, from the cache, or made and put there; one UserError of all faults.
 
     Every utterance has its own file in the cache, so that an interrupted extraction continues where it stopped.
@@ -41,10 +55,11 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, quiet: bo
     with utils.progress(len(utterances), f'frames in {cache_dir}', quiet) as bar:
         for u in utterances:
             with faults.collect():
-                key = index.key(_source(u))
+                source = u if config.features == 'encoder' else _file_of(u)
+                key = index.key(source)
                 path = os.path.join(cache_dir, key[:2], f'{key}.npy')
                 paths.append(path)
-                files.append(key)
+                files.append(index.key(replace(source, start=None, end=None)))
                 if path not in there and path not in missing and (x := find(path, config.n_rows)):
                     there[path] = x
                 if path not in there:
@@ -53,27 +68,24 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, quiet: bo
     index.save()
     if missing:
         utils.remove_asides(cache_dir)
-        there.update(_copied(missing, config, cache_dir, faults, quiet))
+        make = _extracted if config.features == 'encoder' else _copied
+        there.update(make(missing, config, cache_dir, device, faults, notes, quiet))
     faults.check()
     return Cached([there[path] for path in paths], len(missing), files, sorted(notes))
 
 
 def _index(config, cache_dir):
-    """The Index of keys: of the bytes of the file of frames."""
-    settings = repr(('frames', VERSION))
+    """The Index of keys: of the bytes of a file, the segment, and what makes frames of it."""
+    made_by = ('frames', VERSION)
+    if config.features == 'encoder':
+        made_by += SAMPLE_RATE, librosa.__version__, config.encoder_revision, config.encoder_layers
+    digest_of = cache(file_digest)
 
     def key(u):
-        digest = file_digest(u.path)
-        digest.update(settings.encode())
+        digest = digest_of(u.path).copy()
+        digest.update(repr((made_by, u.start, u.end)).encode())
         return digest.hexdigest()
-    return Index(os.path.join(cache_dir, f'index-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json'), key)
-
-
-def _source(u):
-    """What is read for an utterance: the whole of its file of frames. UserError if there is none."""
-    if not u.frames:
-        raise UserError(f'{u.path}: column frames is empty; --features frames needs a file for every utterance')
-    return replace(u, path=u.frames, start=None, end=None)
+    return Index(os.path.join(cache_dir, f'index-{utils.digest_of(made_by)}.json'), key)
 
 
 def _check_room(n_bytes, cache_dir, what, quiet):
@@ -81,13 +93,81 @@ def _check_room(n_bytes, cache_dir, what, quiet):
     os.makedirs(cache_dir, exist_ok=True)
     free = shutil.disk_usage(cache_dir).free
     if n_bytes > free:
-        raise UserError(f'{cache_dir}: {what} take {n_bytes / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free: make '
+        raise UserError(f'{cache_dir}: {what} take {n_bytes / 1e9:.2g} GB, but its disk has {free / 1e9:.2g} GB free: make '
                         'room, or name another folder with --cache')
     if not quiet:
-        print(f'{what} will take {n_bytes / 1e9:.1f} GB in {os.path.abspath(cache_dir)}', file=sys.stderr)
+        print(f'{what} will take {n_bytes / 1e9:.2g} GB in {os.path.abspath(cache_dir)}', file=sys.stderr)
+
+
+# --- An encoder ---
+
+def _extracted(missing: Missing, config, cache_dir, device, faults, notes, quiet) -> Iterator[tuple[str, Stored]]:
+    """Yields (path, Stored) of frames of an encoder; the longest recordings are the first."""
+    encoder = encoders.of(config, device)
+    seconds = {path: _seconds(u) for path, u in missing.items()}
+    n_frames = sum(encoder.facts.count(round(s * encoder.facts.rate)) for s in seconds.values())
+    whole = sum(seconds.values())
+    what = f'frames of {len(missing)} recordings, {whole / 3600:.2g} hours,'
+    _check_room(2 * config.n_rows * n_frames, cache_dir, what, quiet)
+
+    def read(batch):
+        """[(path, wave), ...] of the recordings that can be used."""
+        found = []
+        for path in batch:
+            with faults.collect():
+                audio = read_audio(missing[path])
+                notes.extend(f'{missing[path].path} {note}' for note in audio.notes)
+                found.append((path, encoder.wave(resampled(audio), missing[path].path)))
+        return found
+    began, done, told = time.monotonic(), 0., quiet
+    order = sorted(missing, key=seconds.get, reverse=True)
+    batches = list(_batches(order, seconds, encoders.BATCH[encoder.device.type]))
+    with utils.progress(math.ceil(whole), 's of audio through the encoder', quiet) as bar:
+        for batch, found in zip(batches, ahead(read, batches)):
+            for (path, _), x in zip(found, encoder([wave for _, wave in found])):
+                with faults.collect():
+                    if not np.isfinite(x).all():
+                        raise UserError(f'{missing[path].path}: its frames are beyond what float16 holds, 65,504: choose other '
+                                        '--encoder_layers')
+                    yield path, write(path, x)
+            done += sum(seconds[path] for path in batch)
+            bar.update(int(done) - bar.n)
+            if not told and (past := time.monotonic() - began) > MEASURED:
+                told = True
+                left = past * (whole / done - 1) / 60
+                bar.write(f'about {left:.1f} min to go, as the first {past:.0f} s went', file=sys.stderr)
+
+
+def _seconds(u):
+    """Length of a recording by its header; 0 if it has none, which read_audio will report."""
+    try:
+        info = soundfile.info(u.path)
+    except (soundfile.SoundFileError, OSError, RuntimeError):
+        return 0.
+    end = info.duration if u.end is None else min(u.end, info.duration)
+    return max(0., end - (u.start or 0.))
+
+
+def _batches(paths, seconds, most):
+    """Lists of recordings that are read at once: as many as have `most` seconds together, or one."""
+    batch, total = [], 0.
+    for path in paths:
+        if batch and total + seconds[path] > most:
+            yield batch
+            batch, total = [], 0.
+        batch.append(path)
+        total += seconds[path]
+    yield batch
 
 
 # --- Files of one's own ---
+
+def _file_of(u):
+    """The file of frames as an utterance, which is the whole of it. UserError if there is none."""
+    if not u.frames:
+        raise UserError(f'{u.path}: column frames is empty; --features frames needs a file for every utterance')
+    return replace(u, path=u.frames, start=None, end=None)
+
 
 def _array(path):
     """The array (L, D, T) in a .npy file of (D, T) or (L, D, T), as a memory map. UserError."""
@@ -103,7 +183,7 @@ def _array(path):
     return x.reshape(-1, *x.shape[-2:])
 
 
-def _copied(missing: Missing, config, cache_dir, faults, quiet) -> Iterator[tuple[str, Stored]]:
+def _copied(missing: Missing, config, cache_dir, _, faults, notes, quiet) -> Iterator[tuple[str, Stored]]:
     """Yields (path, Stored) of the files of frames, copied so that a frame is contiguous."""
     arrays = {}
     for path, u in missing.items():

@@ -7,8 +7,10 @@ import librosa
 import numpy as np
 import soundfile
 import soxr
+import torch
 
 from config import SAMPLE_RATE, FeatureSettings, UserError
+from datasets import encoders
 from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, extract_prosody, load_audio, trimmed
 from datasets.utterance import Utterance
 
@@ -16,10 +18,10 @@ LONG = 60  # s; a longer recording is read in blocks of this length
 MARGIN = .5  # s around a block; a frame sees less than this of its neighbourhood
 
 
-def features(utterance: Utterance, config: FeatureSettings) -> tuple[np.ndarray, float]:
-    """The features (n_mels, n_frames) of an utterance, float16 as in the cache, and the s trimmed off its beginning.
+def features(utterance: Utterance, config: FeatureSettings, device: str | torch.device = 'cpu') -> tuple[np.ndarray, float]:
+    """The features (n_rows, n_frames) of an utterance, float16 as in the cache, and the s trimmed off its beginning.
 
-    UserError if its file cannot be used.
+    device: where the encoder computes, if there is one. UserError if the file cannot be used.
     """
     path = utterance.path
     try:
@@ -27,15 +29,21 @@ def features(utterance: Utterance, config: FeatureSettings) -> tuple[np.ndarray,
         long = info.frames > LONG * info.samplerate
     except (soundfile.LibsndfileError, OSError):
         long = False  # load_audio says what is wrong
-    if not long or utterance.start is not None or utterance.end is not None:
-        return of_wave(load_audio(utterance), config)
+    whole = not long or utterance.start is not None or utterance.end is not None
+    if whole or config.features == 'encoder':
+        wave = load_audio(utterance) if whole else np.concatenate([*read(path)])
+        return of_wave(wave, config, device, path)
     first, last = kept(read(path), config.trim_db) if config.trim_db else (0, None)
     x = in_blocks(part(read(path), first, last), config)
     return x, first / SAMPLE_RATE
 
 
-def of_wave(wave: np.ndarray, config: FeatureSettings) -> tuple[np.ndarray, float]:
-    """As `features`, of a float32 wave (n_samples,) at SAMPLE_RATE."""
+def of_wave(wave: np.ndarray, config: FeatureSettings, device: str | torch.device = 'cpu',
+            where: str = 'the wave') -> tuple[np.ndarray, float]:
+    """As `features`, of a float32 wave (n_samples,) at SAMPLE_RATE, which messages call `where`."""
+    if config.features == 'encoder':
+        encoder = encoders.of(config, device)
+        return encoder([encoder.wave(wave, where)])[0].T, 0.
     first = trimmed(wave, config.trim_db)[0] if config.trim_db else 0
     return extracted(wave, config), first / SAMPLE_RATE
 

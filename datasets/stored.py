@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import utils
+from config import UserError
 
 HEADER_BYTES = 128
 HEADER = re.compile(rb"\x93NUMPY\x01\x00\x76\x00\{'descr': '<f2', 'fortran_order': False, "
@@ -33,7 +34,7 @@ class Stored:
         """Frames first:last, float16 (n, F)."""
         rows, n_frames = self.shape
         n = (n_frames if last is None else last) - first
-        x = np.fromfile(self.path, '<f2', n * rows, offset=HEADER_BYTES + 2 * rows * first).reshape(n, rows)
+        x = self._values('<f2', n * rows, HEADER_BYTES + 2 * rows * first).reshape(n, rows)
         if self.by:
             mean, std = (part[:, 0].numpy() for part in self.by)
             x = ((x - mean) / std).astype(x.dtype)
@@ -41,12 +42,23 @@ class Stored:
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each row over the frames, float64 (F, 1)."""
-        both = np.fromfile(self.path, '<f4', offset=HEADER_BYTES + self.nbytes).astype(np.float64)
+        both = self._values('<f4', 2 * self.shape[0], HEADER_BYTES + self.nbytes).astype(np.float64)
         mean, std = both.reshape(2, -1, 1)
         if self.by:
             own_mean, own_std = (part.double().numpy() for part in self.by)
             mean, std = (mean - own_mean) / own_std, std / own_std
         return mean, std ** 2
+
+    def _values(self, dtype, n, offset):
+        """n numbers of the file from a byte on. It is not kept open: a corpus may have more files than may be open."""
+        try:
+            x = np.fromfile(self.path, dtype, n, offset=offset)
+        except FileNotFoundError:
+            x = ()
+        if len(x) != n:
+            raise UserError(f'{self.path}: is gone or damaged since the program began; start it again, with --resume if it had '
+                            'begun to train')
+        return x
 
     def normalised(self, by: tuple[torch.Tensor, torch.Tensor]) -> 'Stored':
         """These features, normalised by moments (F, 1) when they are read."""

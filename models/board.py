@@ -5,16 +5,19 @@ times. What is drawn depends on the run alone, not on the clock: a run that was 
 """
 import functools
 import math
+import os
 import re
 import shlex
 import sys
 
 import numpy as np
+import torch
 from tensorboardX.summary import hparams
 
 import genotypes as gt
 from config import SAMPLE_RATE, escape_markdown
 from datasets import features, scoring
+from datasets.stored import columns
 from models import charts
 from models.visualize import TITLES, plot, plot_alphas
 
@@ -24,6 +27,7 @@ SECONDS = 10  # at most this much of them
 NOW, UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS, SUMMARY = (
     '0_now', '1_UA', '2_loss', '2_confusion', '3_recall', '3_alpha', '4_cells', '5_progress', '7_summary')
 GROUPS = {'ua': UA, 'loss': LOSS, 'wa': '6_WA', 'macro_f1': '6_macro_F1'}  # of the scores of a set
+LAYERS = '9_layers'
 NAMES = {'alpha_loss': f'{LOSS}/alpha', 'lr': f'{PROGRESS}/lr', 'seconds': f'{PROGRESS}/seconds'}
 SIZES = ('epochs', 'batch_size', 'init_channels', 'layers', 'n_nodes', 'rnn_layers', 'rnn_nodes', 'rnn_channels')
 TESTED, BEST, CHANCE = f'{SUMMARY}/test_UA', f'{SUMMARY}/best_dev_UA', f'{SUMMARY}/chance_UA'
@@ -33,6 +37,8 @@ def tag(group: str, name: str | None) -> str:
     """The tag of a number of a row of metrics.jsonl."""
     if group == 'entropy':
         return f'{ALPHA}/entropy_{name}'
+    if group == 'layers':
+        return f'{LAYERS}/{name}'
     return f'{GROUPS[name]}/{group}' if name in GROUPS else NAMES.get(group, f'8_{group}/{name}' if name else f'8_{group}')
 
 
@@ -131,6 +137,8 @@ def draw_curves(run):
                          ('2_progress', ('chosen skip connections', 'learning rate', 'time per epoch, s')[not search:])):
         shown = {title: panels[title] for title in titles}
         run.draw(f'{NOW}/{name}', functools.partial(charts.lines, shown, epochs, 4.5 / len(shown), 2.15, 3, font=7), epochs[-1])
+    if layers := run.history[-1].get('layers'):
+        run.draw(f'{NOW}/6_layers', functools.partial(charts.layers, layers), epochs[-1])
 
 
 def title(run) -> str:
@@ -222,10 +230,21 @@ def hardest(run, data, probabilities, step: int):
         name = f'4_hardest/{rank}_{re.sub(r"[^-.0-9A-Za-z]", "_", u.label)}_as_{re.sub(r"[^-.0-9A-Za-z]", "_", guess)}'
         cells = rank, u.path, u.speaker, u.label, guess, f'{own[i]:.3f}'
         rows.append('|' + '|'.join(map(escape_markdown, cells)) + '|')
-        wave = features.load_audio(u)
-        run.writer.add_audio(name.replace('/', '_audio/'), np.clip(wave[:SECONDS * SAMPLE_RATE], -1, 1), step, SAMPLE_RATE)
-        begin, length = int(part.offsets[i]), int(part.lengths[i])
-        frames = part.frames[:, begin:begin + length].float().cpu().numpy()
+        if run.config.features != 'frames' or os.path.isfile(u.path):  # frames stand for audio that need not be there
+            wave = np.clip(features.load_audio(u)[:SECONDS * SAMPLE_RATE], -1, 1)
+            run.writer.add_audio(name.replace('/', '_audio/'), wave, step, SAMPLE_RATE)
+        x, length = picture(part, i, run.config), int(part.lengths[i])
         said = f'{u.label} taken for {guess}; probability of {u.label}: {own[i]:.2f}'
-        run.draw(name, functools.partial(charts.log_mel, frames, length / run.config.frame_rate, said), step)
+        row = 'channel' if run.config.frames else 'band'
+        run.draw(name, functools.partial(charts.features, x, length / run.config.frame_rate, said, row), step)
     run.writer.add_text('0_hardest', '\n'.join(rows), step)
+
+
+def picture(part, i: int, config) -> np.ndarray:
+    """Features (F, T) of an utterance of a set; of frames (D, T), the mean over layers after normalisation."""
+    begin, length = int(part.offsets[i]), int(part.lengths[i])
+    if not config.frames:
+        return part.frames[:, begin:begin + length].float().cpu().numpy()
+    t = torch.arange(begin, begin + length, device=part.device if part.resident else 'cpu')
+    x = (columns(part.frames, t).to(part.device).float() - part.mean[:, 0]) / part.std[:, 0]  # (L * D, T)
+    return x.unflatten(0, config.frames).mean(dim=0).cpu().numpy()

@@ -22,7 +22,8 @@ def random_genotypes(config, rng: np.random.Generator) -> Iterator[gt.Genotype]:
     rnn_nodes = config.rnn_nodes if config.rnn_layers or config.space == 'speech' else 0
     while True:
         try:
-            yield gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space)
+            yield gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space,
+                          frames=config.frames is not None)
         except ValueError as error:
             raise UserError(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""Charts as matplotlib Figures: curves over epochs, leading operations, recalls, a log-mel spectrogram."""
+"""Charts as matplotlib Figures: curves over epochs, leading operations, recalls, weights of layers, features."""
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -106,13 +106,25 @@ def bars(groups: dict, chance: float | None = None, width: float = 4.8, font: in
     return figure
 
 
-def log_mel(x: np.ndarray, seconds: float, title: str) -> Figure:
-    """The features (F, T) of one utterance as the network sees them. seconds: its length."""
+def layers(weights: dict[str, float]) -> Figure:
+    """Bars of the weights of an encoder's layers, {number: weight}. The dotted line is where all are equal."""
+    figure = Figure(figsize=(3.5, 2.15), layout='constrained')
+    axes = figure.add_subplot()
+    axes.bar(weights.keys(), [100 * weight for weight in weights.values()], color=PALETTE[0])
+    axes.axhline(100 / len(weights), color='black', ls=':', lw=1)
+    axes.set_xlabel('layer', fontsize=7)
+    axes.set_ylabel('weight, %', fontsize=7)
+    axes.tick_params(labelsize=7)
+    return figure
+
+
+def features(x: np.ndarray, seconds: float, title: str, row: str = 'band') -> Figure:
+    """The features (F, T) of one utterance as the network sees them. seconds: its length. row: what a row is."""
     figure = Figure(figsize=(3.5, 2.15), layout='constrained')
     axes = figure.add_subplot()
     axes.imshow(x, origin='lower', aspect='auto', cmap='magma', extent=(0, seconds, 0, len(x)))
     axes.set_title(title.replace('$', r'\$'), fontsize=7)
     axes.set_xlabel('s', fontsize=7)
-    axes.set_ylabel('band', fontsize=7)
+    axes.set_ylabel(row, fontsize=7)
     axes.tick_params(labelsize=7)
     return figure

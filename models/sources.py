@@ -59,3 +59,16 @@ def window_shape(config, n_frames: int) -> tuple[int, int, int]:
     if config.frames and config.frames[0] > 1:
         return *config.frames, n_frames
     return config.inputs['C_in'], config.height, n_frames
+
+
+def of_layers(net: Network, config) -> dict:
+    """{'layers': {number: weight}}, numbered as in --encoder_layers; {} of a network that mixes no layers."""
+    first, _, several = config.encoder_layers.partition('-')
+    first = int(first) if several and config.features == 'encoder' else 0
+    weights = {str(i): weight for i, weight in enumerate(net.layer_weights(), first)}
+    return {'layers': weights} if weights else {}
+
+
+def describe(layers: dict) -> str:
+    """The weights that `of_layers` found, on one line."""
+    return 'weights of the layers: ' + ', '.join(f'{number}: {weight:.3f}' for number, weight in layers.items())

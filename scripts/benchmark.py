@@ -39,7 +39,7 @@ N_CLASSES = 8  # RAVDESS
 FORMS = ('fast', 'plain')
 GROWTH = {'batch_size': (8, 16, 32), 'layers': (3, 4, 6), 'n_nodes': (2, 3, 4), 'duration': (1.5, 3., 6.),
           'cnn_ops': ('pool', 'conv', 'paper')}  # of the default preset
-SPACES = [*(('cnn_ops', name) for name in gt.CNN_OP_SETS if name != 'speech'),  # few of its operations have a fast form
+SPACES = [*(('cnn_ops', name) for name in gt.CNN_OP_SETS if name not in ('speech', 'frames')),  # few of those have a fast form
           *(('rnn_ops', name) for name in gt.RNN_OP_SETS if name != 'speech')]
 
 

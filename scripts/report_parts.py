@@ -167,7 +167,9 @@ def curves(history, chance) -> list:
     if not history:
         return []
     figure = charts.lines(charts.curves(history, chance), [row.get('epoch', i) for i, row in enumerate(history, 1)])
-    return [('h', 'Curves'), ('figure', 'curves', figure)]
+    layers = history[-1].get('layers')
+    return [('h', 'Curves'), ('figure', 'curves', figure),
+            *([('figure', 'weights of the layers', charts.layers(layers))] if layers else [])]
 
 
 def warnings_of(run) -> list:

@@ -14,6 +14,7 @@ import genotypes as gt
 import utils
 from datasets.dataset import Inputs
 from models.candidates import drawn
+from models.sources import window_shape
 from models.training import make_net, n_parameters
 
 UTTERANCE, WARM_UPS, PASSES = 3., 5, 30  # s; passes that are not timed, and those that are
@@ -93,7 +94,7 @@ def latency_ms(config: cf.AugmentConfig, labels: list[str], genotype) -> float:
                            batch_sizes=lambda batch_size: [batch_size])
     net = make_net(config, SimpleNamespace(labels=labels, sets={'train': data}), genotype).eval()
     n_frames, sizes = round(UTTERANCE * config.frame_rate), config.inputs
-    X = Inputs(torch.zeros(1, sizes['C_in'], config.n_mels, n_frames),
+    X = Inputs(torch.zeros(1, *window_shape(config, n_frames)),
                prosody=torch.zeros(1, sizes['n_prosody'], n_frames) if sizes['n_prosody'] else None)
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)

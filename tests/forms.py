@@ -27,8 +27,8 @@ def branch(request, monkeypatch):
 
 def pair(dtype=torch.double, device='cpu', channels_last=False, **kwargs):
     """A supernet in fast form with alphas away from zero, and the same one in plain form."""
-    sizes = {'n_layers': 3, 'n_nodes': 2, 'C_rnn': 5, **kwargs}
-    net, plain = (SearchCNNController(1, 4, 3, criterion=nn.CrossEntropyLoss(), **sizes, fast=form).to(device, dtype)
+    sizes = {'C_in': 1, 'n_layers': 3, 'n_nodes': 2, 'C_rnn': 5, **kwargs}
+    net, plain = (SearchCNNController(C=4, n_classes=3, criterion=nn.CrossEntropyLoss(), **sizes, fast=form).to(device, dtype)
                   for form in (True, False))
     for alpha in net.alphas():
         nn.init.normal_(alpha)

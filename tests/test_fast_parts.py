@@ -39,6 +39,17 @@ def test_depthwise_convolution_with_first_and_second_derivatives(k, stride, dila
     assert_same(found, derivatives(lambda x, *_: [conv(x) for conv in convs], inputs), 1e-10)
 
 
+@pytest.mark.parametrize('k', [1, 3, 5, 7])
+@pytest.mark.parametrize('stride, dilation', [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize('W', [9, 12])
+def test_depthwise_convolution_of_one_row_with_first_and_second_derivatives(k, stride, dilation, W, branch):  # noqa: F811
+    convs = [nn.Conv2d(3, 3, (1, size), stride, (0, dilation * (size // 2)), dilation, groups=3, bias=False).double()
+             for size in (k, 3)]
+    inputs = [torch.randn(2, 3, 1, W, dtype=torch.double, requires_grad=True), *(conv.weight for conv in convs)]
+    found = derivatives(lambda x, *_: depthwise(x, convs), inputs)
+    assert_same(found, derivatives(lambda x, *_: [conv(x) for conv in convs], inputs), 1e-10)
+
+
 @pytest.mark.parametrize('twice', [False, True])
 @pytest.mark.parametrize('groups, k, stride, dilation', [(6, 3, 1, 1), (6, 5, 2, 2), (6, 3, 1, 2), (2, 1, 1, 1), (3, 3, 2, 1)])
 def test_grouped_convolution_with_first_and_second_derivatives(groups, k, stride, dilation, twice, monkeypatch):

@@ -20,8 +20,8 @@ SIZES = dict(init_channels=4, layers=3, stem_multiplier=2, rnn_channels=32, n_no
 N, T = 4, 60
 
 
-def saved(net, draw=lambda: None) -> int:
-    """Bytes that the backward pass of net needs, besides its parameters, after draw()."""
+def saved(net, draw=lambda: None, shape=(1, 16, T)) -> int:
+    """Bytes that the backward pass of net needs, besides its parameters, after draw(). shape: of a window."""
     draw()
     known = {p.untyped_storage()._cdata for p in net.parameters()}
     kept = {}
@@ -32,7 +32,7 @@ def saved(net, draw=lambda: None) -> int:
             kept[storage._cdata] = storage  # keeps it alive, so that no other has its address
         return t
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        net(torch.zeros(N, 1, 16, T), torch.ones(N, T, dtype=torch.bool))
+        net(torch.zeros(N, *shape), torch.ones(N, T, dtype=torch.bool))
     return sum(storage.nbytes() for storage in kept.values())
 
 

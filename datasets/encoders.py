@@ -1,0 +1,253 @@
+"""Frozen speech models of Hugging Face: the only file that imports `transformers`, and only when it is called.
+
+A model is named by its folder, or by its name on the hub, whose files are taken from the hub's cache on this machine if they
+are there. Weights are read from safetensors alone, since a pickle may execute what its author likes, and no code of a model
+is executed. Rate, normalisation and attention mask are those of the model's own feature extractor.
+"""
+import functools
+import glob
+import hashlib
+import logging
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import librosa
+import numpy as np
+import torch
+
+from config import SAMPLE_RATE, UserError, contents_of, one_line
+from datasets.features import file_digest
+from datasets.index import Index
+from datasets.utterance import Utterance
+
+PIECE = 30  # s; a longer recording goes through in equal pieces of at most this, since attention is quadratic
+# s of audio, with its padding, that go through at once; on a CPU it is one piece, whose frames are
+# then equal to the bit in any company
+BATCH = {'cpu': 0, 'cuda': 120}
+# Models whose frames do not depend on padding, if their extractor gives a mask. In Data2Vec padding leaks into the last
+# frames of a recording, through its five convolutions of positions.
+MASKED = ('wav2vec2', 'hubert', 'wavlm')
+FAMILIES = 'wav2vec 2.0, HuBERT, WavLM, Data2Vec for audio, or Whisper'
+_loading = threading.Lock()  # `of` is called from several threads
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an encoder before its weights are loaded."""
+    revision: str  # commit of the hub, or digest of the folder's files
+    n_layers: int  # with layer 0, what enters the first transformer layer
+    channels: int
+    rate: int  # Hz
+    stride: int  # samples at this rate between frames
+    overlap: int  # samples that a frame sees of the next stride
+    piece: int  # frames of the longest piece
+    whisper: bool
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames per second."""
+        return self.rate / self.stride
+
+    def count(self, n_samples: int) -> int:
+        """Frames of a wave of n_samples at `rate`; 0 if it is too short for one."""
+        if self.whisper:  # frame i is centred on sample i * stride
+            return -(-n_samples // self.stride)
+        return max(0, (n_samples - self.overlap) // self.stride)
+
+    def pieces(self, wave: np.ndarray) -> Iterator[np.ndarray]:
+        """A wave at `rate` in pieces whose frames, side by side, are as many and as far apart as those of the whole."""
+        n_frames = self.count(len(wave))
+        n_pieces = -(-n_frames // self.piece)
+        bounds = [n_frames * i // n_pieces * self.stride for i in range(n_pieces)]
+        for begin, end in zip(bounds, [end + self.overlap for end in bounds[1:]] + [len(wave)]):
+            yield wave[begin:end]
+
+
+def layers_of(choice: str, n_layers: int) -> list[int]:
+    """Layers that --encoder_layers names; all of them for their mean. UserError if the encoder lacks one."""
+    if choice in ('all', 'mean'):
+        return list(range(n_layers))
+    first, _, last = choice.partition('-')
+    first, last = int(first), int(last or first)
+    if not first <= last < n_layers:
+        raise UserError(f'--encoder_layers {choice}: this encoder has layers 0 to {n_layers - 1}')
+    return list(range(first, last + 1))
+
+
+def facts(name: str, cache: str | None = None) -> Facts:
+    """The Facts of an encoder. cache: folder that remembers digests of weights. UserError."""
+    config, extractor = _described(name)
+    with contents_of(f'--encoder {name}', f'take {FAMILIES}, or a model with the same interface'):
+        whisper, rate = config.model_type == 'whisper', extractor.sampling_rate
+        if whisper:
+            stride, overlap = 2 * extractor.hop_length, 0
+            longest = config.max_source_positions
+        else:
+            stride, field = 1, 1  # samples
+            for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
+                field += (kernel - 1) * stride
+                stride *= step
+            overlap, longest = field - stride, (PIECE * rate - field) // stride + 1
+        sizes = config.num_hidden_layers + 1, config.hidden_size, rate, stride, overlap, min(longest, PIECE * rate // stride)
+        if not all(isinstance(size, int) and 0 <= size < 1_000_000 for size in sizes) or min(sizes[:4] + sizes[5:]) < 1:
+            raise ValueError(f'sizes {sizes}')
+    return Facts(_revision(name, config, cache), *sizes, whisper)
+
+
+@functools.lru_cache(maxsize=4)
+def _described(name):
+    """Configuration and feature extractor of a speech model."""
+    transformers = _transformers()
+    config = _fetched(transformers.AutoConfig, name, 'its configuration')
+    revision = getattr(config, '_commit_hash', None) or 'main'
+    extractor = _fetched(transformers.AutoFeatureExtractor, name, 'the feature extractor of a speech model', revision)
+    if not hasattr(extractor, 'sampling_rate') or config.model_type != 'whisper' and not hasattr(config, 'conv_kernel'):
+        raise UserError(f'--encoder {name}: a model of type {config.model_type} is none that can be used: take {FAMILIES}')
+    return config, extractor
+
+
+def _transformers():
+    try:
+        import transformers
+    except ImportError:
+        raise UserError('--features encoder needs the package transformers: pip install -r requirements-encoders.txt') from None
+    transformers.logging.set_verbosity_error()
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings('ignore', 'Support for mismatched key_padding_mask', UserWarning)  # of WavLM
+    return transformers
+
+
+def _fetched(auto, name, what, revision='main', **how):
+    """auto.from_pretrained of a folder, of the hub's cache, or of the hub. UserError."""
+    tries = [dict(revision=revision, local_files_only=True)]
+    if not os.path.isdir(name):
+        tries += [dict(revision=revision), {}][:1 if revision == 'main' else 2]  # the hub converts pickles, but of 'main' alone
+    for where in tries:
+        try:
+            return auto.from_pretrained(name, trust_remote_code=False, **where, **how)
+        except Exception as error:  # transformers and its requirements raise many kinds
+            why = one_line(re.split(r'\.\s|\n', str(error))[0], 150)
+    if os.path.isdir(name):
+        raise UserError(f'--encoder {name}: {what} cannot be loaded from this folder ({why})')
+    raise UserError(f'--encoder {name}: there is no such folder, and {what} cannot be had from the Hugging Face hub or its '
+                    f'cache ({why})')
+
+
+def _revision(name, config, cache):
+    """The commit of a model of the hub; of a folder a digest of all files that frames depend on."""
+    if not os.path.isdir(name):
+        return config._commit_hash or 'unknown'
+    weights = sorted(glob.glob(os.path.join(glob.escape(name), '*.safetensors')))
+    if not weights:
+        raise UserError(f'--encoder {name}: there is no file of weights *.safetensors, and others are not read, since a pickle '
+                        f'may execute anything; if it has some that you trust: {_conversion(name)}')
+    texts = [os.path.join(name, f'{what}_config.json') for what in ('preprocessor', 'processor')]
+    index = Index(os.path.join(cache or '', 'index-encoders.json'), lambda u: file_digest(u.path).hexdigest())
+    found = hashlib.sha256()
+    for path in [os.path.join(name, 'config.json'), *filter(os.path.isfile, texts), *weights]:
+        found.update(index.key(Utterance(path, '', '')).encode())
+    if cache:
+        index.save()
+    return found.hexdigest()[:16]
+
+
+def _conversion(name):
+    """A command that converts the weights of a model to safetensors."""
+    return (f'python -c "from transformers import AutoModel as M, AutoFeatureExtractor as F; [A.from_pretrained(\'{name}\')'
+            '.save_pretrained(\'FOLDER\') for A in (M, F)]", and --encoder FOLDER')
+
+
+class Encoder:
+    """A frozen encoder. encoder(waves) -> [(T, L D) float16, ...], the same frames whatever other waves are beside them."""
+
+    def __init__(self, name: str, choice: str = 'all', device: str = 'cpu', cache: str | None = None):
+        """choice: as in --encoder_layers. cache: as in `facts`. UserError."""
+        self.facts, self.device = facts(name, cache), torch.device(device)
+        self.layers, self.mean = layers_of(choice, self.facts.n_layers), choice == 'mean'
+        config, self.extractor = _described(name)
+        how = dict(use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+        revision = getattr(config, '_commit_hash', None) or 'main'
+        try:
+            model, info = _fetched(_transformers().AutoModel, name, 'its weights, as safetensors,', revision, **how)
+        except UserError as error:
+            if os.path.isdir(name):
+                raise
+            raise UserError(f'{error}; if they are pickled and you trust them: {_conversion(name)}') from None
+        if missing := sorted(set(info['missing_keys']) - {'masked_spec_embed'}):  # that one is of training
+            raise UserError(f'--encoder {name}: its weights lack {len(missing)} tensors, such as {missing[0]}: they are of '
+                            'another model')
+        self.model = (model.get_encoder() if self.facts.whisper else model).to(self.device).eval()
+        norm = getattr(config, 'feat_extract_norm', None)
+        self.padded = config.model_type in MASKED and self.extractor.return_attention_mask and norm == 'layer'
+        try:
+            shape = self([np.zeros(self.facts.rate, np.float32)])[0].shape
+        except Exception as error:
+            shape = one_line(error, 150)
+        if shape != (self.facts.count(self.facts.rate), len(self.layers[:1 if self.mean else None]) * self.facts.channels):
+            raise UserError(f'--encoder {name}: does not give frames as wav2vec 2.0 does ({shape}); take {FAMILIES}')
+
+    def wave(self, wave: np.ndarray, where: str) -> np.ndarray:
+        """A wave at SAMPLE_RATE, at the rate of the encoder. UserError, which begins with `where`, if it is too short."""
+        if self.facts.rate != SAMPLE_RATE:
+            wave = librosa.resample(wave, orig_sr=SAMPLE_RATE, target_sr=self.facts.rate)
+        if not self.facts.count(len(wave)):
+            raise UserError(f'{where}: {len(wave)} samples of audio at {self.facts.rate} Hz, but the encoder needs '
+                            f'{self.facts.stride + self.facts.overlap} for a frame; leave it out')
+        return wave
+
+    @torch.inference_mode()
+    def __call__(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        """waves: results of `wave`."""
+        pieces = [(i, piece) for i, wave in enumerate(waves) for piece in self.facts.pieces(wave)]
+        found = [None] * len(pieces)
+        for group in self._groups([len(piece) for _, piece in pieces]):
+            for j, x in zip(group, self._frames([pieces[j][1] for j in group])):
+                found[j] = x
+        of_wave = [[] for _ in waves]
+        for (i, _), x in zip(pieces, found):
+            of_wave[i].append(x)
+        return [np.concatenate(parts) for parts in of_wave]
+
+    def _groups(self, lengths):
+        """Yields indices of pieces that go through together."""
+        order, group = sorted(range(len(lengths)), key=lambda j: -lengths[j]), []
+        for j in order:
+            longest = self.facts.piece * self.facts.stride if self.facts.whisper else lengths[group[0]] if group else 0
+            alike = self.padded or self.facts.whisper or not group or lengths[j] == lengths[group[0]]
+            if group and not (alike and longest * (len(group) + 1) <= BATCH[self.device.type] * self.facts.rate):
+                yield group
+                group = []
+            group.append(j)
+        if group:
+            yield group
+
+    def _frames(self, pieces, dtype=torch.float16):
+        """[(T, L D), ...] of pieces that go through together."""
+        padding = {} if self.facts.whisper else dict(padding=True)
+        inputs = self.extractor(pieces, sampling_rate=self.facts.rate, return_tensors='pt', **padding).to(self.device)
+        if self.facts.whisper:
+            inputs = {'input_features': inputs['input_features']}
+        states = self.model(**inputs, output_hidden_states=True).hidden_states  # (N, T, D) each
+        x = torch.stack([states[layer] for layer in self.layers], dim=2)  # (N, T, L, D)
+        x = (x.mean(dim=2) if self.mean else x.flatten(2)).to(dtype).cpu().numpy()
+        return [own[:self.facts.count(len(piece))] for own, piece in zip(x, pieces)]
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(*args):
+    return Encoder(*args)
+
+
+def of(config, device: str | torch.device = 'cpu') -> Encoder:
+    """The Encoder of a configuration, loaded once. UserError, also if it is not the one that the configuration was made for."""
+    with _loading:
+        found = _encoder(config.encoder, config.encoder_layers, str(device), getattr(config, 'cache', None))
+    if config.encoder_revision not in ('', found.facts.revision):
+        raise UserError(f'--encoder {config.encoder}: this is revision {found.facts.revision}, not {config.encoder_revision}, '
+                        'whose frames were used before: its weights or settings have changed')
+    return found
