@@ -25,9 +25,9 @@ from models import speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 
-AT_ONCE = 64  # recordings whose features are held together, fewer if
-HELD = 2 ** 28  # bytes of them would be more than this, at
+AT_ONCE = 64  # recordings whose features are held together, fewer if they are larger than recording.HELD at
 USUAL = 10  # s each
+BLOCK = 1000  # frames that are normalised at once
 KEYS = ('settings', 'weights', 'genotype', 'labels', 'mean', 'std')  # that every best.pt has
 
 
@@ -110,7 +110,7 @@ class Predictor:
                 return error
         recordings = list(recordings)
         n_bytes = 2 * self.config.n_rows * self.config.frame_rate * USUAL
-        at_once = max(1, min(AT_ONCE, int(HELD / n_bytes)))
+        at_once = max(1, min(AT_ONCE, int(recording.HELD / n_bytes)))
         for i in range(0, len(recordings), at_once):
             chunk = recordings[i:i + at_once]
             good = []
@@ -149,10 +149,14 @@ class Predictor:
             raise UserError('this network reads frames, not waves: name their .npy file')
         else:
             x, skipped = recording.of_wave(_wave(audio, rate), self.config, self.device)
-        return (scaled(x, self.moments) if self.needs_speaker else x), skipped
+        for i in range(0, x.shape[1], BLOCK) if self.needs_speaker else ():
+            x[:, i:i + BLOCK] = scaled(x[:, i:i + BLOCK], self.moments)
+        return x, skipped
 
     def probabilities(self, features: list[np.ndarray]) -> np.ndarray:
         """(n, n_classes) of the results of `features`."""
+        if len(features) > 1 and any(isinstance(x, np.memmap) for x in features):  # together they would be read whole
+            return np.concatenate([self.probabilities([x]) for x in features])
         return self._dataset(features).score(lambda *X: self.net(*X)[0], self.batch_size).cpu().numpy()
 
     def _utterance(self, audio):
@@ -164,7 +168,7 @@ class Predictor:
     def _dataset(self, features):
         nobody = [Utterance('', '', '')] * len(features)  # one speaker, so that `adapt` knows all of them
         return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device,
-                             **self.config.inputs)
+                             not isinstance(features[0], np.memmap), **self.config.inputs)
 
     def _predictions(self, features):
         return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
@@ -207,7 +211,12 @@ def with_encoder(config: cf.FeatureSettings, encoder: str | None, warn: Callable
             raise UserError(f'--encoder has no effect: this network reads {config.features}; leave it out')
         return config
     here = replace(config, encoder=encoder or config.encoder)
-    here, recorded = replace(here, **frames.found(SimpleNamespace(**vars(here), cache=None))), config.encoder_revision
+    try:
+        found = frames.found(SimpleNamespace(**vars(here), cache=None))
+    except UserError as error:
+        raise error if encoder else UserError(f'{error}; the network was trained with this encoder: if it lies elsewhere, say '
+                                              '--encoder FOLDER') from None
+    here, recorded = replace(here, **found), config.encoder_revision
     if here.frame_shape != config.frame_shape or here.frames_per_s != config.frames_per_s:
         raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on '
                         f'{config.frame_shape} of {config.encoder}: name the folder of that one, --encoder FOLDER')
