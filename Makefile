@@ -22,7 +22,7 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-dask.txt requirements-onnx.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-dask.txt requirements-onnx.txt requirements-encoders.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 

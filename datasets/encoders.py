@@ -31,6 +31,8 @@ BATCH = {'cpu': 0, 'cuda': 120}
 # Models whose frames do not depend on padding, if their extractor gives a mask. In Data2Vec padding leaks into the last
 # frames of a recording, through its five convolutions of positions.
 MASKED = ('wav2vec2', 'hubert', 'wavlm')
+FILES = ('config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
+         'model.safetensors.index.json', 'model-*-of-*.safetensors')  # of a repository that may hold other weights too
 FAMILIES = 'wav2vec 2.0, HuBERT, WavLM, Data2Vec for audio, or Whisper'
 _loading = threading.Lock()  # `of` is called from several threads
 
@@ -80,7 +82,8 @@ def layers_of(choice: str, n_layers: int) -> list[int]:
 
 def facts(name: str, cache: str | None = None) -> Facts:
     """The Facts of an encoder. cache: folder that remembers digests of weights. UserError."""
-    config, extractor = _described(name)
+    folder = _folder(name)
+    config, extractor = _described(folder)
     with contents_of(f'--encoder {name}', f'take {FAMILIES}, or a model with the same interface'):
         whisper, rate = config.model_type == 'whisper', extractor.sampling_rate
         if whisper:
@@ -95,71 +98,86 @@ def facts(name: str, cache: str | None = None) -> Facts:
         sizes = config.num_hidden_layers + 1, config.hidden_size, rate, stride, overlap, min(longest, PIECE * rate // stride)
         if not all(isinstance(size, int) and 0 <= size < 1_000_000 for size in sizes) or min(sizes[:4] + sizes[5:]) < 1:
             raise ValueError(f'sizes {sizes}')
-    return Facts(_revision(name, config, cache), *sizes, whisper)
+    # The snapshot of a commit is a folder of its name.
+    revision = _digest(folder, cache) if folder == name else os.path.basename(folder)
+    return Facts(revision, *sizes, whisper)
 
 
 @functools.lru_cache(maxsize=4)
-def _described(name):
-    """Configuration and feature extractor of a speech model."""
-    transformers = _transformers()
-    config = _fetched(transformers.AutoConfig, name, 'its configuration')
-    revision = getattr(config, '_commit_hash', None) or 'main'
-    extractor = _fetched(transformers.AutoFeatureExtractor, name, 'the feature extractor of a speech model', revision)
+def _folder(name):
+    """The folder of a model: `name`, or its snapshot in the hub's cache, downloaded if need be. UserError."""
+    hub = _transformers()[1]
+    why, found = 'its name is empty', name if os.path.isdir(name) else None
+    for offline in () if found or not name else (True, False):
+        try:
+            found = hub.snapshot_download(name, allow_patterns=FILES, local_files_only=offline)
+        except Exception as error:  # the hub and its requirements raise many kinds
+            why = _first(error)
+        if found and _weights(found):
+            break
+    if not found:
+        raise UserError(f'--encoder {name}: there is no such folder, nor can it be had from the Hugging Face hub or its cache '
+                        f'({why})')
+    if os.path.isfile(os.path.join(found, 'config.json')) and not _weights(found):
+        raise UserError(f'--encoder {name}: there is no model.safetensors, and other files of weights are not read, since a '
+                        'pickle may execute anything. If you trust it: python -c "from transformers import AutoModel as M, '
+                        f"AutoFeatureExtractor as F; [A.from_pretrained('{name}').save_pretrained('FOLDER') for A in (M, F)]"
+                        '", and --encoder FOLDER')
+    return found
+
+
+def _weights(folder):
+    return sorted(glob.glob(os.path.join(glob.escape(folder), 'model*.safetensors')))
+
+
+def _first(error):
+    """The first sentence of an error."""
+    return one_line(re.split(r'\.\s|\n', str(error))[0], 150)
+
+
+@functools.lru_cache(maxsize=4)
+def _described(folder):
+    """Configuration and feature extractor of a speech model. UserError."""
+    transformers, _ = _transformers()
+    config = _read(transformers.AutoConfig, folder, 'its configuration')
+    extractor = _read(transformers.AutoFeatureExtractor, folder, 'the feature extractor of a speech model')
     if not hasattr(extractor, 'sampling_rate') or config.model_type != 'whisper' and not hasattr(config, 'conv_kernel'):
-        raise UserError(f'--encoder {name}: a model of type {config.model_type} is none that can be used: take {FAMILIES}')
+        raise UserError(f'--encoder {folder}: a model of type {config.model_type} is none that can be used: take {FAMILIES}')
     return config, extractor
 
 
 def _transformers():
+    """The packages transformers and huggingface_hub. UserError."""
     try:
+        import huggingface_hub
         import transformers
     except ImportError:
         raise UserError('--features encoder needs the package transformers: pip install -r requirements-encoders.txt') from None
     transformers.logging.set_verbosity_error()
-    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
     transformers.logging.disable_progress_bar()
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it tells of every attempt to reach the hub
     warnings.filterwarnings('ignore', 'Support for mismatched key_padding_mask', UserWarning)  # of WavLM
-    return transformers
+    return transformers, huggingface_hub
 
 
-def _fetched(auto, name, what, revision='main', **how):
-    """auto.from_pretrained of a folder, of the hub's cache, or of the hub. UserError."""
-    tries = [dict(revision=revision, local_files_only=True)]
-    if not os.path.isdir(name):
-        tries += [dict(revision=revision), {}][:1 if revision == 'main' else 2]  # the hub converts pickles, but of 'main' alone
-    for where in tries:
-        try:
-            return auto.from_pretrained(name, trust_remote_code=False, **where, **how)
-        except Exception as error:  # transformers and its requirements raise many kinds
-            why = one_line(re.split(r'\.\s|\n', str(error))[0], 150)
-    if os.path.isdir(name):
-        raise UserError(f'--encoder {name}: {what} cannot be loaded from this folder ({why})')
-    raise UserError(f'--encoder {name}: there is no such folder, and {what} cannot be had from the Hugging Face hub or its '
-                    f'cache ({why})')
+def _read(auto, folder, what, **how):
+    """auto.from_pretrained of a folder. UserError."""
+    try:
+        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **how)
+    except Exception as error:  # transformers and its requirements raise many kinds
+        raise UserError(f'--encoder {folder}: {what} cannot be loaded from this folder ({_first(error)})') from None
 
 
-def _revision(name, config, cache):
-    """The commit of a model of the hub; of a folder a digest of all files that frames depend on."""
-    if not os.path.isdir(name):
-        return config._commit_hash or 'unknown'
-    weights = sorted(glob.glob(os.path.join(glob.escape(name), '*.safetensors')))
-    if not weights:
-        raise UserError(f'--encoder {name}: there is no file of weights *.safetensors, and others are not read, since a pickle '
-                        f'may execute anything; if it has some that you trust: {_conversion(name)}')
-    texts = [os.path.join(name, f'{what}_config.json') for what in ('preprocessor', 'processor')]
+def _digest(folder, cache):
+    """A digest of all files of a folder that frames depend on."""
+    texts = (os.path.join(folder, name) for name in FILES if not name.startswith('model'))
     index = Index(os.path.join(cache or '', 'index-encoders.json'), lambda u: file_digest(u.path).hexdigest())
     found = hashlib.sha256()
-    for path in [os.path.join(name, 'config.json'), *filter(os.path.isfile, texts), *weights]:
+    for path in [*filter(os.path.isfile, texts), *_weights(folder)]:
         found.update(index.key(Utterance(path, '', '')).encode())
     if cache:
         index.save()
     return found.hexdigest()[:16]
-
-
-def _conversion(name):
-    """A command that converts the weights of a model to safetensors."""
-    return (f'python -c "from transformers import AutoModel as M, AutoFeatureExtractor as F; [A.from_pretrained(\'{name}\')'
-            '.save_pretrained(\'FOLDER\') for A in (M, F)]", and --encoder FOLDER')
 
 
 class Encoder:
@@ -169,15 +187,10 @@ class Encoder:
         """choice: as in --encoder_layers. cache: as in `facts`. UserError."""
         self.facts, self.device = facts(name, cache), torch.device(device)
         self.layers, self.mean = layers_of(choice, self.facts.n_layers), choice == 'mean'
-        config, self.extractor = _described(name)
-        how = dict(use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-        revision = getattr(config, '_commit_hash', None) or 'main'
-        try:
-            model, info = _fetched(_transformers().AutoModel, name, 'its weights, as safetensors,', revision, **how)
-        except UserError as error:
-            if os.path.isdir(name):
-                raise
-            raise UserError(f'{error}; if they are pickled and you trust them: {_conversion(name)}') from None
+        folder = _folder(name)
+        config, self.extractor = _described(folder)
+        model, info = _read(_transformers()[0].AutoModel, folder, 'its weights', use_safetensors=True, dtype=torch.float32,
+                            output_loading_info=True)
         if missing := sorted(set(info['missing_keys']) - {'masked_spec_embed'}):  # that one is of training
             raise UserError(f'--encoder {name}: its weights lack {len(missing)} tensors, such as {missing[0]}: they are of '
                             'another model')
@@ -200,7 +213,6 @@ class Encoder:
                             f'{self.facts.stride + self.facts.overlap} for a frame; leave it out')
         return wave
 
-    @torch.inference_mode()
     def __call__(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """waves: results of `wave`."""
         pieces = [(i, piece) for i, wave in enumerate(waves) for piece in self.facts.pieces(wave)]
@@ -226,6 +238,7 @@ class Encoder:
         if group:
             yield group
 
+    @torch.inference_mode()
     def _frames(self, pieces, dtype=torch.float16):
         """[(T, L D), ...] of pieces that go through together."""
         padding = {} if self.facts.whisper else dict(padding=True)

@@ -1,7 +1,7 @@
 """Frames in files, one file per utterance, which is read whole or window by window.
 
-A file is what numpy.save writes of float16 (T, F), so that a window is contiguous, and behind it the mean and deviation of each
-row, float32 (2, F), which numpy.load ignores.
+A file is what numpy.save writes of float16 (T, F), so that a window is contiguous, and behind it the mean and variance of each
+row, float64 (2, F), which numpy.load ignores.
 """
 import os
 import re
@@ -42,12 +42,11 @@ class Stored:
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each row over the frames, float64 (F, 1)."""
-        both = self._values('<f4', 2 * self.shape[0], HEADER_BYTES + self.nbytes).astype(np.float64)
-        mean, std = both.reshape(2, -1, 1)
+        mean, variance = self._values('<f8', 2 * self.shape[0], HEADER_BYTES + self.nbytes).reshape(2, -1, 1)
         if self.by:
             own_mean, own_std = (part.double().numpy() for part in self.by)
-            mean, std = (mean - own_mean) / own_std, std / own_std
-        return mean, std ** 2
+            mean, variance = (mean - own_mean) / own_std, variance / own_std ** 2
+        return mean, variance
 
     def _values(self, dtype, n, offset):
         """n numbers of the file from a byte on. It is not kept open: a corpus may have more files than may be open."""
@@ -67,7 +66,7 @@ class Stored:
 
 def write(path: str, x: np.ndarray) -> Stored:
     """Stores float16 (T, F) at `path`, whole or not at all."""
-    moments = np.stack([x.mean(axis=0, dtype=np.float64), x.astype(np.float64).std(axis=0)]).astype(np.float32)
+    moments = np.stack([x.mean(axis=0, dtype=np.float64), x.astype(np.float64).var(axis=0)])
 
     def both(f):
         np.save(f, np.ascontiguousarray(x))
@@ -88,7 +87,7 @@ def find(path: str, rows: int) -> Stored | None:
     if not match or int(match['rows']) != rows:
         return None
     found = Stored(path, (rows, int(match['frames'])))
-    return found if size == HEADER_BYTES + found.nbytes + 8 * rows else None
+    return found if size == HEADER_BYTES + found.nbytes + 16 * rows else None
 
 
 class OnDisk:
