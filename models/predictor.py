@@ -220,7 +220,7 @@ def with_encoder(config: cf.FeatureSettings, encoder: str | None, warn: Callable
     if here.frame_shape != config.frame_shape or here.frames_per_s != config.frames_per_s:
         raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on '
                         f'{config.frame_shape} of {config.encoder}: name the folder of that one, --encoder FOLDER')
-    if here.encoder_revision != recorded:
+    if recorded not in (here.encoder_revision, os.path.basename(os.path.realpath(here.encoder))):  # or a snapshot of the hub
         what = f'{here.encoder} is revision {here.encoder_revision}, and the network was trained with revision {recorded}'
         if len(here.encoder_revision) == len(recorded):
             raise UserError(f'{what} of {config.encoder}: name the folder of that one, --encoder FOLDER')

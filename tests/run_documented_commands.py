@@ -21,6 +21,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+import encoders_made_up  # noqa: E402
 import made_up  # noqa: E402
 
 from datasets.readers import synthetic  # noqa: E402
@@ -98,12 +99,7 @@ def prepare(folder: Path) -> None:
 
 def make_frames(folder: Path, rows: list[str]) -> None:
     """A tiny encoder in place of that of the pages, and frames.csv, a manifest with files of frames."""
-    import transformers
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
-                 conv_stride=(20, 16), conv_kernel=(20, 16), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
-                 num_conv_pos_embedding_groups=2)
-    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes)).save_pretrained(folder / ENCODER)
-    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder / ENCODER)
+    encoders_made_up.save(folder / ENCODER, 'wav2vec2')
     (folder / 'frames').mkdir()
     for i, name in enumerate(['anna-001', *range(1, len(rows))]):
         np.save(folder / f'frames/{name}.npy', np.random.default_rng(i).standard_normal((2, 8, 40)).astype(np.float32))

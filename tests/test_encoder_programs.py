@@ -1,6 +1,7 @@
 """The programs on frames of a tiny encoder with random weights, from search to export."""
 import csv
 import json
+import re
 import shutil
 import signal
 import sys
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import found_by, results, rows
+from conftest import ROOT, found_by, results, rows
+from encoders_made_up import save
 
 import augment
 import config as cf
@@ -24,22 +26,11 @@ SIZES = '--init_channels 2 --layers 1 --rnn_channels 4 --cnn_ops skip_connect,se
 BASE = '--dataset manifest --device cpu --duration 0.8 --batch_size 10'.split()
 
 
-def wav2vec2(folder, seed=0, **more):
-    """A tiny wav2vec 2.0 of random weights: 50 frames a second, 3 layers of 16 channels."""
-    torch.manual_seed(seed)
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
-                 conv_stride=(20, 16), conv_kernel=(20, 16), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
-                 num_conv_pos_embedding_groups=2)
-    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**sizes | more)).save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def _afresh(monkeypatch):
     """No network, and encoders of one name in several folders."""
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    for kept in (encoders._described, encoders._encoder):
+    for kept in (encoders._folder, encoders._described, encoders._encoder):
         kept.cache_clear()
 
 
@@ -47,7 +38,7 @@ def _afresh(monkeypatch):
 def folder(tmp_path_factory, small_corpus):
     """A folder in which a search, its retraining and a baseline have read frames of the encoder `tiny`."""
     cwd = tmp_path_factory.mktemp('programs')
-    wav2vec2(cwd / 'tiny')
+    save(cwd / 'tiny', 'wav2vec2')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         run(search, small_corpus, *SEARCH, '--name', 'a')
@@ -131,7 +122,7 @@ def test_an_encoder_that_has_moved_or_changed(folder, small_corpus, tmp_path, mo
         predict.main([run_folder, wav])
     shutil.copytree(folder / 'tiny', tmp_path / 'there')
     predict.main([run_folder, wav, '--encoder', 'there'])
-    wav2vec2(tmp_path / 'tiny', seed=1)
+    save(tmp_path / 'tiny', 'wav2vec2', seed=1)
     with pytest.raises(cf.UserError, match='was trained with revision'):
         predict.main([run_folder, wav])
     with pytest.raises(cf.UserError, match='was trained with revision'):
@@ -205,11 +196,11 @@ def test_an_export_is_two_files(folder, small_corpus, tmp_path, monkeypatch, cap
         pytest.importorskip(package)
     import onnxruntime
     monkeypatch.chdir(folder)
-    export.main(['runs/augment/head', '--out', str(tmp_path / 'net.onnx')])
+    export.main(['runs/augment/head', '--out', str(tmp_path / 'w2v.onnx')])
     said = capsys.readouterr().out
-    assert 'net.encoder.onnx' in said and {p.name for p in tmp_path.iterdir()} == {'net.onnx', 'net.encoder.onnx', 'net.md'}
-    assert 'frames of the encoder tiny' in (tmp_path / 'net.md').read_text()
-    encoder, network = (onnxruntime.InferenceSession(tmp_path / file) for file in ('net.encoder.onnx', 'net.onnx'))
+    assert 'w2v.encoder.onnx' in said and {p.name for p in tmp_path.iterdir()} == {'w2v.onnx', 'w2v.encoder.onnx', 'w2v.md'}
+    assert 'frames of the encoder tiny' in (tmp_path / 'w2v.md').read_text()
+    encoder, network = (onnxruntime.InferenceSession(tmp_path / file) for file in ('w2v.encoder.onnx', 'w2v.onnx'))
     judge = predictor.load('runs/augment/head').of_speaker(small_corpus.parent.glob('s1_*.wav'), warn=str)
     mean, std = (moment.numpy() for moment in judge.moments)
     for path in sorted(small_corpus.parent.glob('*.wav'))[::9]:
@@ -217,6 +208,11 @@ def test_an_export_is_two_files(folder, small_corpus, tmp_path, monkeypatch, cap
         frames, = encoder.run(None, {'waveform': wave[None]})
         found = network.run(None, {'frames': frames, 'speaker_mean': mean, 'speaker_std': std})[0][0]
         np.testing.assert_allclose(found, list(judge(path).probabilities.values()), atol=1e-4)
+    shutil.copy(path, tmp_path / 'my.wav')
+    monkeypatch.chdir(tmp_path)
+    for lines in re.findall(r'```python\n(.*?)```', (ROOT / 'docs/encoders.md').read_text(), re.S)[:1]:
+        exec(lines, {})
+    assert 'angry' in capsys.readouterr().out
 
 
 WRONG = {'no folder': ('nowhere/at/all', 'nowhere/at/all'), 'a name without a network': ('nobody/nothing', 'nobody/nothing'),
@@ -227,7 +223,7 @@ WRONG = {'no folder': ('nowhere/at/all', 'nowhere/at/all'), 'a name without a ne
 def test_a_wrong_encoder_is_one_line(case, folder, small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     encoder, said = WRONG[case]
-    wav2vec2(tmp_path / 'half')
+    save(tmp_path / 'half', 'wav2vec2')
     (tmp_path / 'half/model.safetensors').unlink()
     transformers.ViTModel(transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8,
                                                  patch_size=4, intermediate_size=8)).save_pretrained('images')
