@@ -5,20 +5,22 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import ROOT, found_by, results, rows
-from encoders_made_up import save
+from encoders_made_up import FAMILIES, save
 
 import augment
 import config as cf
 import search
 import utils
-from datasets import encoders, recording
-from models import predictor, steps
+from datasets import encoders, frames, recording
+from models import predictor, steps, waveform
 from scripts import evaluate, export, predict
 
 transformers = pytest.importorskip('transformers')
@@ -129,6 +131,42 @@ def test_an_encoder_that_has_moved_or_changed(folder, small_corpus, tmp_path, mo
         export.main([run_folder, '--out', 'a.onnx'])
 
 
+def test_a_folder_and_the_hub_name_revisions_in_different_ways(folder, small_corpus, tmp_path, capsys):
+    commit = 'c0ffee' * 6 + 'c0de'
+    best = torch.load(folder / 'runs/augment/a/best.pt', weights_only=True)
+    best['settings'] |= {'encoder': 'somebody/tiny', 'encoder_revision': commit}
+    torch.save(best, tmp_path / 'best.pt')
+    argv = [str(tmp_path), str(small_corpus.parent / 's1_sad_0.wav'), '--encoder']
+    predict.main([*argv, str(folder / 'tiny')])
+    assert 'be sure that they are the same encoder' in capsys.readouterr().err
+    shutil.copytree(folder / 'tiny', tmp_path / commit)  # as the hub's cache names the snapshot of a commit
+    predict.main([*argv, str(tmp_path / commit)])
+    assert not capsys.readouterr().err
+    save(tmp_path / 'wide', 'whisper')
+    best['settings'] |= {'encoder_layers': 'mean'}
+    torch.save(best, tmp_path / 'best.pt')
+    with pytest.raises(cf.UserError, match='gives frames of 1x16, and the network was trained on 3x16'):
+        predict.main([*argv, str(tmp_path / 'wide')])
+
+
+@pytest.mark.parametrize('layers', ['all', 'mean', '1'])
+@pytest.mark.parametrize('family', FAMILIES)
+@torch.no_grad()
+def test_the_module_of_an_encoder_computes_its_frames(family, layers, tmp_path):
+    save(tmp_path, family)
+    config = cf.FeatureSettings(features='encoder', encoder=str(tmp_path), encoder_layers=layers)
+    config = predictor.with_encoder(replace(config, **frames.found(SimpleNamespace(**vars(config), cache=None))), None, print)
+    if family == 'whisper':
+        with pytest.raises(cf.UserError, match='reads a spectrogram'):
+            waveform.EncoderFrames(config)
+        return
+    wave = np.random.default_rng(0).standard_normal(9_000).astype(np.float32) + .2
+    found = waveform.EncoderFrames(config)(torch.from_numpy(wave)[None])[0].numpy()
+    assert found.shape[:-1] == waveform.frames_shape(config)
+    expected = recording.of_wave(wave, config)[0].astype(np.float32)
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=2 ** -10, atol=1e-5)  # which are rounded
+
+
 def stopped_at(monkeypatch, n):
     """SIGTERM arrives in the n-th step of w."""
     sound, calls = steps.Steps.sound, []
@@ -184,6 +222,12 @@ def test_own_frames(small_corpus, tmp_path, monkeypatch, capsys):
         assert found[f'{name}.npy']['probabilities'] == pytest.approx(row[2], abs=1e-5)
     evaluate.main(['runs/augment/own', *BASE[:2], '--data_path', 'corpus.csv', '--fold', '1', '--json'])
     assert json.loads(capsys.readouterr().out)['confusion'] == results(tmp_path / 'runs/augment/own')['confusion']
+    export.main(['runs/augment/own', '--torch_export', '--out', 'own.pt2'])
+    assert 'its input is frames; docs/encoders.md says' in capsys.readouterr().out
+    x = torch.from_numpy(np.load('in/s1_sad_0.wav.npy'))[None]
+    p = torch.export.load('own.pt2').module()(x)[0].tolist()
+    assert p == pytest.approx(list(found['s1_sad_0.wav.npy']['probabilities'].values()), abs=1e-4)
+    assert '`frames`, float32 (1, 2, 5, n_frames), 100 in a second' in (tmp_path / 'own.md').read_text()
     with pytest.raises(cf.UserError, match='1 of 1 recordings'):
         predict.main(['runs/augment/own', str(small_corpus.parent / 's1_sad_0.wav')])
     assert 's1_sad_0.wav' in capsys.readouterr().err
