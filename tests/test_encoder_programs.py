@@ -1,26 +1,24 @@
 """The programs on frames of a tiny encoder with random weights, from search to export."""
 import csv
 import json
-import re
 import shutil
 import signal
 import sys
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, found_by, results, rows
-from encoders_made_up import FAMILIES, save
+from conftest import found_by, results, rows
+from encoders_made_up import save
 
 import augment
 import config as cf
 import search
 import utils
-from datasets import encoders, frames, recording
-from models import predictor, steps, waveform
+from datasets import encoders, recording
+from datasets.dataset import scaled
+from models import predictor, steps
 from scripts import evaluate, export, predict
 
 transformers = pytest.importorskip('transformers')
@@ -105,15 +103,23 @@ def test_the_command_line_and_evaluate(folder, small_corpus, tmp_path, monkeypat
         assert json.loads(capsys.readouterr().out)['confusion'] == results(folder / 'runs/augment' / name)['confusion']
 
 
-def test_a_long_recording_takes_no_more_memory_and_gets_the_same(folder, small_corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['a', 'head'])
+def test_frames_of_a_long_recording_lie_in_a_file_and_give_the_same(name, folder, small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     wave = np.concatenate([soundfile.read(path)[0] for path in sorted(small_corpus.parent.glob('*.wav'))])  # 50 s
-    soundfile.write(tmp_path / 'a.wav', wave, 16_000)
-    judge = predictor.load('runs/augment/a')
-    whole = judge(tmp_path / 'a.wav')
+    path, short = tmp_path / 'a.wav', small_corpus.parent / 's1_sad_0.wav'
+    soundfile.write(path, wave, 16_000)
+    judge = predictor.load(f'runs/augment/{name}')
+    judge = judge.of_speaker(small_corpus.parent.glob('s1_*.wav')) if judge.needs_speaker else judge
+    x = recording.of_wave(soundfile.read(path, dtype='float32')[0], judge.config)[0]
+    whole = judge.probabilities([scaled(x, judge.moments) if judge.needs_speaker else x])[0]
+    assert [*judge(path).probabilities.values()] == pytest.approx(whole, abs=1e-6)
     monkeypatch.setattr(recording, 'HELD', 10_000)
-    assert judge(tmp_path / 'a.wav').probabilities == pytest.approx(whole.probabilities, abs=1e-6)
-    assert judge.timeline(tmp_path / 'a.wav').end[-1] == pytest.approx(len(wave) / 16_000, abs=.05)
+    assert isinstance(judge.features(path)[0], np.memmap)
+    other = [*judge(short).probabilities.values()]
+    for (_, found), expected in zip(judge.many([path, short, path]), (whole, other, whole), strict=True):
+        assert [*found.probabilities.values()] == pytest.approx(expected, abs=1e-6)
+    assert judge.timeline(path).end[-1] == pytest.approx(len(wave) / 16_000, abs=.05)
 
 
 def test_an_encoder_that_has_moved_or_changed(folder, small_corpus, tmp_path, monkeypatch):
@@ -147,24 +153,6 @@ def test_a_folder_and_the_hub_name_revisions_in_different_ways(folder, small_cor
     torch.save(best, tmp_path / 'best.pt')
     with pytest.raises(cf.UserError, match='gives frames of 1x16, and the network was trained on 3x16'):
         predict.main([*argv, str(tmp_path / 'wide')])
-
-
-@pytest.mark.parametrize('layers', ['all', 'mean', '1'])
-@pytest.mark.parametrize('family', FAMILIES)
-@torch.no_grad()
-def test_the_module_of_an_encoder_computes_its_frames(family, layers, tmp_path):
-    save(tmp_path, family)
-    config = cf.FeatureSettings(features='encoder', encoder=str(tmp_path), encoder_layers=layers)
-    config = predictor.with_encoder(replace(config, **frames.found(SimpleNamespace(**vars(config), cache=None))), None, print)
-    if family == 'whisper':
-        with pytest.raises(cf.UserError, match='reads a spectrogram'):
-            waveform.EncoderFrames(config)
-        return
-    wave = np.random.default_rng(0).standard_normal(9_000).astype(np.float32) + .2
-    found = waveform.EncoderFrames(config)(torch.from_numpy(wave)[None])[0].numpy()
-    assert found.shape[:-1] == waveform.frames_shape(config)
-    expected = recording.of_wave(wave, config)[0].astype(np.float32)
-    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=2 ** -10, atol=1e-5)  # which are rounded
 
 
 def stopped_at(monkeypatch, n):
@@ -201,62 +189,6 @@ def test_a_training_goes_on_with_its_encoder(folder, small_corpus, monkeypatch):
     run(augment, small_corpus, '--name', 'tuned', '--init', 'runs/augment/head', '--epochs', 1)
     kept = [torch.load(folder / f'runs/augment/{name}/best.pt', weights_only=True)['settings'] for name in ('head', 'tuned')]
     assert kept[0] == kept[1]
-
-
-def test_own_frames(small_corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'in').mkdir()
-    rng, lines = np.random.default_rng(0), small_corpus.read_text().splitlines()
-    for i, line in enumerate(lines[1:], 1):
-        path = line.split(',')[0]
-        np.save(tmp_path / f'in/{path}.npy', rng.standard_normal((2, 5, 60 + i)).astype(np.float32))
-        lines[i] = f'{small_corpus.parent / path},{line.split(",", 1)[1]},in/{path}.npy'
-    (tmp_path / 'corpus.csv').write_text('\n'.join([f'{lines[0]},frames', *lines[1:]]) + '\n')
-    run(augment, 'corpus.csv', *'--name own --features frames --frames_per_s 100 --model ssl_att --epochs 1'.split())
-    capsys.readouterr()
-    expected = {path.rsplit('/', 1)[1]: row for path, row in saved(tmp_path / 'runs/augment/own').items()}
-    predict.main(['runs/augment/own', '--json', 'in'])
-    found = {row['path'].rsplit('/', 1)[1]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(found) == len(lines) - 1
-    for name, row in expected.items():
-        assert found[f'{name}.npy']['probabilities'] == pytest.approx(row[2], abs=1e-5)
-    evaluate.main(['runs/augment/own', *BASE[:2], '--data_path', 'corpus.csv', '--fold', '1', '--json'])
-    assert json.loads(capsys.readouterr().out)['confusion'] == results(tmp_path / 'runs/augment/own')['confusion']
-    export.main(['runs/augment/own', '--torch_export', '--out', 'own.pt2'])
-    assert 'its input is frames; docs/encoders.md says' in capsys.readouterr().out
-    x = torch.from_numpy(np.load('in/s1_sad_0.wav.npy'))[None]
-    p = torch.export.load('own.pt2').module()(x)[0].tolist()
-    assert p == pytest.approx(list(found['s1_sad_0.wav.npy']['probabilities'].values()), abs=1e-4)
-    assert '`frames`, float32 (1, 2, 5, n_frames), 100 in a second' in (tmp_path / 'own.md').read_text()
-    with pytest.raises(cf.UserError, match='1 of 1 recordings'):
-        predict.main(['runs/augment/own', str(small_corpus.parent / 's1_sad_0.wav')])
-    assert 's1_sad_0.wav' in capsys.readouterr().err
-    with pytest.raises(cf.UserError, match='--encoder has no effect'):
-        predict.main(['runs/augment/own', '--encoder', 'x', 'in'])
-
-
-def test_an_export_is_two_files(folder, small_corpus, tmp_path, monkeypatch, capsys):
-    for package in ('onnx', 'onnxscript', 'onnxruntime'):
-        pytest.importorskip(package)
-    import onnxruntime
-    monkeypatch.chdir(folder)
-    export.main(['runs/augment/head', '--out', str(tmp_path / 'w2v.onnx')])
-    said = capsys.readouterr().out
-    assert 'w2v.encoder.onnx' in said and {p.name for p in tmp_path.iterdir()} == {'w2v.onnx', 'w2v.encoder.onnx', 'w2v.md'}
-    assert 'frames of the encoder tiny' in (tmp_path / 'w2v.md').read_text()
-    encoder, network = (onnxruntime.InferenceSession(tmp_path / file) for file in ('w2v.encoder.onnx', 'w2v.onnx'))
-    judge = predictor.load('runs/augment/head').of_speaker(small_corpus.parent.glob('s1_*.wav'), warn=str)
-    mean, std = (moment.numpy() for moment in judge.moments)
-    for path in sorted(small_corpus.parent.glob('*.wav'))[::9]:
-        wave = soundfile.read(path, dtype='float32')[0]
-        frames, = encoder.run(None, {'waveform': wave[None]})
-        found = network.run(None, {'frames': frames, 'speaker_mean': mean, 'speaker_std': std})[0][0]
-        np.testing.assert_allclose(found, list(judge(path).probabilities.values()), atol=1e-4)
-    shutil.copy(path, tmp_path / 'my.wav')
-    monkeypatch.chdir(tmp_path)
-    for lines in re.findall(r'```python\n(.*?)```', (ROOT / 'docs/encoders.md').read_text(), re.S)[:1]:
-        exec(lines, {})
-    assert 'angry' in capsys.readouterr().out
 
 
 WRONG = {'no folder': ('nowhere/at/all', 'nowhere/at/all'), 'a name without a network': ('nobody/nothing', 'nobody/nothing'),
