@@ -57,7 +57,7 @@ def test_own_frames(small_corpus, tmp_path, monkeypatch, capsys):
     trained('corpus.csv', *'--name own --features frames --frames_per_s 100 --model ssl_att'.split())
     capsys.readouterr()
     with open('runs/augment/own/predictions.csv', newline='') as f:
-        expected = {row['path'].rsplit('/', 1)[1]: [float(row[name]) for name in ('p_angry', 'p_sad')] for row in csv.DictReader(f)}
+        expected = {row['path'].rsplit('/', 1)[1]: [float(row['p_angry']), float(row['p_sad'])] for row in csv.DictReader(f)}
     predict.main(['runs/augment/own', '--json', 'in'])
     found = {row['path'].rsplit('/', 1)[1]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert len(found) == len(lines) - 1
