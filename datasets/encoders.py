@@ -1,8 +1,7 @@
 """Frozen speech models of Hugging Face: the only file that imports `transformers`, and only when it is called.
 
-A model is named by its folder, or by its name on the hub, whose files are taken from the hub's cache on this machine if they
-are there. Weights are read from safetensors alone, since a pickle may execute what its author likes, and no code of a model
-is executed. Rate, normalisation and attention mask are those of the model's own feature extractor.
+A model is named by its folder, or by its name on the hub; the hub's cache on this machine is asked first. Weights are read from
+safetensors alone: a pickle may execute what its author likes. No code of a model is executed.
 """
 import functools
 import glob
@@ -12,7 +11,6 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import librosa
@@ -25,16 +23,14 @@ from datasets.index import Index
 from datasets.utterance import Utterance
 
 PIECE = 30  # s; a longer recording goes through in equal pieces of at most this, since attention is quadratic
-# s of audio, with its padding, that go through at once; on a CPU it is one piece, whose frames are
-# then equal to the bit in any company
-BATCH = {'cpu': 0, 'cuda': 120}
+BATCH = {'cpu': 0, 'cuda': 120}  # s that go through at once; on a CPU one piece, so that its bits never depend on others
 # Models whose frames do not depend on padding, if their extractor gives a mask. In Data2Vec padding leaks into the last
 # frames of a recording, through its five convolutions of positions.
 MASKED = ('wav2vec2', 'hubert', 'wavlm')
 FILES = ('config.json', 'preprocessor_config.json', 'processor_config.json', 'model.safetensors',
-         'model.safetensors.index.json', 'model-*-of-*.safetensors')  # of a repository that may hold other weights too
+         'model.safetensors.index.json', 'model-*-of-*.safetensors')  # a repository may hold other weights too
 FAMILIES = 'wav2vec 2.0, HuBERT, WavLM, Data2Vec for audio, or Whisper'
-_loading = threading.Lock()  # `of` is called from several threads
+_loading = threading.Lock()  # several threads call `of`
 
 
 @dataclass(frozen=True)
@@ -49,24 +45,19 @@ class Facts:
     piece: int  # frames of the longest piece
     whisper: bool
 
-    @property
-    def frames_per_s(self) -> float:
-        """Frames per second."""
-        return self.rate / self.stride
-
     def count(self, n_samples: int) -> int:
         """Frames of a wave of n_samples at `rate`; 0 if it is too short for one."""
         if self.whisper:  # frame i is centred on sample i * stride
             return -(-n_samples // self.stride)
         return max(0, (n_samples - self.overlap) // self.stride)
 
-    def pieces(self, wave: np.ndarray) -> Iterator[np.ndarray]:
+    def pieces(self, wave: np.ndarray) -> list[np.ndarray]:
         """A wave at `rate` in pieces whose frames, side by side, are as many and as far apart as those of the whole."""
         n_frames = self.count(len(wave))
         n_pieces = -(-n_frames // self.piece)
         bounds = [n_frames * i // n_pieces * self.stride for i in range(n_pieces)]
-        for begin, end in zip(bounds, [end + self.overlap for end in bounds[1:]] + [len(wave)]):
-            yield wave[begin:end]
+        ends = [*(end + self.overlap for end in bounds[1:]), len(wave)]
+        return [wave[begin:end] for begin, end in zip(bounds, ends)]
 
 
 def layers_of(choice: str, n_layers: int) -> list[int]:
@@ -87,8 +78,7 @@ def facts(name: str, cache: str | None = None) -> Facts:
     with contents_of(f'--encoder {name}', f'take {FAMILIES}, or a model with the same interface'):
         whisper, rate = config.model_type == 'whisper', extractor.sampling_rate
         if whisper:
-            stride, overlap = 2 * extractor.hop_length, 0
-            longest = config.max_source_positions
+            stride, overlap, longest = 2 * extractor.hop_length, 0, config.max_source_positions
         else:
             stride, field = 1, 1  # samples
             for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -98,14 +88,12 @@ def facts(name: str, cache: str | None = None) -> Facts:
         sizes = config.num_hidden_layers + 1, config.hidden_size, rate, stride, overlap, min(longest, PIECE * rate // stride)
         if not all(isinstance(size, int) and 0 <= size < 1_000_000 for size in sizes) or min(sizes[:4] + sizes[5:]) < 1:
             raise ValueError(f'sizes {sizes}')
-    # The snapshot of a commit is a folder of its name.
-    revision = _digest(folder, cache) if folder == name else os.path.basename(folder)
-    return Facts(revision, *sizes, whisper)
+    return Facts(_digest(folder, cache) if folder == name else os.path.basename(folder), *sizes, whisper)
 
 
 @functools.lru_cache(maxsize=4)
 def _folder(name):
-    """The folder of a model: `name`, or its snapshot in the hub's cache, downloaded if need be. UserError."""
+    """The folder of a model: `name`, or one in the hub's cache that has the name of the commit. UserError."""
     hub = _transformers()[1]
     why, found = 'its name is empty', name if os.path.isdir(name) else None
     for offline in () if found or not name else (True, False):
@@ -118,7 +106,9 @@ def _folder(name):
     if not found:
         raise UserError(f'--encoder {name}: there is no such folder, nor can it be had from the Hugging Face hub or its cache '
                         f'({why})')
-    if os.path.isfile(os.path.join(found, 'config.json')) and not _weights(found):
+    if not os.path.isfile(os.path.join(found, 'config.json')):
+        raise UserError(f'--encoder {name}: there is no config.json in it: it is no model that transformers saved')
+    if not _weights(found):
         raise UserError(f'--encoder {name}: there is no model.safetensors, and other files of weights are not read, since a '
                         'pickle may execute anything. If you trust it: python -c "from transformers import AutoModel as M, '
                         f"AutoFeatureExtractor as F; [A.from_pretrained('{name}').save_pretrained('FOLDER') for A in (M, F)]"
@@ -171,32 +161,30 @@ def _read(auto, folder, what, **how):
 def _digest(folder, cache):
     """A digest of all files of a folder that frames depend on."""
     texts = (os.path.join(folder, name) for name in FILES if not name.startswith('model'))
-    index = Index(os.path.join(cache or '', 'index-encoders.json'), lambda u: file_digest(u.path).hexdigest())
-    found = hashlib.sha256()
-    for path in [*filter(os.path.isfile, texts), *_weights(folder)]:
-        found.update(index.key(Utterance(path, '', '')).encode())
+    index = Index(os.path.join(cache, 'index-encoders.json') if cache else os.devnull,
+                  lambda u: file_digest(u.path).hexdigest())
+    keys = [index.key(Utterance(path, '', '')) for path in [*filter(os.path.isfile, texts), *_weights(folder)]]
     if cache:
         index.save()
-    return found.hexdigest()[:16]
+    return hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]
 
 
 class Encoder:
-    """A frozen encoder. encoder(waves) -> [(T, L D) float16, ...], the same frames whatever other waves are beside them."""
+    """A frozen encoder. encoder(waves) -> [(T, L D) float16, ...], the frames that each wave has alone."""
 
     def __init__(self, name: str, choice: str = 'all', device: str = 'cpu', cache: str | None = None):
         """choice: as in --encoder_layers. cache: as in `facts`. UserError."""
         self.facts, self.device = facts(name, cache), torch.device(device)
         self.layers, self.mean = layers_of(choice, self.facts.n_layers), choice == 'mean'
-        folder = _folder(name)
-        config, self.extractor = _described(folder)
-        model, info = _read(_transformers()[0].AutoModel, folder, 'its weights', use_safetensors=True, dtype=torch.float32,
-                            output_loading_info=True)
+        config, self.extractor = _described(_folder(name))
+        model, info = _read(_transformers()[0].AutoModel, _folder(name), 'its weights', use_safetensors=True,
+                            dtype=torch.float32, output_loading_info=True)
         if missing := sorted(set(info['missing_keys']) - {'masked_spec_embed'}):  # that one is of training
             raise UserError(f'--encoder {name}: its weights lack {len(missing)} tensors, such as {missing[0]}: they are of '
                             'another model')
         self.model = (model.get_encoder() if self.facts.whisper else model).to(self.device).eval()
-        norm = getattr(config, 'feat_extract_norm', None)
-        self.padded = config.model_type in MASKED and self.extractor.return_attention_mask and norm == 'layer'
+        self.padded = (config.model_type in MASKED and config.feat_extract_norm == 'layer'
+                       and self.extractor.return_attention_mask)
         try:
             shape = self([np.zeros(self.facts.rate, np.float32)])[0].shape
         except Exception as error:
@@ -215,23 +203,21 @@ class Encoder:
 
     def __call__(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         """waves: results of `wave`."""
-        pieces = [(i, piece) for i, wave in enumerate(waves) for piece in self.facts.pieces(wave)]
-        found = [None] * len(pieces)
-        for group in self._groups([len(piece) for _, piece in pieces]):
-            for j, x in zip(group, self._frames([pieces[j][1] for j in group])):
-                found[j] = x
-        of_wave = [[] for _ in waves]
-        for (i, _), x in zip(pieces, found):
-            of_wave[i].append(x)
-        return [np.concatenate(parts) for parts in of_wave]
+        pieces = [self.facts.pieces(wave) for wave in waves]
+        flat, found = sum(pieces, []), {}
+        for group in self._groups([len(piece) for piece in flat]):
+            found.update(zip(group, self._frames([flat[j] for j in group])))
+        in_order = (found[j] for j in range(len(flat)))
+        return [np.concatenate([next(in_order) for _ in own]) for own in pieces]
 
     def _groups(self, lengths):
         """Yields indices of pieces that go through together."""
-        order, group = sorted(range(len(lengths)), key=lambda j: -lengths[j]), []
-        for j in order:
-            longest = self.facts.piece * self.facts.stride if self.facts.whisper else lengths[group[0]] if group else 0
-            alike = self.padded or self.facts.whisper or not group or lengths[j] == lengths[group[0]]
-            if group and not (alike and longest * (len(group) + 1) <= BATCH[self.device.type] * self.facts.rate):
+        group, whisper = [], self.facts.whisper
+        for j in sorted(range(len(lengths)), key=lambda j: -lengths[j]):
+            first = lengths[group[0]] if group else lengths[j]  # the longest
+            n_samples = (len(group) + 1) * (self.facts.piece * self.facts.stride if whisper else first)
+            fits = n_samples <= BATCH[self.device.type] * self.facts.rate
+            if group and not (fits and (self.padded or whisper or lengths[j] == first)):
                 yield group
                 group = []
             group.append(j)
@@ -251,9 +237,7 @@ class Encoder:
         return [own[:self.facts.count(len(piece))] for own, piece in zip(x, pieces)]
 
 
-@functools.lru_cache(maxsize=1)
-def _encoder(*args):
-    return Encoder(*args)
+_encoder = functools.lru_cache(maxsize=1)(Encoder)
 
 
 def of(config, device: str | torch.device = 'cpu') -> Encoder:

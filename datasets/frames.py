@@ -5,9 +5,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
+import joblib
 import librosa
 import numpy as np
 import soundfile
@@ -18,7 +20,7 @@ from config import SAMPLE_RATE, WHATEVER, UserError, short
 from datasets import encoders
 from datasets.dataset import ahead
 from datasets.faults import Faults
-from datasets.features import Cached, file_digest, read_audio, resampled
+from datasets.features import THREADS, Cached, file_digest, read_audio, resampled
 from datasets.index import Index
 from datasets.readers import manifest
 from datasets.stored import Stored, find, write
@@ -35,7 +37,7 @@ def found(config) -> dict:
         facts = encoders.facts(config.encoder, config.cache)
         layers = encoders.layers_of(config.encoder_layers, facts.n_layers)
         return {'frame_shape': f'{1 if config.encoder_layers == "mean" else len(layers)}x{facts.channels}',
-                'encoder_revision': facts.revision, 'frames_per_s': facts.frames_per_s}
+                'encoder_revision': facts.revision, 'frames_per_s': facts.rate / facts.stride}
     if config.dataset != 'manifest' or not config.data_path:
         raise UserError('--features frames needs --dataset manifest, whose column frames names the files')
     files = (u.frames for u in manifest.scan(config.data_path) if u.frames)
@@ -103,28 +105,27 @@ def _check_room(n_bytes, cache_dir, what, quiet):
 
 def _extracted(missing: Missing, config, cache_dir, device, faults, notes, quiet) -> Iterator[tuple[str, Stored]]:
     """Yields (path, Stored) of frames of an encoder; the longest recordings are the first."""
-    encoder = encoders.of(config, device)
+    encoder = encoders.Encoder(config.encoder, config.encoder_layers, str(device), config.cache)  # freed when all is extracted
     seconds = {path: _seconds(u) for path, u in missing.items()}
     n_frames = sum(encoder.facts.count(round(s * encoder.facts.rate)) for s in seconds.values())
     whole = sum(seconds.values())
     what = f'frames of {len(missing)} recordings, {whole / 3600:.2g} hours,'
     _check_room(2 * config.n_rows * n_frames, cache_dir, what, quiet)
 
-    def read(batch):
-        """[(path, wave), ...] of the recordings that can be used."""
-        found = []
-        for path in batch:
-            with faults.collect():
-                audio = read_audio(missing[path])
-                notes.extend(f'{missing[path].path} {note}' for note in audio.notes)
-                found.append((path, encoder.wave(resampled(audio), missing[path].path)))
-        return found
+    def read(path):
+        """The wave of a recording; None if it cannot be used."""
+        with faults.collect():
+            audio = read_audio(missing[path])
+            notes.extend(f'{missing[path].path} {note}' for note in audio.notes)
+            return encoder.wave(resampled(audio), missing[path].path)
     began, done, told = time.monotonic(), 0., quiet
     order = sorted(missing, key=seconds.get, reverse=True)
     batches = list(_batches(order, seconds, encoders.BATCH[encoder.device.type]))
-    with utils.progress(math.ceil(whole), 's of audio through the encoder', quiet) as bar:
-        for batch, found in zip(batches, ahead(read, batches)):
-            for (path, _), x in zip(found, encoder([wave for _, wave in found])):
+    pool = ThreadPoolExecutor(config.workers or min(THREADS, joblib.cpu_count()))
+    with pool, utils.progress(math.ceil(whole), 's of audio through the encoder', quiet) as bar:
+        for batch, waves in zip(batches, ahead(lambda batch: list(pool.map(read, batch)), batches)):
+            heard = {path: wave for path, wave in zip(batch, waves) if wave is not None}
+            for path, x in zip(heard, encoder([*heard.values()])):
                 with faults.collect():
                     if not np.isfinite(x).all():
                         raise UserError(f'{missing[path].path}: its frames are beyond what float16 holds, 65,504: choose other '
@@ -132,7 +133,7 @@ def _extracted(missing: Missing, config, cache_dir, device, faults, notes, quiet
                     yield path, write(path, x)
             done += sum(seconds[path] for path in batch)
             bar.update(int(done) - bar.n)
-            if not told and (past := time.monotonic() - began) > MEASURED:
+            if not told and done and (past := time.monotonic() - began) > MEASURED:
                 told = True
                 left = past * (whole / done - 1) / 60
                 bar.write(f'about {left:.1f} min to go, as the first {past:.0f} s went', file=sys.stderr)

@@ -353,6 +353,8 @@ def start_from(net: torch.nn.Module, best: dict, labels: list[str]) -> str:
     """
     own, anew = net.state_dict(), []
     other_classes, classifier = labels != best['labels'], head(best)
+    if ('mix.scores' in own) != ('mix.scores' in best['weights']):
+        raise UserError('--init: of this network and the trained one, one mixes the layers of an encoder and one does not')
     for name, x in own.items():
         there = best['weights'].get(name)
         if name.startswith('speaker_norm.') or name in classifier and other_classes \

@@ -74,6 +74,8 @@ def corpus_of(given: dict, models: list[str]) -> tuple[list, str]:
     import datasets  # loads torch
     configs = {section: cf.build(section, cf.Given({**values, 'name': 'x'})) for section, values in given.items()
                if section != SVM or SVM in models}
+    for model in {name.removesuffix(MATCHED) for name in models} & {*cf.SSL}:
+        replace(configs['augment'], model=model)  # a UserError if the features are none that it reads
     same = {'data': (cf.DataSettings, cf.FeatureSettings, cf.DevSettings), 'search space': (cf.SpaceSettings,)}
     for what, name in ((what, f.name) for what, groups in same.items() for group in groups for f in fields(group)):
         values = {section: getattr(config, name) for section, config in configs.items() if hasattr(config, name)}

@@ -190,6 +190,8 @@ def test_another_labelling_of_the_same_speakers_is_refused(desk, small_corpus):
     (['--augment.lr', '-1'], '--lr -1.0'), (['--search.n_mels', '9'], 'n_mels is 9 for search, 32 for augment'),
     (['--search.n_nodes', '4', '--augment.n_nodes', '3'], 'n_nodes is 4 for search, 3 for augment: all models must use'),
     (['--models', 'cnn,svm', '--augment.train_on_dev'], 'train_on_dev is True for augment, False for svm: all models'),
+    (['--models', 'searched,ssl_mlp_matched'], '--model ssl_mlp reads frames of a speech encoder'),
+    (['--models', 'ssl_linear_matched'], '--models ssl_linear_matched: choose from'),
     (['--models', 'serched'], '--models serched'), (['--models', 'cnn_matched'], 'name searched too'),
     (['--models', 'cnn,cnn'], 'named twice'), (['--models', ','], '--models : choose from searched'),
     (['--seeds', '0,a'], '--seeds 0,a'), (['--only_folds', '4'], 'from 1 to 3'), (['--clean_folds', '0'], '--clean_folds 0'),

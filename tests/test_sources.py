@@ -10,7 +10,7 @@ from test_networks import copy_weights, one_hot
 import config as cf
 import genotypes as gt
 from models import memory
-from models.augment_cnn import AugmentCNN
+from models.augment_cnn import C_AUX, AugmentCNN
 from models.fast.depthwise import DepthwiseConv2d
 from models.ops import OPS
 from models.sampled import Sampler
@@ -98,6 +98,7 @@ def test_every_weight_learns_and_no_map_has_a_second_row(L, primitives):
         module.register_forward_hook(lambda module, args, out: heights.append(out.shape[2]))
     net.loss(frames(L, 24), torch.arange(24) % 3).backward()
     assert set(heights) == {1}
+    assert {m.kernel_size[0] for m in net.net.modules() if isinstance(m, nn.Conv2d)} == {1}
     assert [name for name, p in net.net.named_parameters() if not p.grad.any() and 'gate' not in name] == []
     assert net.net.seq_cells[0].preproc1[0].in_features == net.net.cells[-1].C_out  # one band: no copies
 
@@ -123,7 +124,7 @@ def test_frames_are_scored_alone_as_in_a_batch_and_without_their_padding(kind, L
     body, forward = net.net, net
     if kind == 'discrete':
         net = body = AugmentCNN(None, D, 4, 3, 3, True, net.genotype(), C_rnn=6, n_sources=L).double()
-        assert net(frames(L))[1].shape == (4, 3)  # the auxiliary head
+        assert net(frames(L))[1].shape == (4, 3) and net.aux_head[-1].in_features == 2 * C_AUX  # no copies
         forward = lambda *X: net(*X)[0]  # noqa: E731
     for _ in range(2):
         net(frames(L))
@@ -166,13 +167,6 @@ def test_decisions_on_frequency_of_a_genotype_of_spectrograms_do_not_matter(band
     assert shapes[0] == shapes[1] and not any('attend.' in name for name in shapes[0])
 
 
-def test_the_space_speech_has_its_own_operations_for_frames():
-    def built(*argv):
-        return cf.build('search', cf.given('search', ['--name', 'x', '--space', 'speech', *argv])).cnn_ops
-    assert built() == 'speech' and built('--cnn_ops', 'pool') == 'pool'
-    assert {*gt.CNN_OP_SETS['frames']} == {name for name in gt.CNN_OP_SETS['speech'] if not name.startswith('freq_')}
-
-
 @pytest.mark.parametrize('T', [4, 5, 3])
 def test_a_batch_of_one_is_refused_exactly_where_batch_norm_fails(T):
     net = supernet(3)
@@ -202,13 +196,13 @@ def test_the_discrete_network_has_fast_convolutions_of_one_row():
 @pytest.mark.parametrize('changed', [{}, dict(relaxation='sampled'), dict(cnn_ops='frames', rnn_ops='speech')], ids=str)
 @pytest.mark.parametrize('L', [1, 5])
 def test_the_estimate_of_memory_is_within_a_factor_of_two(L, changed):
-    config = cf.SearchConfig(name='x', features='frames', frame_shape=f'{L}x32', **SIZES, **changed)
+    config = cf.SearchConfig(name='x', features='frames', frame_shape=f'{L}x512', **SIZES, **changed)
     net = SearchCNNController(C=4, n_classes=4, n_layers=3, criterion=CRITERION, n_nodes=2, stem_multiplier=2, C_rnn=32,
                               primitives=config.cnn_ops, rnn_primitives=config.rnn_ops, dropout=.1, **config.inputs)
     sampler, shape = Sampler(net, config), window_shape(config, T)
     found = [saved(net, lambda: sampler.before_alphas(1), shape) for _ in range(3)]
     assert .5 < memory.estimate(config, memory.of_space(config), T, N)[1] / np.mean(found) < 2
-    sized = memory.sized(cf.AugmentConfig(name='x', genotype='random', features='frames', frame_shape=f'{L}x32', **SIZES),
+    sized = memory.sized(cf.AugmentConfig(name='x', genotype='random', features='frames', frame_shape=f'{L}x512', **SIZES),
                          net.genotype())
     discrete = AugmentCNN(None, C=4, n_classes=4, n_layers=3, auxiliary=False, genotype=net.genotype(), dropout=.1,
                           stem_multiplier=2, **config.inputs)

@@ -10,10 +10,13 @@ from test_sources import D, frames
 
 import augment
 import config as cf
+import genotypes as gt
 import search
+import utils
 from config import BASELINES, SSL, UserError
 from models import baselines
 from models.baselines import make_baseline
+from models.predictor import start_from
 from scripts import rank_correlation, recipe, report, spread
 from scripts.experiment import MODELS
 
@@ -31,6 +34,7 @@ def test_frames_are_scored_alone_as_in_a_batch_and_every_weight_learns(name, L):
     net = make_baseline(name, **SIZES, n_sources=L).double()
     logits, auxiliary = net(frames(L, 40, 12))
     nn.functional.cross_entropy(logits, torch.arange(40) % 3).backward()
+    assert {m.kernel_size[0] for m in net.modules() if isinstance(m, nn.Conv2d)} <= {1}
     assert auxiliary is None and [key for key, p in net.named_parameters() if not p.grad.any()] == []
     assert len(net.layer_weights()) == (3 if L == 3 else 0)
     x, valid = padded(L)
@@ -70,9 +74,11 @@ def test_their_sizes_are_counted_by_hand():
     assert size('ssl_mlp', 256, 768, 13) == mlp
     assert size('ssl_att', 256, 768, 13) == mlp + (256 * 64 + 64) + (64 + 1)
     assert size('ssl_linear', 0, 768, 1) == 768 * 4 + 4
+    gru = make_baseline('cnn_gru', **SIZES, n_sources=1).gru
+    assert gru.input_size == gru.hidden_size == 64  # the channels of the last block: one band
 
 
-@pytest.mark.parametrize('name', [name for name in BASELINES if name != 'ssl_linear'])
+@pytest.mark.parametrize('name', ['lstm', 'ssl_mlp', 'ssl_att'])
 def test_the_matched_width_is_the_nearest_of_all(name):
     got = sum(p.numel() for p in make_baseline(name, **SIZES, n_params=3_000, n_sources=3).parameters())
     every = [baselines.count_parameters(getattr(baselines, name), 1, 12, 3, w, .2, D, 0, 3) for w in range(1, 200)]
@@ -110,6 +116,13 @@ def corpus(tmp_path_factory):
             '--batch_size', '8']
 
 
+def test_the_space_speech_has_its_own_operations_for_frames(corpus):
+    def built(*argv):
+        return cf.build('search', cf.given('search', ['--name', 'x', '--space', 'speech', *argv])).cnn_ops
+    assert built() == 'speech' and built(*corpus) == 'frames' and built(*corpus, '--cnn_ops', 'pool') == 'pool'
+    assert {*gt.CNN_OP_SETS['frames']} == {name for name in gt.CNN_OP_SETS['speech'] if not name.startswith('freq_')}
+
+
 CELLS = '--init_channels 2 --rnn_channels 4 --n_nodes 1 --rnn_nodes 1'.split()
 SPEAKER = '--normalise speaker --embedding speaker'.split()
 
@@ -139,8 +152,10 @@ def test_heads_learn_and_are_compared(corpus, here, capsys):
                   '--optimizer', 'adamw'])
     found = json.loads((here / 'runs/augment/h/results.json').read_text())
     assert found['ua'] == 1 and found['layers']['2'] == max(found['layers'].values()) and abs(found['n_params'] - 300) < 20
+    with pytest.raises(UserError, match='one mixes the layers of an encoder and one does not'):
+        start_from(make_baseline('ssl_mlp', **SIZES, n_sources=1), utils.read_torch('runs/augment/h/best.pt'), ['angry', 'sad'])
     spread.main(['--name', 'sp', *corpus, *CELLS, *'--epochs 1 --architectures 2 --seeds 2 --hand_made '
-                 'ssl_att,ssl_linear'.split()])
+                 'ssl_att,ssl_linear,lstm:900'.split()])
     recipe.main(['--name', 'r', *corpus, *'--model ssl_att --epochs 1 --only_folds 1 --seeds 1 --variant a lr=.001'.split()])
     assert 'ssl_linear' in capsys.readouterr().out
     with pytest.raises(UserError, match='ssl_linear has one size'):
