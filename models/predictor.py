@@ -318,8 +318,9 @@ def rebuild(best: dict) -> torch.nn.Module:
 
 def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
     """The network that a best.pt describes, with so many classes and without memory for its weights. ValueError."""
+    settings = _known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings)
     try:
-        config = cf.AugmentConfig(name='x', **_known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings))
+        config = cf.AugmentConfig(name='x', **settings)
     except UserError as error:  # settings that exclude each other
         raise ValueError(str(error)) from None
     n_speakers = len(best['weights'].get('speaker_norm.sums', ()))
