@@ -177,7 +177,7 @@ class EncoderFrames(nn.Module):
             what = 'a spectrogram' if encoder.facts.whisper else f'{encoder.facts.rate} Hz'
             raise UserError(f'{config.encoder} reads {what}')
         self.model, self.layers, self.mean = encoder.model, encoder.layers, encoder.mean
-        self.normalises = encoder.extractor.do_normalize
+        self.normalises = getattr(encoder.extractor, 'do_normalize', False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         if self.normalises:

@@ -59,7 +59,8 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
               '## Licence', '',
               f'The corpus {results.get("dataset", "")}: '.replace(' :', ':')
               + LICENCES.get(results.get('dataset'), 'not known to emoDARTS; ask who gave it to you')
-              + '. The network may be bound by it. The code that made it: MIT.', '']
+              + '. The network may be bound by it. The code that made it: MIT.'
+              + (' The encoder has a licence of its own.' if config.features == 'encoder' else ''), '']
     return '\n'.join(lines)
 
 
