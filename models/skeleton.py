@@ -167,8 +167,8 @@ class JointNetwork(Network):
         """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
         if min(sizes) == 1 and height <= self.shrink[0] and n_frames <= self.shrink[1]:
             raise ValueError(f'batch norm needs more than one value per channel, but in a batch of one utterance a map of '
-                             f'{height} x {n_frames} shrinks to one: raise --batch_size, '
-                             f'{"" if self.n_sources else "--n_mels "}or --duration')
+                             f'{height} x {n_frames} shrinks to one: raise --batch_size'
+                             f'{"" if self.n_sources else ", --n_mels"} or --duration')
 
     @staticmethod
     def _run(cell, s0, s1, weights):

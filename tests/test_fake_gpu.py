@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch._subclasses import FakeTensorMode
 
 import genotypes as gt
-from config import ANY_INPUT
+from config import ANY_INPUT, SSL
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.derivatives import differentiating_twice
@@ -57,11 +57,11 @@ def fake_gpu(autocast):
             torch.set_autocast_dtype('cuda', before[1])
 
 
-def check(make, autocast, recurrences):
-    """Runs make()(x, valid) and checks device and dtype of all outputs, and that recurrences ran in float32."""
+def check(make, autocast, recurrences, shape=(1, F, T)):
+    """Runs make()(x, valid), x (N, *shape), and checks device and dtype of all outputs, and that recurrences ran in float32."""
     with fake_gpu(autocast):
         net = make()
-        x = torch.empty(N, 1, F, T).contiguous(memory_format=torch.channels_last)
+        x = torch.empty(N, *shape).contiguous(memory_format=torch.channels_last)
         outputs = net(x, torch.ones(N, T, dtype=torch.bool))
         for y in outputs if isinstance(outputs, tuple) else (outputs,):
             assert y is None or (y.shape, y.device.type) == ((N, N_CLASSES), 'cuda')
@@ -80,6 +80,14 @@ def test_supernet(sizes, training, fast, autocast, recurrences):
     sizes = {'n_nodes': 2, 'C_rnn': 6, 'dropout': .1, **sizes}
     n_rnns = check(lambda: SearchCNNController(1, 4, N_CLASSES, 3, nn.CrossEntropyLoss(), **sizes, fast=fast).train(training),
                    autocast, recurrences)
+    assert len(recurrences) == n_rnns
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('fast', [False, True])
+def test_supernet_of_frames(fast, autocast, recurrences):
+    n_rnns = check(lambda: SearchCNNController(6, 4, N_CLASSES, 3, nn.CrossEntropyLoss(), n_nodes=2, fast=fast, n_sources=3),
+                   autocast, recurrences, (3, 6, T))
     assert len(recurrences) == n_rnns
 
 
@@ -108,3 +116,9 @@ def test_discrete_network_of_every_operation(seq_op, training, autocast, recurre
 def test_baselines(name, autocast, recurrences):
     n_rnns = check(lambda: make_baseline(name, F, T, N_CLASSES, .1), autocast, recurrences)
     assert len(recurrences) == n_rnns == (name != 'cnn')
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('name', SSL)
+def test_heads_for_frames(name, autocast, recurrences):
+    assert check(lambda: make_baseline(name, 1, T, N_CLASSES, .1, C_in=6, n_sources=3), autocast, recurrences, (3, 6, T)) == 0

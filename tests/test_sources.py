@@ -173,7 +173,7 @@ def test_a_batch_of_one_is_refused_exactly_where_batch_norm_fails(T):
     try:
         net(frames(3, 1, T))
     except ValueError:
-        with pytest.raises(ValueError, match='1 x . shrinks to one: raise --batch_size, or --duration'):
+        with pytest.raises(ValueError, match='1 x . shrinks to one: raise --batch_size or --duration'):
             net.net.check_batches(1, T, [1])
     else:
         net.net.check_batches(1, T, [1])
