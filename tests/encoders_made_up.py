@@ -14,7 +14,7 @@ LAYER = {**WAVES, **POSITIONS, **LAYER_NORM}
 FAMILIES = {  # name: class, its configuration, whether its extractor returns a mask
     'wav2vec2': ('Wav2Vec2', {**WAVES, **POSITIONS}, False), 'wav2vec2_layer': ('Wav2Vec2', LAYER, True),
     'hubert': ('Hubert', {**WAVES, **POSITIONS}, False), 'hubert_layer': ('Hubert', LAYER, True),
-    'wavlm': ('WavLM', {**WAVES, **POSITIONS}, False), 'wavlm_layer': ('WavLM', LAYER, True),
+    'wavlm': ('WavLM', {**WAVES, **POSITIONS}, True), 'wavlm_layer': ('WavLM', LAYER, True),
     'data2vec': ('Data2VecAudio', {**WAVES, 'conv_pos_kernel_size': 5, 'num_conv_pos_embeddings': 3}, True),
     'whisper': ('Whisper', WHISPER, None)}
 

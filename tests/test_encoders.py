@@ -137,8 +137,11 @@ def test_a_model_of_the_hub_is_used_offline_where_it_is_there(folders, tmp_path,
     import huggingface_hub.constants
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)  # any attempt to reach it fails at once
-    commit = hub_cache(folders['wav2vec2'], tmp_path, 'someone/tiny')
+    commit, asked = hub_cache(folders['wav2vec2'], tmp_path, 'someone/tiny'), []
+    download = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **how: asked.append(how) or download(name, **how))
     encoder = encoders.Encoder('someone/tiny')
+    assert [how['local_files_only'] for how in asked] == [True]
     assert encoder.facts.revision == commit
     assert np.array_equal(encoder(WAVES[:1])[0], encoders.Encoder(folders['wav2vec2'])(WAVES[:1])[0])
     for name in ('someone/else', '../no/name', ''):
