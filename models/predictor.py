@@ -214,8 +214,9 @@ def with_encoder(config: cf.FeatureSettings, encoder: str | None, warn: Callable
     try:
         found = frames.found(SimpleNamespace(**vars(here), cache=None))
     except UserError as error:
-        raise error if encoder else UserError(f'{error}; the network was trained with this encoder: if it lies elsewhere, say '
-                                              '--encoder FOLDER') from None
+        if encoder or not str(error).startswith('--encoder'):
+            raise
+        raise UserError(f'{error}; the network needs it: if it lies elsewhere, say --encoder FOLDER') from None
     here, recorded = replace(here, **found), config.encoder_revision
     if here.frame_shape != config.frame_shape or here.frames_per_s != config.frames_per_s:
         raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on '
