@@ -114,7 +114,7 @@ def fill_in(line: str) -> str:
     for word, meant in known.items():
         line = re.sub(rf'(?<!\S){word}(?!\S)', meant, line)
     line = line.replace('runs/augment/demo', 'runs/augment/mine').removesuffix(' &')  # what the pages before made
-    line = re.sub(r'\S*/wav2vec2-base', ENCODER, line)
+    line = re.sub(r'\S*/wav2vec2-base\S*', ENCODER, line)
     program = line.split(' ')[1]
     line = ' '.join([re.sub(r'\bNAME\b', 'mine', line), *([SHORTER[program]] if program in SHORTER else [])])
     return re.sub(r'(^|\| )python ', lambda match: f'{match[1]}{shlex.quote(sys.executable)} ', line)
