@@ -186,7 +186,7 @@ class SpeechDataset:
             frames = OnDisk(features, pin=self.device.type == 'cuda')
             frames = frames.load() if resident else frames
         else:
-            frames = torch.from_numpy(np.concatenate(features, axis=1))
+            frames = torch.from_numpy(np.concatenate(features, axis=1) if len(features) > 1 else features[0])
         self.frames = frames.to(device) if resident else frames  # (F, sum of T_i)
         self.mean, self.std = mean[:, :, None].to(device), std[:, :, None].to(device)  # (F, 1, 1)
         self.labels = torch.tensor(labels, device=device)

@@ -184,23 +184,35 @@ def _array(path):
     return x.reshape(-1, *x.shape[-2:])
 
 
+def of_file(path: str, config) -> np.ndarray:
+    """The frames (T, L D) in a file of one's own, float16. UserError."""
+    x = _checked(path, config)
+    with np.errstate(over='ignore'):
+        x = x.reshape(config.n_rows, -1).T.astype(np.float16)
+    if not np.isfinite(x).all():
+        raise UserError(f'{path}: holds numbers that are not finite, or beyond 65,504')
+    return x
+
+
+def _checked(path, config):
+    """`_array`, which must have the layers and channels of all files."""
+    x = _array(path)
+    if x.shape[:2] != config.frames:
+        raise UserError(f'{path}: {x.shape[0]} layers of {x.shape[1]} channels, where {config.frames[0]} of {config.frames[1]} '
+                        'are wanted; all files must be alike')
+    return x
+
+
 def _copied(missing: Missing, config, cache_dir, _, faults, notes, quiet) -> Iterator[tuple[str, Stored]]:
     """Yields (path, Stored) of the files of frames, copied so that a frame is contiguous."""
-    arrays = {}
+    sizes = {}
     for path, u in missing.items():
         with faults.collect():
-            L, D, T = _array(u.frames).shape
-            if (L, D) != config.frames:
-                raise UserError(f'{u.frames}: {L} layers of {D} channels, but the first file has {config.frames[0]} of '
-                                f'{config.frames[1]}; all files must be alike')
-            arrays[path] = u.frames, T
+            sizes[path] = _checked(u.frames, config).size
     faults.check()
-    _check_room(2 * config.n_rows * sum(T for _, T in arrays.values()), cache_dir, f'{len(arrays)} files of frames', quiet)
-    with utils.progress(len(arrays), f'frames to {cache_dir}', quiet) as bar:
-        for path, (file, _) in arrays.items():
-            with faults.collect(), np.errstate(over='ignore'):
-                x = _array(file).reshape(config.n_rows, -1).T.astype(np.float16)
-                if not np.isfinite(x).all():
-                    raise UserError(f'{file}: holds numbers that are not finite, or beyond 65,504')
-                yield path, write(path, x)
+    _check_room(2 * sum(sizes.values()), cache_dir, f'{len(sizes)} files of frames', quiet)
+    with utils.progress(len(sizes), f'frames to {cache_dir}', quiet) as bar:
+        for path in sizes:
+            with faults.collect():
+                yield path, write(path, of_file(missing[path].frames, config))
             bar.update()

@@ -1,5 +1,6 @@
 """Features of one recording of any length: a long one is read, resampled and transformed block by block."""
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -12,8 +13,10 @@ import torch
 from config import SAMPLE_RATE, FeatureSettings, UserError
 from datasets import encoders
 from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, extract_prosody, load_audio, trimmed
+from datasets.frames import of_file
 from datasets.utterance import Utterance
 
+HELD = 2 ** 28  # bytes of frames of an encoder that are held in memory
 LONG = 60  # s; a longer recording is read in blocks of this length
 MARGIN = .5  # s around a block; a frame sees less than this of its neighbourhood
 
@@ -23,6 +26,8 @@ def features(utterance: Utterance, config: FeatureSettings, device: str | torch.
 
     device: where the encoder computes, if there is one. UserError if the file cannot be used.
     """
+    if config.features == 'frames':
+        return of_file(utterance.frames, config).T, 0.
     path = utterance.path
     try:
         info = soundfile.info(path)
@@ -43,9 +48,22 @@ def of_wave(wave: np.ndarray, config: FeatureSettings, device: str | torch.devic
     """As `features`, of a float32 wave (n_samples,) at SAMPLE_RATE, which messages call `where`."""
     if config.features == 'encoder':
         encoder = encoders.of(config, device)
-        return encoder([encoder.wave(wave, where)])[0].T, 0.
+        return through(encoder, encoder.wave(wave, where), where).T, 0.
     first = trimmed(wave, config.trim_db)[0] if config.trim_db else 0
     return extracted(wave, config), first / SAMPLE_RATE
+
+
+def through(encoder: encoders.Encoder, wave: np.ndarray, where: str) -> np.ndarray:
+    """The frames (T, n_rows) of a wave at the encoder's rate. Of more than HELD bytes: a map of a file without a name."""
+    with tempfile.TemporaryFile() as f:
+        for piece in encoder.facts.pieces(wave):
+            x = encoder([piece])[0]
+            if not np.isfinite(x).all():
+                raise UserError(f'{where}: its frames are beyond what float16 holds, 65,504')
+            f.write(np.ascontiguousarray(x))
+        f.flush()
+        frames = np.memmap(f, np.float16, 'r+').reshape(-1, x.shape[1])
+    return frames if frames.nbytes > HELD else np.array(frames)
 
 
 def extracted(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:

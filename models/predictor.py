@@ -1,8 +1,11 @@
 """A trained network with everything around it: from a recording to the probabilities that augment.py's test gives it."""
 import copy
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import joblib
@@ -14,7 +17,7 @@ import config as cf
 import genotypes as gt
 import utils
 from config import SAMPLE_RATE, UserError
-from datasets import recording
+from datasets import frames, recording
 from datasets.dataset import ENOUGH, SpeechDataset, scaled, shrunk, statistics
 from datasets.features import MIN_SAMPLES
 from datasets.utterance import Utterance
@@ -22,7 +25,9 @@ from models import speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 
-AT_ONCE = 64  # recordings whose features are held together
+AT_ONCE = 64  # recordings whose features are held together, fewer if they are larger than recording.HELD at
+USUAL = 10  # s each
+BLOCK = 1000  # frames that are normalised at once
 KEYS = ('settings', 'weights', 'genotype', 'labels', 'mean', 'std')  # that every best.pt has
 
 
@@ -41,14 +46,17 @@ class Timeline(NamedTuple):
 class Predictor:
     """Scores recordings as augment.py scored its test speakers, in float32.
 
-    best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it.
+    best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it. encoder: folder or
+    name of the encoder whose frames the network reads, if it is no longer where the training found it; warn(line) is told if it
+    may be another one. UserError.
     """
 
-    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32):
+    def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32, encoder: str | None = None,
+                 warn: Callable[[str], None] = lambda line: None):
         self.net = rebuild(best).to(device)
         self.device, self.batch_size = device, batch_size
         self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
-        self.config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
+        self.config = with_encoder(cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings)), encoder, warn)
         self.prior = best.get('prior')  # moments of the training speakers before --normalise speaker
         self.moments = None  # of the speaker
 
@@ -61,7 +69,7 @@ class Predictor:
         """A Predictor for the one speaker of these recordings; warn(line) is told if they are few. UserError."""
         if not self.needs_speaker:
             raise UserError('this network does not normalise speakers: leave --speaker_files out')
-        features = [x for x, _ in _in_threads(lambda r: recording.features(_utterance(r), self.config), list(recordings))]
+        features = _in_threads(lambda r: recording.features(self._utterance(r), self.config, self.device)[0], list(recordings))
         if not features:
             raise UserError('--speaker_files: there is no recording')
         n, own = len(features), statistics(features)
@@ -101,8 +109,10 @@ class Predictor:
             except UserError as error:
                 return error
         recordings = list(recordings)
-        for i in range(0, len(recordings), AT_ONCE):
-            chunk = recordings[i:i + AT_ONCE]
+        n_bytes = 2 * self.config.n_rows * self.config.frame_rate * USUAL
+        at_once = max(1, min(AT_ONCE, int(recording.HELD / n_bytes)))
+        for i in range(0, len(recordings), at_once):
+            chunk = recordings[i:i + at_once]
             good = []
             for audio, found in zip(chunk, _in_threads(attempt, chunk)):
                 if not isinstance(found, UserError):
@@ -134,26 +144,34 @@ class Predictor:
         """Features (F, T) float16 as the network's set would hold them, and the s trimmed off the beginning. UserError."""
         self.check_speaker()
         if isinstance(audio, str | os.PathLike | Utterance):
-            x, skipped = recording.features(_utterance(audio), self.config)
+            x, skipped = recording.features(self._utterance(audio), self.config, self.device)
+        elif self.config.features == 'frames':
+            raise UserError('this network reads frames, not waves: name their .npy file')
         else:
-            x, skipped = recording.of_wave(_wave(audio, rate), self.config)
-        return (scaled(x, self.moments) if self.needs_speaker else x), skipped
+            x, skipped = recording.of_wave(_wave(audio, rate), self.config, self.device)
+        for i in range(0, x.shape[1], BLOCK) if self.needs_speaker else ():
+            x[:, i:i + BLOCK] = scaled(x[:, i:i + BLOCK], self.moments)
+        return x, skipped
 
     def probabilities(self, features: list[np.ndarray]) -> np.ndarray:
         """(n, n_classes) of the results of `features`."""
+        if len(features) > 1 and any(isinstance(x, np.memmap) for x in features):  # together they would be read whole
+            return np.concatenate([self.probabilities([x]) for x in features])
         return self._dataset(features).score(lambda *X: self.net(*X)[0], self.batch_size).cpu().numpy()
+
+    def _utterance(self, audio):
+        if isinstance(audio, Utterance):
+            return audio
+        path = os.fspath(audio)
+        return Utterance(path, '', '', **({'frames': path} if self.config.features == 'frames' else {}))
 
     def _dataset(self, features):
         nobody = [Utterance('', '', '')] * len(features)  # one speaker, so that `adapt` knows all of them
         return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device,
-                             **self.config.inputs)
+                             not isinstance(features[0], np.memmap), **self.config.inputs)
 
     def _predictions(self, features):
         return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
-
-
-def _utterance(audio):
-    return audio if isinstance(audio, Utterance) else Utterance(os.fspath(audio), '', '')
 
 
 def _in_threads(function, items) -> list:
@@ -183,10 +201,39 @@ def _wave(audio, rate):
     return wave if rate == SAMPLE_RATE else librosa.resample(wave, orig_sr=rate, target_sr=SAMPLE_RATE)
 
 
-def load(run: str | os.PathLike, device: str | torch.device = 'cpu', batch_size: int = 32) -> Predictor:
+def with_encoder(config: cf.FeatureSettings, encoder: str | None, warn: Callable[[str], None]) -> cf.FeatureSettings:
+    """These settings of a training with the encoder, found here under its recorded name or as `encoder`.
+
+    UserError if it is another one; warn(line) is told if that cannot be known.
+    """
+    if config.features != 'encoder':
+        if encoder:
+            raise UserError(f'--encoder has no effect: this network reads {config.features}; leave it out')
+        return config
+    here = replace(config, encoder=encoder or config.encoder)
+    try:
+        found = frames.found(SimpleNamespace(**vars(here), cache=None))
+    except UserError as error:
+        if encoder or not str(error).startswith('--encoder'):
+            raise
+        raise UserError(f'{error}; the network needs it: if it lies elsewhere, say --encoder FOLDER') from None
+    here, recorded = replace(here, **found), config.encoder_revision
+    if here.frame_shape != config.frame_shape or here.frames_per_s != config.frames_per_s:
+        raise UserError(f'{here.encoder} gives frames of {here.frame_shape}, and the network was trained on '
+                        f'{config.frame_shape} of {config.encoder}: name the folder of that one, --encoder FOLDER')
+    if recorded not in (here.encoder_revision, os.path.basename(os.path.realpath(here.encoder))):  # or a snapshot of the hub
+        what = f'{here.encoder} is revision {here.encoder_revision}, and the network was trained with revision {recorded}'
+        if len(here.encoder_revision) == len(recorded):
+            raise UserError(f'{what} of {config.encoder}: name the folder of that one, --encoder FOLDER')
+        warn(f'NOTE: {what}. A folder and the hub name revisions in different ways: be sure that they are the same encoder')
+    return here
+
+
+def load(run: str | os.PathLike, device: str | torch.device = 'cpu', batch_size: int = 32,
+         encoder: str | None = None, warn: Callable[[str], None] = lambda line: None) -> Predictor:
     """The Predictor of a folder of augment.py or its best.pt. UserError if there is none, or it is damaged."""
     try:
-        return Predictor(read_best(run), device, batch_size)
+        return Predictor(read_best(run), device, batch_size, encoder, warn)
     except ValueError as error:
         raise UserError(f'{best_file(run)}: {error}') from None
 
@@ -223,7 +270,9 @@ def _check(best):
             or not isinstance(best['genotype'], str | None) or not isinstance(best.get('auxiliary', False), bool):
         raise ValueError('settings and weights must be tables, genotype a text, auxiliary true or false')
     config = cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings))
-    n_rows = config.n_mels + config.inputs['n_prosody']
+    if config.features in cf.FRAMES and not re.fullmatch(r'[1-9]\d{0,3}x[1-9]\d{0,5}', config.frame_shape, re.ASCII):
+        raise ValueError(f'frame_shape {cf.short(config.frame_shape)} must be LAYERSxCHANNELS')
+    n_rows = config.n_rows + config.inputs['n_prosody']
     pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(
@@ -270,7 +319,11 @@ def rebuild(best: dict) -> torch.nn.Module:
 
 def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
     """The network that a best.pt describes, with so many classes and without memory for its weights. ValueError."""
-    config = cf.AugmentConfig(name='x', **_known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings))
+    settings = _known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings)
+    try:
+        config = cf.AugmentConfig(name='x', **settings)
+    except UserError as error:  # settings that exclude each other
+        raise ValueError(str(error)) from None
     n_speakers = len(best['weights'].get('speaker_norm.sums', ()))
     with torch.device('meta'):
         if best['genotype']:
@@ -279,7 +332,7 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
                              stem_multiplier=config.stem_multiplier, n_layers_rnn=config.rnn_layers,
                              C_rnn=config.rnn_channels, **config.inputs)
         else:
-            net = make_baseline(config.model, config.n_mels, config.n_frames, n_classes, config.dropout, config.params,
+            net = make_baseline(config.model, config.height, config.n_frames, n_classes, config.dropout, config.params,
                                 **config.inputs)
         return speaker_norm.added(net, config, n_speakers)
 

@@ -1,8 +1,10 @@
-"""A trained network as one module, waveform in and probabilities out, that torch.export and ONNX can hold.
+"""A trained network as one module that torch.export and ONNX can hold: waveform in and probabilities out, or frames in.
 
 It computes what models/predictor.py does. torch.export cannot cut a wave at a place that depends on its samples: what trimming
 removes is masked instead.
 """
+import math
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -11,23 +13,75 @@ from torch import Tensor
 
 import config as cf
 from config import SAMPLE_RATE, UserError
+from datasets import encoders
 from datasets.features import FLOOR, MIN_SAMPLES, N_FFT, TRIM_FRAME, TRIM_HOP, WIN_LENGTH, mel_spectrogram
 from models.predictor import Predictor
 
+PIECE = encoders.PIECE * SAMPLE_RATE  # samples that an exported encoder reads at once
+SHORTEST = SAMPLE_RATE // 10  # samples, more than one frame of any encoder that is known
+MIN_FRAMES = 2  # of a recording; torch.export would fix a number that may be 1
 QUIETEST = 1e-5  # amplitude below which librosa.amplitude_to_db does not go
 KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'duration'}  # settings that this module computes
 
 
-class Waveform(nn.Module):
-    """(1, n_samples) float32 at SAMPLE_RATE -> probabilities (1, n_classes); n_samples must be MIN_SAMPLES or more.
+class Frames(nn.Module):
+    """Frames (1, D, T), or (1, L, D, T) of L layers, float32 -> probabilities (1, n_classes).
 
-    A network that normalises speakers also takes the mean and deviation of the speaker's features, (n_mels, 1) each.
-    UserError if the features are of a kind that this module does not compute.
+    A network that normalises speakers also takes the mean and deviation of the speaker's features, (n_rows, 1) each.
     """
 
     def __init__(self, predictor: Predictor):
         super().__init__()
         self.config, self.net = predictor.config, predictor.net
+        self.register_buffer('mean', predictor.mean)
+        self.register_buffer('std', predictor.std)
+
+    def forward(self, frames: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
+        x = torch.cat(frames[0].unbind()) if frames.ndim > 3 else frames[0]  # (n_rows, T)
+        x = x.half().float()  # rounded as in the cache
+        return self.scored(x, torch.full((), x.shape[1], device=x.device), speaker_mean, speaker_std)
+
+    def scored(self, x: Tensor, n_frames: Tensor, speaker_mean: Tensor | None, speaker_std: Tensor | None) -> Tensor:
+        """Features (n_rows, T), of which n_frames exist -> the mean of the probabilities of their windows, (1, n_classes)."""
+        if speaker_mean is not None:
+            x = ((x - speaker_mean) / speaker_std).half().float()
+        x, valid, there = self.windows(x, n_frames)
+        p = torch.softmax(self.net(x, valid)[0], dim=1)
+        p = torch.where(there[:, None], p, 0.).sum(dim=0, keepdim=True)
+        return p / p.sum()
+
+    def windows(self, x: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows as SpeechDataset scores them: x as in Inputs, valid (N, size), and which of the N windows exist."""
+        size, T = self.config.n_frames, x.shape[1]
+        n_windows = torch.div(n_frames + size - 1, size, rounding_mode='floor')
+        # One more window than there is, and its number as a plain one: torch.export would fix a number that may be 1, and
+        # cannot calculate with one that depends on the number of samples.
+        n = (n_windows + 1).item()
+        torch._check(n >= 2)
+        i = torch.arange(n, device=x.device)
+        there, i = i < n_windows, torch.minimum(i, n_windows - 1)
+        room = n_frames - size
+        spread = (i.double() * (room.double() / (n_windows - 1).clamp_min(1).double())).round().long()
+        centred = torch.div(room, 2, rounding_mode='floor')
+        start = torch.where(n_windows > 1, spread, centred)
+        t = start[:, None] + torch.arange(size, device=x.device)
+        valid = (t >= 0) & (t < n_frames)
+        x = x[:, t.clamp(0, T - 1)]  # (F, N, size)
+        x = ((x - self.mean[:, :, None]) / self.std[:, :, None]).masked_fill(~valid, 0.)
+        x = x.transpose(0, 1)  # (N, n_rows, size)
+        if not self.config.frames:
+            return x[:, None], valid, there
+        shape = frames_shape(self.config)
+        return x.unflatten(1, shape if len(shape) > 1 else (*shape, 1)), valid, there
+
+class Waveform(Frames):
+    """(1, n_samples) float32 at SAMPLE_RATE -> probabilities (1, n_classes); n_samples must be MIN_SAMPLES or more.
+
+    UserError if the features are of a kind that this module does not compute.
+    """
+
+    def __init__(self, predictor: Predictor):
+        super().__init__(predictor)
         defaults = cf.FeatureSettings()
         for name, value in cf.pick(self.config, cf.FeatureSettings).items():
             if name not in KNOWN and value != getattr(defaults, name):
@@ -42,17 +96,9 @@ class Waveform(nn.Module):
         self.register_buffer('mel', mel_spectrogram(config.n_mels, config.hop_length).mel_scale.fb.T.clone())  # (F, n_bins)
         dct = torchaudio.functional.create_dct(config.n_mels, config.n_mels, 'ortho').T if config.features == 'mfcc' else None
         self.register_buffer('dct', dct)
-        self.register_buffer('mean', predictor.mean)
-        self.register_buffer('std', predictor.std)
 
     def forward(self, waveform: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
-        x, n_frames = self.features(waveform[0])
-        if speaker_mean is not None:
-            x = ((x - speaker_mean) / speaker_std).half().float()
-        x, valid, there = self.windows(x, n_frames)
-        p = torch.softmax(self.net(x, valid)[0], dim=1)
-        p = torch.where(there[:, None], p, 0.).sum(dim=0, keepdim=True)
-        return p / p.sum()
+        return self.scored(*self.features(waveform[0]), speaker_mean, speaker_std)
 
     def features(self, wave: Tensor) -> tuple[Tensor, Tensor]:
         """(n_samples,) -> (F, T) rounded to float16 as in the cache, and how many of the T frames exist."""
@@ -92,38 +138,67 @@ class Waveform(nn.Module):
         first = torch.minimum(torch.minimum(first, middle), end - MIN_SAMPLES).clamp_min(0)
         return first, torch.minimum(end, torch.maximum(last, first + MIN_SAMPLES)) - first
 
-    def windows(self, x: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows as SpeechDataset scores them: (N, 1, F, size), valid (N, size), and which of the N windows exist."""
-        size, T = self.config.n_frames, x.shape[1]
-        n_windows = torch.div(n_frames + size - 1, size, rounding_mode='floor')
-        # One more window than there is, and its number as a plain one: torch.export would fix a number that may be 1, and
-        # cannot calculate with one that depends on the number of samples.
-        n = (n_windows + 1).item()
-        torch._check(n >= 2)
-        i = torch.arange(n, device=x.device)
-        there, i = i < n_windows, torch.minimum(i, n_windows - 1)
-        room = n_frames - size
-        spread = (i.double() * (room.double() / (n_windows - 1).clamp_min(1).double())).round().long()
-        centred = torch.div(room, 2, rounding_mode='floor')
-        start = torch.where(n_windows > 1, spread, centred)
-        t = start[:, None] + torch.arange(size, device=x.device)
-        valid = (t >= 0) & (t < n_frames)
-        x = x[:, t.clamp(0, T - 1)]  # (F, N, size)
-        x = ((x - self.mean[:, :, None]) / self.std[:, :, None]).masked_fill(~valid, 0.)
-        return x.transpose(0, 1).unsqueeze(1), valid, there
-
 
 def exported(predictor: Predictor) -> torch.export.ExportedProgram:
-    """The Waveform of a predictor, for recordings of any length. UserError if it cannot be exported."""
-    module = Waveform(predictor).eval()
-    arguments = [torch.randn(1, round(2.5 * predictor.config.duration * SAMPLE_RATE) + N_FFT)]
-    shapes = [{1: torch.export.Dim('n_samples', min=MIN_SAMPLES)}]
+    """The Waveform of a predictor, or its Frames, for recordings of any length. UserError if it cannot be exported."""
+    config = predictor.config
+    if config.frames:
+        module, size = Frames(predictor), math.ceil(2.5 * config.n_frames) + 1
+        arguments = [torch.randn(1, *frames_shape(config), size)]
+        shapes = [{arguments[0].ndim - 1: torch.export.Dim('n_frames', min=MIN_FRAMES)}]
+    else:
+        module = Waveform(predictor)
+        arguments = [torch.randn(1, round(2.5 * config.duration * SAMPLE_RATE) + N_FFT)]
+        shapes = [{1: torch.export.Dim('n_samples', min=MIN_SAMPLES)}]
     if predictor.needs_speaker:
         # Tensors of their own: export would take the module's mean and std for the inputs if they were the same objects.
         arguments += [torch.zeros_like(predictor.mean), torch.ones_like(predictor.std)]
         shapes += [None, None]
     with torch.no_grad():
-        return torch.export.export(module, tuple(arguments), dynamic_shapes=tuple(shapes))
+        return torch.export.export(module.eval(), tuple(arguments), dynamic_shapes=tuple(shapes))
+
+
+def frames_shape(config: cf.FeatureSettings) -> tuple[int, ...]:
+    """(D,), or (L, D) of several layers: the frames of a recording but for their number."""
+    n_layers, D = config.frames
+    return (n_layers, D) if n_layers > 1 else (D,)
+
+
+class EncoderFrames(nn.Module):
+    """Waveform (1, n_samples) at SAMPLE_RATE -> the frames that the network of a predictor reads, as Frames takes them.
+
+    UserError if this module does not compute what the encoder's feature extractor does.
+    """
+
+    def __init__(self, config: cf.FeatureSettings):
+        super().__init__()
+        encoder = encoders.of(config)
+        if encoder.facts.whisper or encoder.facts.rate != SAMPLE_RATE:
+            what = 'a spectrogram' if encoder.facts.whisper else f'{encoder.facts.rate} Hz'
+            raise UserError(f'{config.encoder} reads {what}')
+        self.model, self.layers, self.mean = encoder.model, encoder.layers, encoder.mean
+        self.normalises = getattr(encoder.extractor, 'do_normalize', False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        if self.normalises:
+            variance, mean = torch.var_mean(waveform, dim=1, correction=0, keepdim=True)
+            waveform = (waveform - mean) / (variance + 1e-7).sqrt()
+        states = self.model(waveform, output_hidden_states=True).hidden_states  # (1, T, D) each
+        x = torch.stack([states[layer] for layer in self.layers], dim=1)  # (1, L, T, D)
+        x = x.mean(dim=1) if self.mean else x[:, 0] if len(self.layers) == 1 else x
+        return x.transpose(-1, -2)
+
+
+def exported_encoder(config: cf.FeatureSettings) -> torch.export.ExportedProgram:
+    """The EncoderFrames of a network, for waves of up to PIECE samples. UserError if it cannot be exported."""
+    module = EncoderFrames(config).eval()
+    n_samples = torch.export.Dim('n_samples', min=SHORTEST, max=PIECE)
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, (torch.randn(1, 2 * SAMPLE_RATE),), dynamic_shapes=({1: n_samples},),
+                                       prefer_deferred_runtime_asserts_over_guards=True)
+    except Exception as error:  # anything that the code of a model may raise
+        raise UserError(cf.one_line(error, 150)) from None
 
 
 def for_onnx(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -11,6 +11,7 @@ import config as cf
 import utils
 from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
+from models.waveform import MIN_FRAMES, frames_shape
 from scripts.significance import count, interval
 
 LICENCES = {  # of the corpora, as their authors state them; a network made from one may be bound by it
@@ -33,17 +34,18 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
         f'{best.get("epoch")}.',
         '', '## Use', '',
         '| | |', '|---|---|',
-        f'| input | `waveform`, float32 (1, n_samples), mono, {SAMPLE_RATE} Hz, between -1 and 1, of any length from 65 ms |',
+        f'| input | {_input(config)} |',
         f'| output | `probabilities`, float32 (1, {len(predictor.labels)}), of the classes in this order: '
         f'{", ".join(predictor.labels)} |']
     if predictor.needs_speaker:
-        lines.append(f'| optional inputs | `speaker_mean`, `speaker_std`, ({config.n_mels}, 1): statistics of the speaker\'s '
+        lines.append(f'| optional inputs | `speaker_mean`, `speaker_std`, ({config.n_rows}, 1): statistics of the speaker\'s '
                      'features. Without them those that the file was made with |')
-    lines += [f'| features | {config.features}, {config.n_mels} bands; normalised by {config.normalise} |',
+    lines += [f'| features | {_features(config)}; normalised by {config.normalise} |',
               f'| windows | {config.duration:g} s; a longer recording is scored on several, whose probabilities are averaged |',
               f'| parameters | {sum(p.numel() for p in predictor.net.parameters()):,} |',
               f'| size of the file | {os.path.getsize(file) / 1e6:.2f} MB |',
-              f'| latency | {latency(predictor):.0f} ms for {SECONDS} s of audio, features included, in PyTorch on this '
+              f'| latency | {latency(predictor):.0f} ms for {SECONDS} s of audio, features '
+              f'{"left out" if config.features == "frames" else "included"}, in PyTorch on this '
               f'machine ({utils.describe_device(torch.device("cpu"))}) |', '', '## Training and test', '']
     lines += _results(results, folder) if results else ['The run has no results.json: it is not known how well it does.']
     lines += ['', '## Intended use', '',
@@ -57,19 +59,36 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
               '## Licence', '',
               f'The corpus {results.get("dataset", "")}: '.replace(' :', ':')
               + LICENCES.get(results.get('dataset'), 'not known to emoDARTS; ask who gave it to you')
-              + '. The network may be bound by it. The code that made it: MIT.', '']
+              + '. The network may be bound by it. The code that made it: MIT.'
+              + (' The encoder has a licence of its own.' if config.features == 'encoder' else ''), '']
     return '\n'.join(lines)
 
 
 def latency(predictor: Predictor) -> float:
-    """Median ms for a recording of SECONDS."""
-    wave = np.random.default_rng(0).standard_normal(SECONDS * SAMPLE_RATE).astype(np.float32) * .1
+    """Median ms for a recording of SECONDS, or its frames."""
+    rng, config = np.random.default_rng(0), predictor.config
+    wave = rng.standard_normal(SECONDS * SAMPLE_RATE).astype(np.float32) * .1
+    frames = rng.standard_normal((config.n_rows, round(SECONDS * config.frame_rate))).astype(np.float16)
     times = []
     for _ in range(RUNS):
         began = time.perf_counter()
-        predictor(wave)
+        predictor.probabilities([frames]) if config.features == 'frames' else predictor(wave)
         times.append(time.perf_counter() - began)
     return 1000 * float(np.median(times))
+
+
+def _input(config):
+    if config.frames:
+        shape = ', '.join(map(str, frames_shape(config)))
+        return f'`frames`, float32 (1, {shape}, n_frames), {config.frame_rate:g} in a second, {MIN_FRAMES} or more'
+    return f'`waveform`, float32 (1, n_samples), mono, {SAMPLE_RATE} Hz, between -1 and 1, of any length from 65 ms'
+
+
+def _features(config):
+    if config.features == 'encoder':
+        return (f'frames of the encoder {cf.escape_markdown(config.encoder)}, revision {config.encoder_revision}, layers '
+                f'{config.encoder_layers}')
+    return 'frames' if config.frames else f'{config.features}, {config.n_mels} bands'
 
 
 def _results(results, folder):

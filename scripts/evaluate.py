@@ -20,6 +20,7 @@ import utils  # noqa: E402
 from config import UserError  # noqa: E402
 from datasets import scoring  # noqa: E402
 from models.predictor import Predictor, load, read_best  # noqa: E402
+from scripts.predict import complain  # noqa: E402
 from scripts.significance import count, interval  # noqa: E402
 
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'cache')
@@ -34,6 +35,9 @@ def main(argv: list[str] | None = None):
             parser.add_argument(f'--{f.name}', help=f.metadata['help'])
     parser.add_argument('--map', metavar='A=B,...', default='', help='class A of the corpus is class B of the network; A= '
                         'leaves A out')
+    parser.add_argument('--encoder', metavar='FOLDER', default=None, help='the encoder that the network was trained with, if '
+                        'it is no longer where the training found it')
+    parser.add_argument('--device', default='cpu', help='cpu (default), cuda or cuda:1')
     parser.add_argument('--output', metavar='FOLDER', default=None, help='write results.json and predictions.csv there')
     parser.add_argument('--json', action='store_true', default=False, help='print the result as JSON')
     args, unknown = parser.parse_known_args(argv)
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None):
     flags = {name: cf.convert(cf.AugmentConfig, name, value) for name, value in vars(args).items()
              if name in FLAGS}
     config = cf.AugmentConfig(name='evaluate', **flags)
-    predictor = load(args.run)
+    predictor = load(args.run, utils.choose_device(args.device), encoder=args.encoder, warn=complain)
     utterances, folds, report = datasets.select(config)
     if 'fold' in flags:
         if config.fold > len(folds):
@@ -50,7 +54,7 @@ def main(argv: list[str] | None = None):
         utterances = folds[config.fold - 1].split(utterances, 'test')
     utterances = mapped(utterances, args.map, predictor.labels)
     for line in seen_before(read_best(args.run).get('heard', []), config, utterances):
-        print(line, file=sys.stderr)
+        complain(line)
     probabilities = score(predictor, utterances)
     result = evaluated(utterances, probabilities, predictor.labels)
     result.update(run=args.run, dataset=config.dataset, map=args.map, protocol=report)

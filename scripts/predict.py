@@ -24,13 +24,15 @@ from models.predictor import Predictor, load  # noqa: E402
 
 STDIN = '-'
 SUFFIXES = {f'.{name.lower()}' for name in soundfile.available_formats()} | {'.opus', '.aif', '.oga', '.mp3'} - {'.raw'}
+OF_FRAMES = {'.npy'}  # of a network that was trained with --features frames
 
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('run', metavar='RUN', help='folder of augment.py, or its best.pt')
     parser.add_argument('audio', metavar='FILE_OR_FOLDER', nargs='+', help='recordings of any length, rate and format; folders '
-                        'are searched at every depth; - reads one from standard input')
+                        'are searched at every depth; - reads one from standard input. A network trained with --features '
+                        'frames reads .npy files of them instead')
     form = parser.add_mutually_exclusive_group()
     form.add_argument('--json', action='store_true', help='print one JSON object a line')
     form.add_argument('--csv', action='store_true', help='print a CSV table')
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None):
                         'them to OUT.csv; .svg and .pdf are possible too')
     parser.add_argument('--speaker_files', metavar='FOLDER', help='recordings of the one speaker who is heard in all of '
                         'FILE_OR_FOLDER; only for a network trained with --normalise speaker, which needs it')
+    parser.add_argument('--encoder', metavar='FOLDER', help='the encoder that the network was trained with, if it is no longer '
+                        'where the training found it')
     parser.add_argument('--device', default='cpu', help='cpu (default), cuda or cuda:1')
     parser.add_argument('--batch_size', type=int, default=32, help='windows scored at once (default: 32); any number gives '
                         'the same result')
@@ -46,13 +50,14 @@ def main(argv: list[str] | None = None):
         raise UserError(f'--batch_size {args.batch_size}: must be 1 or more')
     if args.timeline and Path(args.timeline).suffix not in ('.png', '.svg', '.pdf'):
         raise UserError(f'--timeline {args.timeline}: must end in .png, .svg or .pdf')
-    predictor = load(args.run, utils.choose_device(args.device), args.batch_size)
+    predictor = load(args.run, utils.choose_device(args.device), args.batch_size, args.encoder, complain)
+    suffixes = OF_FRAMES if predictor.config.features == 'frames' else SUFFIXES
     if args.speaker_files:
-        predictor = predictor.of_speaker(recordings([args.speaker_files]), warn=complain)
+        predictor = predictor.of_speaker(recordings([args.speaker_files], suffixes), warn=complain)
     predictor.check_speaker()
     with tempfile.TemporaryDirectory() as folder:
         names = {}  # {file: as it is called in the output}
-        for path in recordings(args.audio):
+        for path in recordings(args.audio, suffixes):
             names[_copy_of_stdin(folder) if path == STDIN else path] = path
         if args.timeline and len(names) > 1:
             raise UserError(f'--timeline draws one recording, and there are {len(names)}: name one')
@@ -63,7 +68,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f'{n_bad} of {len(names)} recordings could not be used; see the lines above')
 
 
-def recordings(paths: list[str]) -> list[str]:
+def recordings(paths: list[str], suffixes: set[str] = SUFFIXES) -> list[str]:
     """The files among paths, those below folders included, each once; '-' stays. UserError if a folder has none."""
     found = {}
     for path in paths:
@@ -71,9 +76,10 @@ def recordings(paths: list[str]) -> list[str]:
             found[path] = None
             continue
         inside = [os.path.join(folder, name) for folder, folders, names in os.walk(path) for name in names
-                  if not name.startswith('.') and os.path.splitext(name)[1].lower() in SUFFIXES]
+                  if not name.startswith('.') and os.path.splitext(name)[1].lower() in suffixes]
         if not inside:
-            raise UserError(f'{path}: there is no audio file in this folder')
+            what = 'file of frames (.npy)' if suffixes == OF_FRAMES else 'audio file'
+            raise UserError(f'{path}: there is no {what} in this folder')
         found.update(dict.fromkeys(sorted(inside)))
     return list(found)
 

@@ -15,11 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+import encoders_made_up  # noqa: E402
 import made_up  # noqa: E402
 
 from datasets.readers import synthetic  # noqa: E402
@@ -30,6 +32,7 @@ SKIPPED = {'make': 'run by .ci/run', 'pip': 'installs', 'python3': 'installs', '
            'torchrun': 'run by tests/test_torchrun.py', 'dask': 'run by tests/test_cluster.py', 'sbatch': 'needs a cluster'}
 SLURM = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_TASK_COUNT': '1'}
 NOT_RUN = {'docs/results.md': 'commands of finished experiments, days of work'}
+ENCODER = 'encoder'  # folder of the encoder
 N_SAMPLES = 12_000  # of a made-up recording
 SMALL = dict(duration=.5, n_mels=16, hop_ms=32., time_pool=1, init_channels=2, rnn_channels=4, n_nodes=1, rnn_nodes=1,
              epochs=1, batch_size=16, train_on_dev=False)
@@ -88,9 +91,20 @@ def prepare(folder: Path) -> None:
     for speaker in ('03', '08', '09', '10', '11', '12', '13', '14', '15', '16'):
         for letter, label in LABELS.items():
             made_up.spoken(folder / f'corpora/emodb/wav/{speaker}a01{letter}a.wav', int(speaker), label)
+    make_frames(folder, rows)
     turns = [(f'Ses0{session}F_impro01_{gender}{i:03}', label) for session in range(1, 6) for gender in 'FM'
              for i, label in enumerate(('ang', 'hap', 'exc', 'neu', 'sad'))]
     made_up.iemocap(folder / 'corpora/iemocap', turns, made_up.spoken)
+
+
+def make_frames(folder: Path, rows: list[str]) -> None:
+    """A tiny encoder in place of that of the pages, and frames.csv, a manifest with files of frames."""
+    encoders_made_up.save(folder / ENCODER, 'wav2vec2')
+    (folder / 'frames').mkdir()
+    for i, name in enumerate(['anna-001', *range(1, len(rows))]):
+        np.save(folder / f'frames/{name}.npy', np.random.default_rng(i).standard_normal((2, 8, 40)).astype(np.float32))
+    lines = [f'{row},frames/{i}.npy' for i, row in enumerate(rows)]
+    (folder / 'frames.csv').write_text('\n'.join([f'{rows[0]},frames', *lines[1:]]) + '\n')
 
 
 def fill_in(line: str) -> str:
@@ -100,6 +114,7 @@ def fill_in(line: str) -> str:
     for word, meant in known.items():
         line = re.sub(rf'(?<!\S){word}(?!\S)', meant, line)
     line = line.replace('runs/augment/demo', 'runs/augment/mine').removesuffix(' &')  # what the pages before made
+    line = re.sub(r'\S*/wav2vec2-base\S*', ENCODER, line)
     program = line.split(' ')[1]
     line = ' '.join([re.sub(r'\bNAME\b', 'mine', line), *([SHORTER[program]] if program in SHORTER else [])])
     return re.sub(r'(^|\| )python ', lambda match: f'{match[1]}{shlex.quote(sys.executable)} ', line)

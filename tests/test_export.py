@@ -13,7 +13,8 @@ from datasets.readers import synthetic
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.predictor import Predictor, load
-from models.waveform import Waveform
+from models.sources import window_shape
+from models.waveform import Frames, Waveform
 from scripts import export
 
 LABELS = ['angry', 'happy', 'sad']
@@ -34,16 +35,17 @@ def best_of(model, genotype=EVERY_KIND, **settings):
                     model=model) | settings
     config = cf.AugmentConfig(name='x', **settings)
     if model == 'genotype':
-        net = AugmentCNN(None, 1, 2, 3, 3, False, genotype, config.stem_multiplier, 1, 4)
+        net = AugmentCNN(None, C=2, n_classes=3, n_layers=3, auxiliary=False, genotype=genotype, C_rnn=4, n_layers_rnn=1,
+                         stem_multiplier=config.stem_multiplier, **config.inputs)
     else:
-        net = make_baseline(model, config.n_mels, config.n_frames, 3, 0., config.params)
+        net = make_baseline(model, config.height, config.n_frames, 3, 0., config.params, **config.inputs)
     with torch.no_grad():
         for _ in range(15):  # batch norm of a network that was trained
-            net(.5 + 2 * torch.randn(6, 1, config.n_mels, config.n_frames))
+            net(.5 + 2 * torch.randn(6, *window_shape(config, config.n_frames)))
     for x in net.linear.parameters():
         x.data *= 8 if x.ndim == 2 else 0  # classes depend on the recording
-    return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((16, 1), -5.),
-                std=torch.full((16, 1), 3.), prior=[torch.full((16, 1), -5.), torch.full((16, 1), 2.)],
+    return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((config.n_rows, 1), -5.),
+                std=torch.full((config.n_rows, 1), 3.), prior=[torch.full((config.n_rows, 1), x) for x in (-5., 2.)],
                 genotype=gt.to_str(genotype) if model == 'genotype' else None, format=utils.FORMAT)
 
 
@@ -73,6 +75,20 @@ def test_the_module_computes_what_the_predictor_does(model, settings):
         np.testing.assert_allclose(found, expected(predictor, wave), atol=1e-4)
         spread.append(found)
     assert np.ptp(spread, axis=0).max() > .01  # the probabilities do depend on the wave
+
+
+@pytest.mark.parametrize('shape', ['1x16', '3x4'])
+@pytest.mark.parametrize('model', ['genotype', *cf.BASELINES])
+@torch.no_grad()
+def test_of_frames(model, shape):
+    settings = dict(features='frames', frame_shape=shape, normalise='speaker', params=0 if model == cf.ONE_SIZE else 600)
+    best = best_of(model, **settings)
+    predictor = export.of_nobody(Predictor({**best, 'mean': .1 + 0 * best['mean'], 'std': 2 + 0 * best['std']}))
+    module, found = Frames(predictor), []
+    for x, expected in export.of_frames(predictor):
+        found.append(module(torch.from_numpy(x)[None], *predictor.moments)[0].numpy())
+        np.testing.assert_allclose(found[-1], expected, atol=1e-5)
+    assert len(found) == 3 and np.ptp(found, axis=0).max() > 1e-3
 
 
 @torch.no_grad()
@@ -151,7 +167,7 @@ def test_what_cannot_be_exported_is_said(tmp_path, monkeypatch):
     with pytest.raises(cf.UserError, match='does not normalise speakers'):
         export.main([*argv, str(tmp_path / 'a.pt2'), '--speaker_files', str(tmp_path)])
     monkeypatch.setattr(export, 'exported', lambda predictor: None)
-    monkeypatch.setattr(export, 'run_program', lambda program, predictor: lambda wave: np.array([.2, .3, .5]))
+    monkeypatch.setattr(export, 'run_program', lambda program, moments: lambda wave: np.array([.2, .3, .5]))
     with pytest.raises(cf.UserError, match='would not give the probabilities'):
         export.main([*argv, str(tmp_path / 'a.pt2')])
     assert not (tmp_path / 'a.pt2').exists()

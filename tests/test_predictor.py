@@ -169,6 +169,8 @@ def test_a_file_that_is_not_ours_is_one_line(folder, tmp_path):
              {'settings': {**best['settings'], 'layers': 'x'}}, {'mean': best['mean'] * float('nan')}, {'std': best['std'] * 0},
              {'weights': {}}, {'weights': {**best['weights'], name: x.double()}}, {'weights': {**best['weights'], name: x[:1]}},
              {'weights': {**best['weights'], name: x * float('inf')}}, {'genotype': 'Genotype(x)'}, {'format': 99},
+             *({'settings': {**best['settings'], 'features': 'encoder', 'encoder': 'nobody/nothing', 'frame_shape': shape}}
+               for shape in ('', '3x', '0x16', '9' * 99 + 'x1', '1x16')),
              {'auxiliary': torch.zeros(2)},
              {'heard': [1]}]
     for changes in wrong:
