@@ -364,8 +364,9 @@ class SearchSettings:
 class FinalistSettings:
     """choice among candidates"""
     finalists: int = setting(0, 'retrain this many of the best candidates and keep the best on dev, by log-loss; 0: the '
-                             'genotype is that of the alphas. In the space speech candidates are cells: the decisions outside '
-                             'them, which the supernet cannot rank, are drawn for each finalist', low=0, high=1000)
+                             'genotype is that of the alphas. In the space speech each candidate also has drawn decisions '
+                             'outside its cells; a sampled supernet ranks them too, except widths and depth',
+                             low=0, high=1000)
     candidates: int = setting(300, 'genotypes drawn from alpha and scored in the supernet', low=1, high=100_000)
     finalist_epochs: int = setting(0, 'epochs of the last rung, to which the best 3 finalists get; all train a quarter of them '
                                    'first. 0: as many as augment.py takes from --config', low=0, high=10_000)
@@ -505,6 +506,11 @@ class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSetti
                             'or --tournament_minutes')
         if self.w_lr_min > self.w_lr:
             raise UserError(f'--w_lr_min {self.w_lr_min} is above --w_lr {self.w_lr}: the learning rate must not rise')
+
+    @property
+    def decisions(self):
+        """Whether the supernet has the choices of decisions outside the cells: see models/decisions.py."""
+        return self.space == 'speech' and self.relaxation == 'sampled'
 
 
 @dataclass(frozen=True, kw_only=True)

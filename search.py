@@ -120,7 +120,7 @@ def make_net(config, data, halves) -> SearchCNNController:
             criterion=CrossEntropyLoss(data.class_weights), n_nodes=config.n_nodes, stem_multiplier=config.stem_multiplier,
             n_layers_rnn=config.rnn_layers, n_nodes_rnn=config.rnn_nodes, C_rnn=config.rnn_channels, primitives=config.cnn_ops,
             rnn_primitives=config.rnn_ops, dropout=config.dropout, partial_channels=config.partial_channels, fast=config.fast,
-            order=config.cnn_order, **config.inputs)
+            order=config.cnn_order, decisions=config.decisions, **config.inputs)
         net.net.check_batches(config.height, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None

@@ -68,19 +68,24 @@ def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
 def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
     """The candidates with the lowest log-loss in the supernet. The genotype of the alphas is among the candidates.
 
-    In the space `speech` the supernet, whose size and head the settings fix, ranks cells alone. Decisions outside the cells are
-    then drawn for each finalist, within --band.
+    In the space `speech` a candidate also has decisions outside its cells, drawn within --band; those that the supernet holds
+    count in its score.
     """
-    rng, speech = np.random.default_rng([config.seed, config.fold]), config.space == 'speech'
-    drawn = distinct(itertools.chain([net.genotype()], genotypes_from_alpha(net, rng)))
-    candidates = list(itertools.islice(drawn if speech else book.allowed(drawn), config.candidates))
-    scored = [(book.score(genotype, scorer), i, genotype) for i, genotype in enumerate(
+    rng, within = np.random.default_rng([config.seed, config.fold]), {}  # {candidate: the network within the supernet}
+
+    def completed():
+        for cells in itertools.chain([net.genotype()], genotypes_from_alpha(net, rng)):
+            genotype = with_decisions(cells, book.config, rng, book.data.labels) if config.space == 'speech' else cells
+            within.setdefault(gt.to_str(genotype), cells._replace(network=genotype.network))  # may lack a kind of cell
+            yield genotype
+    drawn = distinct(completed())
+    candidates = list(itertools.islice(drawn if config.space == 'speech' else book.allowed(drawn), config.candidates))
+    scored = [(book.score(genotype, scorer, within[gt.to_str(genotype)]), i, genotype) for i, genotype in enumerate(
         parallel.progress(candidates, 'candidates', len(candidates)))]
     book.write()
     scored.sort(key=lambda row: row[:2])
     book.log('%d candidates scored in the supernet: dev loss %.3f to %.3f', len(scored), scored[0][0], scored[-1][0])
-    best = [genotype for *_, genotype in scored[:config.finalists]]
-    return [book.complete(genotype, rng) for genotype in best] if speech else best
+    return [genotype for *_, genotype in scored[:config.finalists]]
 
 
 def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
@@ -147,17 +152,11 @@ class Book:
         """Those within --band."""
         return (genotype for genotype, _ in in_band(genotypes, self.config, self.data.labels))
 
-    def complete(self, genotype, rng) -> gt.Genotype:
-        """The genotype with decisions outside its cells; it keeps the score of the cells."""
-        found = with_decisions(genotype, self.config, rng, self.data.labels)
-        self.scores[gt.to_str(found)] = self.scores[gt.to_str(genotype)]
-        return found
-
-    def score(self, genotype, scorer: Scorer) -> float:
-        """Log-loss in the supernet."""
+    def score(self, genotype, scorer: Scorer, within: gt.Genotype) -> float:
+        """Log-loss of a genotype, which is that of the network `within` the supernet."""
         text = gt.to_str(genotype)
         if text not in self.scores:
-            began, found = time.time(), scorer.score(genotype)
+            began, found = time.time(), scorer.score(within)
             self.scores[text] = {'genotype': text, 'loss': found['loss'], 'ua': found['ua'], 'seconds': time.time() - began}
             self.tree['scores'].append(self.scores[text])
             if len(self.scores) % SAVE_EVERY == 0:

@@ -51,7 +51,10 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
     """
     K, C, F, T = getattr(config, 'partial_channels', 1), config.init_channels, config.height, n_frames
     C_out, objects = config.stem_multiplier * C, 0.
-    relaxation, strides = getattr(config, 'relaxation', 'softmax'), iter(getattr(config, 'strides', (2, 2)))
+    decisions = getattr(config, 'decisions', False)  # of models/decisions.py: the largest network that a step may draw
+    relaxation = getattr(config, 'relaxation', 'softmax')
+    strides = iter(2 * [gt.STRIDES['frequency']] if decisions else getattr(config, 'strides', (2, 2)))
+    rnn_layers = max(config.rnn_layers, *gt.NETWORK_CHOICES['rnn_layers']) if decisions and config.rnn_layers else config.rnn_layers
 
     def computed(table, ops):  # by a step, on average
         return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation] * _sum(table, ops)
@@ -64,12 +67,13 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
             along_F, along_T = (stride, stride) if isinstance(stride, int) else stride
             C, F, T = 2 * C, -(-F // along_F), -(-T // along_T)
         n_nodes, ops = cells[kind]
+        copies = len(gt.STRIDES) if decisions and kind == 'reduce' else 1
         maps += (computed(MAPS, ops) / K + 6 + n_nodes) * C * F * T
-        parameters += _sum(MATRICES, ops) * (C / K) ** 2 + 2 * C_out * C
-        objects, C_out = objects + sum(ops.values()), C * n_nodes
+        parameters += copies * (_sum(MATRICES, ops) * (C / K) ** 2 + 2 * C_out * C)
+        objects, C_out = objects + copies * sum(ops.values()), C * n_nodes
     n_nodes, ops = cells['rnn']
     H, H_in, steps = config.rnn_channels, (1 if config.frames else N_BANDS) * C_out, 0.
-    for _ in range(config.rnn_layers):
+    for _ in range(rnn_layers):
         parameters += _sum(MATRICES, ops) * H ** 2 + 2 * H_in * H
         steps += (computed(STEPS, ops) + 6) * H * T
         objects, H_in = objects + sum(ops.values()), n_nodes * H

@@ -82,6 +82,7 @@ class Sampler:
             self.net.paths = {kind: uniform_path(len(alphas), self.net.primitives_of(kind), self.draws,
                                                  'free' if kind == 'rnn' else self.config.cnn_order)
                               for kind, alphas in self._alphas().items()}
+            self._decide()
         elif self.active:
             self._draw(None)
 
@@ -104,3 +105,10 @@ class Sampler:
                 values, flat = flat[:alpha.numel()], flat[alpha.numel():]
                 drawn.append((values.view_as(g) + g).argmax(dim=-1))
             self.net.paths[kind] = partial(gumbel_path, noise=noise, drawn=drawn, tau=tau)
+        self._decide()
+
+    def _decide(self):
+        """Adds decisions outside the cells to the path, drawn uniformly; a supernet without choices draws nothing."""
+        if self.net.decisions:
+            self.net.paths['network'] = {name: choices[int(torch.randint(len(choices), (1,), generator=self.draws))]
+                                         for name, choices in self.net.decisions.items()}

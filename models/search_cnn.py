@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import genotypes as gt
+from models.decisions import Deciding
 from models.fast.cells import FastCell, FastSeqCell
 from models.fast.depthwise import use_fast_depthwise
 from models.search_cells import Choice, Path, SearchCell, SearchSeqCell
@@ -54,10 +55,14 @@ class SearchCNN(JointNetwork):
             use_fast_depthwise(self, one_row=n_sources > 0)  # for a Path; mixtures call no convolution of a cell
 
     def forward(self, x: Tensor, weights_normal, weights_reduce, weights_rnn=(), valid: Tensor | None = None,
-                prosody: Tensor | None = None, speaker: Tensor | None = None) -> Tensor:
-        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes)"""
-        weights = {'normal': weights_normal, 'reduce': weights_reduce, 'rnn': weights_rnn}
+                prosody: Tensor | None = None, speaker: Tensor | None = None, network: dict | None = None) -> Tensor:
+        """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes). network: as in models/decisions.py."""
+        weights = {'normal': weights_normal, 'reduce': weights_reduce, 'rnn': weights_rnn, 'network': network}
         return self.forward_cells(x, weights, None, valid, prosody, speaker)[0]
+
+
+class DecidingCNN(Deciding, SearchCNN):
+    """The supernet with the choices of decisions outside the cells."""
 
 
 class SearchCNNController(nn.Module):
@@ -68,7 +73,7 @@ class SearchCNNController(nn.Module):
     partial_channels: with K > 1, 1/K of the channels of a CNN state pass the operations, and edges of CNN cells have weights of
     their own, softmax(beta) over the edges of a node (PC-DARTS, Xu et al. 2020).
     n_prosody: rows of prosody in the input. n_sources: as in models.sources.Network. order: of the operations in CNN cells, see
-    genotypes.allowed.
+    genotypes.allowed. decisions: hold the choices of models/decisions.py too, for sampled paths.
     device_ids: accepted for compatibility with pt.darts; at most one device. fast: compute the cells as models/fast does;
     False: edge by edge, as models/search_cells.py does. Parameters and results are the same. Raises ValueError on sizes or
     operations that make no network.
@@ -79,7 +84,7 @@ class SearchCNNController(nn.Module):
     def __init__(self, C_in: int, C: int, n_classes: int, n_layers: int, criterion: nn.Module, n_nodes: int = 4,
                  stem_multiplier: int = 3, n_layers_rnn: int = 1, n_nodes_rnn: int = 2, C_rnn: int = 32, primitives='paper',
                  rnn_primitives='mixed', dropout: float = 0., device_ids=None, partial_channels: int = 1, fast: bool = True,
-                 n_prosody: int = 0, n_sources: int = 0, order: str = 'free'):
+                 n_prosody: int = 0, n_sources: int = 0, order: str = 'free', decisions: bool = False):
         super().__init__()
         if n_nodes < 1 or n_nodes_rnn < 1:
             raise ValueError(f'a cell needs 1 node or more, not n_nodes {n_nodes}, n_nodes_rnn {n_nodes_rnn}')
@@ -90,8 +95,10 @@ class SearchCNNController(nn.Module):
         self.criterion = criterion
         self.n_nodes, self.n_nodes_rnn = n_nodes, n_nodes_rnn
         self.primitives, self.rnn_primitives = gt.op_set(primitives), gt.op_set(rnn_primitives, 'rnn')
-        self.net = SearchCNN(C_in, C, n_classes, n_layers, n_nodes, stem_multiplier, n_layers_rnn, n_nodes_rnn, C_rnn,
-                             self.primitives, self.rnn_primitives, dropout, partial_channels, fast, n_prosody, n_sources)
+        self.net = (DecidingCNN if decisions else SearchCNN)(
+            C_in, C, n_classes, n_layers, n_nodes, stem_multiplier, n_layers_rnn, n_nodes_rnn, C_rnn, self.primitives,
+            self.rnn_primitives, dropout, partial_channels, fast, n_prosody, n_sources)
+        self.decisions = self.net.choices if decisions else {}  # {name: choices}
         self.alpha_normal = self._alpha(n_nodes, self.primitives)
         self.alpha_reduce = self._alpha(n_nodes, self.primitives)
         self.alpha_rnn = self._alpha(n_nodes_rnn if n_layers_rnn else 0, self.rnn_primitives)
@@ -100,7 +107,8 @@ class SearchCNNController(nn.Module):
                   for i in range(n_nodes)] if order != 'free' else []
         for i, table in enumerate(banned):
             self.register_buffer(f'banned_{i}', torch.tensor(table), persistent=False)  # (n_inputs, n_ops)
-        self.paths = None  # {kind: Path or function of the alphas that makes one}; models/sampled.py sets it
+        # {kind: Path or function of the alphas that makes one, 'network': decisions}; models/sampled.py sets it.
+        self.paths = None
 
     @staticmethod
     def _alpha(n_nodes, primitives=None):
@@ -126,7 +134,7 @@ class SearchCNNController(nn.Module):
                 speaker: Tensor | None = None) -> Tensor:
         """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes). Arguments as in datasets.dataset.Inputs."""
         weights = (self.cell_weights(kind) for kind in ('normal', 'reduce', 'rnn'))
-        return self.net(x, *weights, valid, prosody, speaker)
+        return self.net(x, *weights, valid, prosody, speaker, (self.paths or {}).get('network'))
 
     def cell_weights(self, kind: str) -> list:
         """The weights of a cell's operations: `op_weights`, times the edge's share in its node in PC-DARTS; or a Path."""
@@ -174,9 +182,14 @@ class SearchCNNController(nn.Module):
         return gt.Genotype(**fields)
 
     def path_of(self, genotype) -> dict:
-        """{kind: Path} of a discrete network within this supernet. ValueError if it is not one of its networks."""
-        paths = {}
+        """`paths` of a discrete network within this supernet, whose sizes are not compared.
+
+        ValueError if it is not one of its networks.
+        """
+        paths = {'network': self.net.decided(genotype.network)} if self.decisions else {}
         for kind in self.kinds():
+            if kind == 'rnn' and self.decisions and not paths['network']['rnn_layers']:
+                continue
             names, gene, alphas = self.primitives_of(kind), getattr(genotype, kind), getattr(self, f'alpha_{kind}')
             if len(gene) != len(alphas) or not {op for node in gene for op, _ in node} <= set(names):
                 raise ValueError(f'a {kind} cell with other nodes or operations than the supernet')

@@ -71,6 +71,13 @@ def statistics_pool(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.cat([mean, (var + VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
+def add_classifier(to: nn.Module, H: int, head: str, n_prosody: int, n_classes: int):
+    """Gives a module what makes logits of a sequence (N, T, H): head, a place for the SpeakerNorm, linear layer."""
+    to.speaker_norm = None  # see models/speaker_norm.py
+    to.head = None if head == 'mean_std' else HEADS[head](H)
+    to.linear = nn.Linear((H if to.head else 2 * H) + 2 * n_prosody, n_classes)
+
+
 class JointNetwork(Network):
     """Stem - CNN cells - sequences over time - SeqNN cells - statistics pooling - linear.
 
@@ -112,32 +119,38 @@ class JointNetwork(Network):
         for i in range(n_layers):
             reduction = reductions.get(i, False)
             C_cur *= 2 if reduction else 1
-            self.cells.append(make_cell(C_pp, C_p, C_cur, reduction_p, reduction))
+            self.cells.append(self._cell(make_cell, C_pp, C_p, C_cur, reduction_p, reduction))
             reduction_p, C_pp, C_p = reduction, C_p, self.cells[-1].C_out
         if n_sources:
             one_row(self.cells)
+        self.dropout = nn.Dropout(dropout)
+        self._add_sequences(C_pp, C_p, bands, n_layers_rnn, C_rnn, make_seq_cell, head, n_classes)
+        self.shrink = [math.prod(stride if isinstance(stride, int) else stride[axis] for stride in reductions.values())
+                       for axis in (0, 1)]  # by which F and T get smaller
+
+    def _cell(self, make_cell, C_pp, C_p, C, reduction_p, reduction) -> nn.Module:
+        return make_cell(C_pp, C_p, C, reduction_p, reduction)
+
+    def _add_sequences(self, C_pp, C_p, bands, n_layers_rnn, C_rnn, make_seq_cell, head, n_classes):
+        """Adds all that comes after the last CNN cells, which are C_pp and C_p wide."""
         self.bands = bands
         self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if bands == 'attended' else None
         width = N_BANDS if self.attend else bands
         H_pp, H_p = width * C_pp, width * C_p
         if n_layers_rnn:
-            H_pp, H_p = H_pp + n_prosody, H_p + n_prosody
+            H_pp, H_p = H_pp + self.n_prosody, H_p + self.n_prosody
         self.seq_cells = nn.ModuleList()
         for _ in range(n_layers_rnn):
             self.seq_cells.append(make_seq_cell(H_pp, H_p, C_rnn))
             H_pp, H_p = H_p, self.seq_cells[-1].C_out
-        self.dropout = nn.Dropout(dropout)
-        self.speaker_norm = None  # see models/speaker_norm.py
-        self.head = None if head == 'mean_std' else HEADS[head](H_p)
-        self.linear = nn.Linear((H_p if self.head else 2 * H_p) + 2 * n_prosody, n_classes)
-        self.shrink = [math.prod(stride if isinstance(stride, int) else stride[axis] for stride in reductions.values())
-                       for axis in (0, 1)]  # by which F and T get smaller
+        add_classifier(self, H_p, head, self.n_prosody, n_classes)
 
     def forward_cells(self, x: Tensor, weights: dict | None = None, tap: int | None = None, valid: Tensor | None = None,
                       prosody: Tensor | None = None, speaker: Tensor | None = None):
         """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes), and the output of CNN cell number `tap`, or None.
 
-        weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet. valid: (N, T) bool, False where a
+        weights: {kind: one (n_inputs, n_ops) tensor per node} for cells of the supernet, and for models/decisions.py
+        {'network': decisions}. valid: (N, T) bool, False where a
         frame is padding, which then takes no part in the pooling over time. prosody: (N, P, T). speaker: (N,) indices, for
         SpeakerNorm.
         """
@@ -148,20 +161,25 @@ class JointNetwork(Network):
             if i == tap:
                 tapped = s1
         n_steps = s1.shape[-1]
-        if self.attend:
+        bands, seq_cells, part = self._sequence_part(weights)
+        if bands == 'attended':
             s0, s1 = (attend(s, n_steps) for attend, s in zip(self.attend, (s0, s1)))  # (N, C, F', T') -> (N, T', H)
         else:
-            s0, s1 = to_sequence(s0, n_steps, self.bands), to_sequence(s1, n_steps, self.bands)
-        if self.n_prosody and self.seq_cells:
+            s0, s1 = to_sequence(s0, n_steps, bands), to_sequence(s1, n_steps, bands)
+        if self.n_prosody and seq_cells:
             steps = prosody_steps(prosody, n_steps)
             s0, s1 = torch.cat([s0, steps], dim=-1), torch.cat([s1, steps], dim=-1)
-        for cell in self.seq_cells:
+        for cell in seq_cells:
             s0, s1 = s1, self.dropout(self._run(cell, s0, s1, weights))
         mask = None if valid is None or self.pools_padding else valid_steps(valid, n_steps)
-        pooled = self.head(s1, mask) if self.head else statistics_pool(s1, mask)
+        pooled = part.head(s1, mask) if part.head else statistics_pool(s1, mask)
         if self.n_prosody:
             pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
-        return self.linear(pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)), tapped
+        return part.linear(pooled if part.speaker_norm is None else part.speaker_norm(pooled, speaker)), tapped
+
+    def _sequence_part(self, weights: dict | None) -> tuple:
+        """Bands of a sequence, the SeqNN cells, and the module that has head, speaker_norm and linear."""
+        return self.bands, self.seq_cells, self
 
     def check_batches(self, height: int, n_frames: int, sizes):
         """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
@@ -170,6 +188,5 @@ class JointNetwork(Network):
                              f'{height} x {n_frames} shrinks to one: raise --batch_size'
                              f'{"" if self.n_sources else ", --n_mels"} or --duration')
 
-    @staticmethod
-    def _run(cell, s0, s1, weights):
+    def _run(self, cell, s0, s1, weights):
         return cell(s0, s1) if weights is None else cell(s0, s1, weights[cell.kind])

@@ -67,10 +67,11 @@ def moments(sums: Tensor) -> Moments:
 
 
 def added(net: nn.Module, config, n_speakers: int) -> nn.Module:
-    """The network, with a SpeakerNorm before its classifier `linear` if --embedding asks for one."""
+    """The network, with a SpeakerNorm before its classifier `linear`, or before each, if --embedding asks for one."""
     if config.embedding == 'speaker':
-        first = next(layer for layer in net.linear.modules() if isinstance(layer, nn.Linear))
-        net.speaker_norm = SpeakerNorm(first.in_features, n_speakers)
+        for part in net.classifiers.values() if hasattr(net, 'classifiers') else [net]:
+            first = next(layer for layer in part.linear.modules() if isinstance(layer, nn.Linear))
+            part.speaker_norm = SpeakerNorm(first.in_features, n_speakers)
     return net
 
 
@@ -79,22 +80,29 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
     """Gives `net`, in eval mode, the moments of the speakers of a set, before the set is scored. Labels are not read.
 
     The moments are over all windows of a speaker's recordings. Does nothing if the network has no SpeakerNorm. Another
-    set whose dataset.speakers are the same may be scored afterwards. forward: forward(*Inputs), if it is not net's.
+    set whose dataset.speakers are the same may be scored afterwards. forward: forward(*Inputs), if it is not net's. Of a
+    network with several classifiers, the one that its path leads to gets the moments.
     """
-    norm, seen = net.speaker_norm, []
-    if norm is None:
+    norms, seen, used = [module for module in net.modules() if isinstance(module, SpeakerNorm)], [], []
+    if not norms:
         return
 
     def embed(*X):
         (forward or net)(*X)
         return seen.pop().double()
-    norm.adapted = None
-    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+
+    def note(norm, args):
+        seen.append(args[0])
+        used[:] = [norm]
+    for norm in norms:
+        norm.adapted = None
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     whole, sums = sharing(embed), 0.
     try:
         for X, owner in dataset.scoring_windows(batch_size):
             sums = sums + sums_of(whole(*X), dataset.speaker[owner], len(dataset.speakers))
     finally:
-        hook.remove()
-    n = dataset.speaker.bincount().unsqueeze(1)
+        for hook in hooks:
+            hook.remove()
+    norm, n = used[0], dataset.speaker.bincount().unsqueeze(1)
     norm.adapted = tuple(m.to(norm.sums.dtype) for m in shrunk(moments(sums), n, norm.corpus()))
