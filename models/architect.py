@@ -201,7 +201,8 @@ def frozen(parameters):
 def _grad(loss, inputs):
     """Gradients, summed over ranks; zeros where the loss does not depend on an input."""
     with torch.autocast(loss.device.type, enabled=False):  # what was computed in float32 is differentiated in float32
-        grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+        # A sampled path may have `none` on every edge to the classifier: its loss depends on no alpha at all.
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else [None] * len(inputs)
     return all_reduce([torch.zeros_like(p) if g is None else g for p, g in zip(inputs, grads)])
 
 

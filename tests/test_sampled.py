@@ -131,6 +131,18 @@ def test_none_on_every_edge_is_a_node_of_zeros():
     torch.testing.assert_close(found, net(X), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize('order, hessian', [(1, 'exact'), (2, 'exact'), (2, 'difference')])
+def test_a_path_that_ends_in_none_gives_alpha_no_gradient(order, hessian):
+    net, trn, val = supernet(3, n_nodes_rnn=1, primitives='skip_connect,none').double(), batch(), batch()
+    with torch.no_grad():
+        net.alpha_rnn[0][:, -1] = 1e3
+    w_optim = torch.optim.SGD(net.weights(), .05, momentum=.9)
+    architect = Architect(net, .9, 0., hessian)
+    sampler(net).before_alphas(1)
+    architect.backward(*val) if order == 1 else architect.unrolled_backward(*trn, *val, .05, w_optim)
+    assert all(torch.equal(alpha.grad, torch.zeros_like(alpha)) for alpha in net.alphas())
+
+
 def test_the_temperature_falls_linearly():
     assert [sampled.temperature(epoch, 3) for epoch in (1, 2, 3)] == pytest.approx([10., 5.05, .1])
     assert sampled.temperature(1, 1) == 10.
