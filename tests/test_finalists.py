@@ -90,20 +90,24 @@ def test_a_band_rejects(small_corpus):
     assert kept == [(g, n) for g, n in zip(drawn, sizes) if low <= n <= high]
 
 
-def test_finalists_of_the_speech_space_get_decisions_within_the_band(small_corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize('relaxation', ['softmax', 'sampled'])
+def test_candidates_of_the_speech_space_get_decisions_within_the_band(relaxation, small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    score, within = candidates.Scorer.score, []
+    monkeypatch.setattr(finalists.Scorer, 'score', lambda scorer, genotype: within.append(genotype) or score(scorer, genotype))
     search.main(['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech',
-                 '--band', '2000-6000', '--relaxation', 'sampled', '--sampling', 'uniform', '--finalists', '3', '--candidates',
-                 '5', '--epochs', '1', '--finalist_epochs', '1'])
+                 '--band', '2000-6000', '--relaxation', relaxation, '--finalists', '3', '--candidates', '5', '--epochs', '1',
+                 '--finalist_epochs', '1'])
     tree, genotype = read('s')
-    cells = {row['genotype']: row['loss'] for row in tree['scores']}
-    best = sorted(cells.values())[:3]
-    assert [row['score'] for row in tree['finalists']] == best
-    for row in tree['finalists']:
+    best = sorted(tree['scores'], key=lambda row: row['loss'])[:3]
+    assert [(row['genotype'], row['score']) for row in tree['finalists']] == [(row['genotype'], row['loss']) for row in best]
+    assert all(2000 <= row['parameters'] <= 6000 for row in tree['finalists'])
+    for row, scored in zip(tree['scores'], within[-5:], strict=True):  # before them, a sampled search scores its epoch
         found = gt.from_str(row['genotype'])
-        assert found.network['layers'] in gt.NETWORK_CHOICES['layers'] and 2000 <= row['parameters'] <= 6000
-        cell = gt.from_str(next(text for text, loss in cells.items() if loss == row['score']))
-        assert found.reduce == cell.reduce and bool(found.normal) == (found.network['layers'] > 2)
+        assert found.network == scored.network and found.network['layers'] in gt.NETWORK_CHOICES['layers']
+        assert scored.normal and scored.rnn and found.reduce == scored.reduce
+        assert found.normal == (scored.normal if found.network['layers'] > 2 else [])
+        assert found.rnn == (scored.rnn if found.network['rnn_layers'] else [])
     assert gt.to_str(gt.load(genotype)[0]) == tree['winner']
 
 

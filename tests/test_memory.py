@@ -61,6 +61,20 @@ def test_the_estimate_of_the_speech_space_and_of_sampled_paths_is_within_a_facto
     assert .5 < activations / np.mean([saved(net, lambda: sampler.before_alphas(1)) for _ in range(5)]) < 2
 
 
+@pytest.mark.parametrize('layers', [3, 6])
+def test_the_estimate_of_a_supernet_with_decisions_is_that_of_the_largest_network_within_a_factor_of_two(layers):
+    changed = dict(layers=layers, space='speech', cnn_ops='speech', rnn_ops='speech', n_nodes=2, rnn_nodes=1)
+    config = cf.SearchConfig(name='x', **{**SIZES, **changed}, relaxation='sampled')
+    net = SearchCNNController(1, config.init_channels, 4, layers, torch.nn.CrossEntropyLoss(), 2, config.stem_multiplier,
+                              config.rnn_layers, 1, config.rnn_channels, 'speech', 'speech', .1, decisions=config.decisions)
+    sampler = Sampler(net, config)
+    fixed, activations = memory.estimate(config, memory.of_space(config), T, N)
+    found = sorted(saved(net, lambda: sampler.before_alphas(1)) for _ in range(20))
+    assert .5 < activations / found[-1] < 2 and activations > np.mean(found)
+    parameters = fixed - memory.OBJECT * sum(len(module._ops) for module in net.modules() if hasattr(module, '_ops'))
+    assert .5 < parameters / memory.COPIES / sum(p.numel() for p in net.weights()) < 2
+
+
 @pytest.mark.parametrize('seed', range(4))
 def test_the_estimate_of_a_genotype_of_the_speech_space_is_within_a_factor_of_two(seed):
     genotype = gt.draw(np.random.default_rng(seed), 2, 1, 'speech', 'speech', space='speech')
