@@ -1,10 +1,10 @@
 """Decisions outside the cells as part of a supernet: strides, bands, number of SeqNN cells and head.
 
 A pass computes the network of the decisions in weights['network'], {'reduce_1': 'time', 'bands': 8, ...}; without them that of
-the settings. It is what the discrete network of these decisions computes. Where shapes depend on a choice, each choice has
-weights of its own: a reduction cell for every stride, and in the cell after it an entrance for every stride (fit_map); for every
-number of bands the entrances of the SeqNN cells that read maps; and a classifier, with its head and SpeakerNorm, for every head
-of every sequence that may be pooled. Width and depth of the CNN are those of the settings.
+the settings. The output is that of the discrete network of these decisions. Where shapes depend on a choice, each choice has
+weights of its own: a reduction cell for every stride; in the cell after it, an entrance (fit_map) for every stride; for every
+number of bands, the entrances of the SeqNN cells that read maps; and for every head of every sequence that may be pooled, a
+classifier with a SpeakerNorm of its own. Widths and the number of CNN cells are those of the settings.
 """
 import torch.nn as nn
 from torch import Tensor
@@ -45,7 +45,10 @@ class DecidedCell(nn.Module):
 
 
 class Deciding(JointNetwork):
-    """A JointNetwork with all choices of the decisions. choices: {decision: what it chooses from}. settings: without decisions."""
+    """A JointNetwork with all choices of the decisions.
+
+    choices: {decision: what it chooses from}. settings: the decisions of a pass that is given none.
+    """
 
     def _cell(self, make_cell, C_pp, C_p, C, reduction_p, reduction):
         strides, fit = FRAME_STRIDES if self.n_sources else gt.STRIDES, None
@@ -71,7 +74,7 @@ class Deciding(JointNetwork):
             return Chosen('bands', width, lambda bands: FitSequence(width[bands] * C + self.n_prosody, C_rnn, affine=False))
         self.seq_cells, H = nn.ModuleList(), 1
         for i in range(depths[-1]):
-            fits = [(entrance(C_pp), entrance(C_p)), (entrance(C_p),)][i] if i < 2 else ()  # which inputs are maps
+            fits = [entrance(C) for C in (C_pp, C_p)[i:]]  # of inputs that come from the CNN
             self.seq_cells.append(DecidedCell(make_seq_cell(H, H, C_rnn), *fits))
             H = self.seq_cells[-1].C_out
         pooled = {**{bands: n * C_p for bands, n in width.items()}, **({'rnn': H} if self.seq_cells else {})}
@@ -88,7 +91,7 @@ class Deciding(JointNetwork):
             found |= {'bands': 1, **{name: 'time' for name, value in found.items() if value == 'both'}}
         for name, value in found.items():
             if value not in self.choices[name]:
-                raise ValueError(f'the supernet has no {name} {value}: its choices are {", ".join(map(str, self.choices[name]))}')
+                raise ValueError(f'the supernet has no {name} {value}; it has {", ".join(map(str, self.choices[name]))}')
         return found
 
     def _network(self, weights):

@@ -54,7 +54,9 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
     decisions = getattr(config, 'decisions', False)  # of models/decisions.py: the largest network that a step may draw
     relaxation = getattr(config, 'relaxation', 'softmax')
     strides = iter(2 * [gt.STRIDES['frequency']] if decisions else getattr(config, 'strides', (2, 2)))
-    rnn_layers = max(config.rnn_layers, *gt.NETWORK_CHOICES['rnn_layers']) if decisions and config.rnn_layers else config.rnn_layers
+    rnn_layers = config.rnn_layers
+    if decisions and rnn_layers:
+        rnn_layers = max(rnn_layers, *gt.NETWORK_CHOICES['rnn_layers'])
 
     def computed(table, ops):  # by a step, on average
         return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation] * _sum(table, ops)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, rows
-from test_finalists import close_all, read
+from test_finalists import close_all, killed, read
 from test_networks import CRITERION, copy_weights
 from test_rank_correlation import Config, data_of
 
@@ -16,7 +16,7 @@ import search
 from models import candidates, finalists, speaker_norm
 from models.architect import Architect
 from models.augment_cnn import AugmentCNN
-from models.decisions import Chosen, DecidedCell
+from models.decisions import Chosen
 from models.sampled import Sampler
 from models.search_cnn import SearchCNNController
 
@@ -57,8 +57,8 @@ def with_its_weights(net, network, layers, **kwargs):
                 continue
             key = '.'.join(rest)
         state[key] = value
-    discrete = AugmentCNN(None, kwargs.pop('C_in', 1), 4, 3, layers, False, GENOTYPE._replace(network=network), C_rnn=6, **kwargs)
-    discrete.double()
+    discrete = AugmentCNN(None, kwargs.pop('C_in', 1), 4, 3, layers, False, GENOTYPE._replace(network=network), C_rnn=6,
+                          **kwargs).double()
     renamed = SimpleNamespace(state_dict=lambda: state, get_submodule=net.net.get_submodule)
     copy_weights(SimpleNamespace(net=renamed, primitives_of=net.primitives_of), discrete, GENOTYPE)
     return discrete
@@ -191,11 +191,12 @@ def test_paths_of_genotypes_are_their_networks_and_others_are_refused():
                 assert 'rnn' not in path and genotype.network['rnn_layers'] == 0
             else:
                 assert gene_of(path[kind], net.primitives_of(kind)) == [sorted(node) for node in getattr(genotype, kind)]
-    lacking = GENOTYPE._replace(rnn=[], rnn_concat=[])
-    assert net.path_of(lacking._replace(network={'rnn_layers': 0}))['network']['rnn_layers'] == 0
-    for network, message in (({'rnn_layers': 1}, 'a rnn cell'), (None, 'a rnn cell'), ({'bands': 16}, 'no bands 16: its choices')):
+    lacks = GENOTYPE._replace(rnn=[], rnn_concat=[])
+    assert net.path_of(lacks._replace(network={'rnn_layers': 0}))['network']['rnn_layers'] == 0
+    for refused, message in ((lacks, 'a rnn cell'), (lacks._replace(network={'rnn_layers': 1}), 'a rnn cell'),
+                             (GENOTYPE._replace(network={'bands': 16}), 'no bands 16; it has 1, 2, 4, 8, attended')):
         with pytest.raises(ValueError, match=message):
-            net.path_of((GENOTYPE if network and 'bands' in network else lacking)._replace(network=network))
+            net.path_of(refused)
 
 
 def test_networks_that_differ_in_one_decision_have_different_scores():
@@ -209,42 +210,29 @@ def test_networks_that_differ_in_one_decision_have_different_scores():
     assert again == losses['head']
 
 
-def test_every_classifier_has_moments_of_its_own_speakers():
-    net, data = supernet().double(), data_of('train', 'dev')
-    speaker_norm.added(net.net, SimpleNamespace(embedding='speaker'), 1)
-    net.double()
-    dev, norms = data.sets['dev'], {}
+def test_every_classifier_normalises_speakers_by_moments_of_its_own():
+    """Oracle: the discrete network with the moments of training that belong to its classifier."""
+    net, data, asked = supernet(), data_of('train', 'dev'), SimpleNamespace(embedding='speaker')
+    speaker_norm.added(net.net, asked, 1)
     for network in ({**FIRST, 'rnn_layers': 0}, FIRST, {**FIRST, 'head': 'mean_std'}):
         net.paths = net.path_of(GENOTYPE._replace(network=network))
-        for X, _ in data.sets['train'].batches(12):
-            net.train()(*(part.double() if part is not None and part.is_floating_point() else part for part in X))
-        discrete = speaker_norm.added(AugmentCNN(None, 1, 4, 3, 3, False, GENOTYPE._replace(network=network), C_rnn=6),
-                                      SimpleNamespace(embedding='speaker'), 1)
-        discrete.load_state_dict({**with_its_weights(net, network, 3).state_dict(), 'speaker_norm.sums': net.net.classifiers[
-            f'{"rnn" if network["rnn_layers"] else 2}_{network["head"]}'].speaker_norm.sums})
-        discrete = discrete.double().eval()
-
-        def forward(*X, of=net):
-            X = [part.double() if part is not None and part.is_floating_point() else part for part in X]
-            return of(*X) if of is net else of(*X)[0]
-        net.eval()
-        speaker_norm.adapt(net, dev, 12, forward)
-        speaker_norm.adapt(discrete, dev, 12, lambda *X: forward(*X, of=discrete))
-        x = torch.randn(3, 1, 8, 14), None, None, torch.zeros(3, dtype=torch.long)
-        torch.testing.assert_close(forward(*x), forward(*x, of=discrete), rtol=0, atol=1e-6)
-        norms = {key: part.speaker_norm for key, part in net.net.classifiers.items() if part.speaker_norm.adapted is not None}
-        assert len(norms) == 1
-
-
-def kinds_of_cells(genotype):
-    return [getattr(genotype, kind) for kind in gt.KINDS]
+        for X, _ in data.sets['train'].batches(6):
+            net.train()(*X)
+        discrete = with_its_weights(net, network, 3).float()
+        part = net.net.classifiers[f'{"rnn" if network["rnn_layers"] else 2}_{network["head"]}']
+        speaker_norm.added(discrete, asked, 1).speaker_norm.load_state_dict(part.speaker_norm.state_dict())
+        for one in (net.eval(), discrete.eval()):
+            speaker_norm.adapt(one, data.sets['dev'], 12)
+        X = torch.randn(3, 1, 8, 14), None, None, torch.zeros(3, dtype=torch.long)
+        torch.testing.assert_close(net(*X), discrete(*X)[0], rtol=0, atol=1e-5)
+        assert [one for one in net.net.classifiers.values() if one.speaker_norm.adapted is not None] == [part]
 
 
 def test_a_search_with_decisions_interrupted_and_resumed_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech', '--relaxation', 'sampled',
-            '--normalise', 'speaker', '--embedding', 'speaker', '--finalists', '2', '--candidates', '6', '--band', '1000-9000', '--epochs', '2',
-            '--finalist_epochs', '1', '--alpha_warmup', '0']
+            *'--normalise speaker --embedding speaker --finalists 2 --candidates 6 --band 1000-9000'.split(),
+            *'--epochs 2 --finalist_epochs 1 --alpha_warmup 0'.split()]
     search.main(['--name', 'whole', *argv])
     tree, genotype = read('whole')
     epochs = rows(Path('runs/search/whole/metrics.jsonl'))
@@ -257,17 +245,10 @@ def test_a_search_with_decisions_interrupted_and_resumed_is_one_that_was_not(sma
     assert [(row['genotype'], row['score']) for row in tree['finalists']] == [(row['genotype'], row['loss']) for row in best]
     assert all(1000 <= row['parameters'] <= 9000 for row in tree['finalists'])
 
-    def stopped(where, limit, calls):
-        def instead(*args):
-            calls.append(args)
-            if len(calls) == limit:
-                raise KeyboardInterrupt
-            return where(*args)
-        return instead
     argv = ['--name', 'stopped', *argv]
     for target, name, limit in ((Architect, 'backward', 3), (finalists.Scorer, 'score', 4)):
         with monkeypatch.context() as patch:
-            patch.setattr(target, name, stopped(getattr(target, name), limit, []))
+            patch.setattr(target, name, killed(getattr(target, name), limit, []))
             with pytest.raises(KeyboardInterrupt):
                 search.main([*argv, *['--resume'] * Path('runs/search/stopped').exists()])
         close_all()

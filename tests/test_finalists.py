@@ -134,6 +134,16 @@ def read(name):
     return without_seconds(json.loads((folder / 'candidates.json').read_text())), (folder / 'genotype.json').read_text()
 
 
+def killed(where, limit, calls):
+    """The function, but its call number `limit` is interrupted. calls: a list that gets the arguments."""
+    def instead(*args):
+        calls.append(args)
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        return where(*args)
+    return instead
+
+
 def close_all():
     """What the end of a process does."""
     for run in [*utils.open_runs]:
@@ -156,14 +166,6 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     assert [t['epochs'] for t in tree['finalists'][0]['trainings']][0] == 1 and tree['recipe']['epochs'] == 4
 
     score = candidates.Scorer.score
-
-    def killed(where, limit, calls):
-        def instead(*args):
-            calls.append(args)
-            if len(calls) == limit:
-                raise KeyboardInterrupt
-            return where(*args)
-        return instead
     with monkeypatch.context() as patch:
         patch.setattr(finalists, 'SAVE_EVERY', 3)
         patch.setattr(finalists.Scorer, 'score', killed(score, 1 + 5, []))  # the epoch is scored as well
