@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None):
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
-    net = make_net(config, data, (w_half, alpha_half)).to(device)
+    net = make_net(config, data, (w_half, alpha_half), run.format).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     net.net.pools_padding = run.format < 2
@@ -109,8 +109,11 @@ def main(argv: list[str] | None = None):
     parallel.stop()
 
 
-def make_net(config, data, halves) -> SearchCNNController:
-    """The supernet of these settings. UserError if there is none for these sizes. halves: indices for w and for alpha."""
+def make_net(config, data, halves, run_format: int = utils.FORMAT) -> SearchCNNController:
+    """The supernet of these settings, as runs of this format have it. UserError if there is none for these sizes.
+
+    halves: indices for w and for alpha.
+    """
     train = data.sets['train']
     try:
         sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
@@ -120,7 +123,7 @@ def make_net(config, data, halves) -> SearchCNNController:
             criterion=CrossEntropyLoss(data.class_weights), n_nodes=config.n_nodes, stem_multiplier=config.stem_multiplier,
             n_layers_rnn=config.rnn_layers, n_nodes_rnn=config.rnn_nodes, C_rnn=config.rnn_channels, primitives=config.cnn_ops,
             rnn_primitives=config.rnn_ops, dropout=config.dropout, partial_channels=config.partial_channels, fast=config.fast,
-            order=config.cnn_order, decisions=config.decisions, **config.inputs)
+            order=config.cnn_order, decisions=config.decisions and run_format >= 3, **config.inputs)
         net.net.check_batches(config.height, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None

@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from config import AGAIN, SIGNALS, UserError, end_at_once, read_yaml_file
 
-# Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not.
-FORMAT = 2
+# Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not. 3: a sampled supernet of the
+# space speech has decisions outside its cells.
+FORMAT = 3
 ASIDE = re.compile(r'.+\.(.+)-(\d+)-[0-9a-f]{8}\.tmp')  # file that is not yet at its place: host and process
 # Settings that may change on --resume; the data are compared by digest and normalisation instead.
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}

@@ -47,7 +47,7 @@ def main(argv=None):
     utils.set_threads(config.threads)
     data = datasets.load(config, ('train', 'dev'))
     utils.set_seed(config.seed)
-    net = search.make_net(config, data, [range(len(data.sets['train']))])
+    net = search.make_net(config, data, [range(len(data.sets['train']))], settings['format'])
     net.pools_padding = settings['format'] < 2
     with cf.contents_of(args.search / 'checkpoint.pt', 'name the folder of a finished search'):
         net.load_state_dict(read(args.search / 'checkpoint.pt', read_weights))

@@ -231,19 +231,18 @@ def test_every_classifier_normalises_speakers_by_moments_of_its_own():
 def test_a_search_with_decisions_interrupted_and_resumed_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech', '--relaxation', 'sampled',
-            *'--normalise speaker --embedding speaker --finalists 2 --candidates 6 --band 1000-9000'.split(),
+            *'--normalise speaker --embedding speaker --finalists 2 --candidates 5'.split(),
             *'--epochs 2 --finalist_epochs 1 --alpha_warmup 0'.split()]
     search.main(['--name', 'whole', *argv])
     tree, genotype = read('whole')
     epochs = rows(Path('runs/search/whole/metrics.jsonl'))
     scored = [gt.from_str(row['genotype']) for row in tree['scores']]
-    assert len(scored) == len(set(map(gt.to_str, scored))) == 6
+    assert len(scored) == len(set(map(gt.to_str, scored))) == 5
     assert all(set(one.network) | {'C_rnn'} == set(gt.NETWORK_CHOICES) for one in scored)
     alphas = gt.from_str(epochs[-1]['genotype'])
     assert alphas.network is None and scored[0].reduce == alphas.reduce
     best = sorted(tree['scores'], key=lambda row: row['loss'])[:2]
     assert [(row['genotype'], row['score']) for row in tree['finalists']] == [(row['genotype'], row['loss']) for row in best]
-    assert all(1000 <= row['parameters'] <= 9000 for row in tree['finalists'])
 
     argv = ['--name', 'stopped', *argv]
     for target, name, limit in ((Architect, 'backward', 3), (finalists.Scorer, 'score', 4)):
