@@ -1,13 +1,14 @@
-"""Files of earlier versions are read, and networks score as they did: their pooling over time included padding."""
+"""Files of earlier versions are read, and networks are what they were."""
 import csv
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 import config as cf
 import datasets
+import search
 import utils
 from models import predictor
 
@@ -31,3 +32,18 @@ def test_a_network_of_format_1_scores_as_it_did(kind, small_corpus, tmp_path):
     np.testing.assert_allclose(score(net), saved, atol=1e-4)
     net.pools_padding = False
     assert np.abs(score(net) - saved).max() > 1e-3
+
+
+def test_a_search_of_format_2_goes_on_without_decisions_in_its_supernet(small_corpus, here, monkeypatch):
+    argv = ['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech',
+            '--relaxation', 'sampled', '--epochs', '1']
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, 'FORMAT', 2)
+        patch.setattr(search, 'log_epoch', lambda run: 1 / 0)  # after the epoch
+        with pytest.raises(ZeroDivisionError):
+            search.main(argv)
+    for run in [*utils.open_runs]:
+        run.close()
+    search.main([*argv, '--resume'])
+    net = torch.load('runs/search/s/checkpoint.pt', weights_only=True)['net']
+    assert 'net.linear.weight' in net and not any('classifiers' in name for name in net)
