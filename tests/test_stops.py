@@ -70,12 +70,13 @@ def test_a_search_stopped_between_two_steps_goes_on_there(more, small_corpus, tm
     assert drawn[0] == drawn[1]
 
 
-def test_a_sampled_search_stopped_in_a_step_and_in_a_score_goes_on_there(small_corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize('space', ['paper', 'speech'])  # in `speech` with decisions outside the cells
+def test_a_sampled_search_stopped_in_a_step_and_in_a_score_goes_on_there(space, small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [*search_args(small_corpus, 'x'), *SIZES, '--batch_size', 5, '--dropout', .3, '--cnn_ops',
             'skip_connect,sep_conv_3x3,none', '--rnn_ops', 'skip_connect,gru_1,none', '--alpha_warmup', 0, '--relaxation',
             'sampled', '--normalise', 'speaker', '--embedding', 'speaker', '--deltas', '--speed', .1, '--noise', .5, '--epochs',
-            2, '--resume']
+            2, '--space', space, '--resume']
     call(search, ['--name', 'whole', *argv[2:]])
     with monkeypatch.context() as m, pytest.raises(utils.Stopped):
         stopped_at(m, 2)
