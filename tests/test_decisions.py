@@ -84,9 +84,8 @@ def test_every_decision_gives_the_output_of_its_discrete_network(layers, fast, n
         outputs.append(net(x, valid, prosody))
         expected = discrete(x, valid, prosody)[0]
         torch.testing.assert_close(outputs[-1], expected, rtol=0, atol=1e-10)
-        found, expected = (torch.autograd.grad(CRITERION(logits, y), body.stem[0].weight)[0]
-                           for logits, body in ((outputs[-1], net.net), (expected, discrete)))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(*(torch.autograd.grad(CRITERION(logits, y), body.stem[0].weight)[0] for logits, body in (
+            (outputs[-1], net.net), (expected, discrete))), rtol=0, atol=1e-10)
     assert len({round(output[0, 0].item(), 6) for output in outputs}) >= 9  # decisions do something
 
 
@@ -233,6 +232,7 @@ def test_a_search_with_decisions_interrupted_and_resumed_is_one_that_was_not(sma
     search.main(['--name', 'whole', *argv])
     tree, genotype = read('whole')
     epochs = rows(Path('runs/search/whole/metrics.jsonl'))
+    assert any('classifiers' in name for name in torch.load('runs/search/whole/checkpoint.pt', weights_only=True)['net'])
     scored = [gt.from_str(row['genotype']) for row in tree['scores']]
     assert len(scored) == len(set(map(gt.to_str, scored))) == 5
     assert all(set(one.network) | {'C_rnn'} == set(gt.NETWORK_CHOICES) for one in scored)
