@@ -53,9 +53,7 @@ def with_its_weights(net, network, layers, **kwargs):
                     continue
             key = '.'.join([first, number, *[part.replace('fit', 'preproc')] * (part != 'cell'), *rest])
         elif first == 'classifiers':
-            if number != source:
-                continue
-            key = '.'.join(rest)
+            key = '.'.join(rest) if number == source else None
         state[key] = value
     discrete = AugmentCNN(None, kwargs.pop('C_in', 1), 4, 3, layers, False, GENOTYPE._replace(network=network), C_rnn=6,
                           **kwargs).double()
@@ -157,9 +155,9 @@ def test_what_was_not_drawn_has_no_gradient():
 
 def test_the_architect_differentiates_networks_with_decisions():
     net = supernet(4).double()
-    draw = sampler(net)
     batch = torch.randn(3, 1, 12, 17, dtype=torch.double), torch.tensor([0, 1, 2])
-    w_optim, architect, found = torch.optim.SGD(net.weights(), .05, momentum=.9), Architect(net, .9, 0., 'exact'), set()
+    w_optim, architect = torch.optim.SGD(net.weights(), .05, momentum=.9), Architect(net, .9, 0., 'exact')
+    draw, found = sampler(net), set()
     for i in range(12):
         draw.before_alphas(1)
         architect.backward(*batch) if i % 2 else architect.unrolled_backward(*batch, *batch, .05, w_optim)
