@@ -80,7 +80,7 @@ class Sampler:
         """Before a step of w: a path without gradient for alpha."""
         if self.active and self.config.sampling == 'uniform':
             self.net.paths = {kind: uniform_path(len(alphas), self.net.primitives_of(kind), self.draws,
-                                                 'free' if kind == 'rnn' else self.config.cnn_order)
+                                                 'free' if kind == 'rnn' else self.net.order)
                               for kind, alphas in self._alphas().items()}
             self._decide()
         elif self.active:

@@ -92,7 +92,7 @@ class SearchCNNController(nn.Module):
             raise ValueError(f'device_ids {device_ids}: the controller works on one device')
         if partial_channels < 1:
             raise ValueError(f'partial_channels {partial_channels} must be 1 or more')
-        self.criterion = criterion
+        self.criterion, self.order = criterion, order
         self.n_nodes, self.n_nodes_rnn = n_nodes, n_nodes_rnn
         self.primitives, self.rnn_primitives = gt.op_set(primitives), gt.op_set(rnn_primitives, 'rnn')
         self.net = (DecidingCNN if decisions else SearchCNN)(

@@ -12,7 +12,7 @@ from models.sampled import Sampler
 
 
 def sampler(net, sampling='gumbel', seed=0, epochs=2):
-    config = SimpleNamespace(cnn_order='free', relaxation='sampled', sampling=sampling, epochs=epochs, seed=seed)
+    config = SimpleNamespace(relaxation='sampled', sampling=sampling, epochs=epochs, seed=seed)
     return Sampler(net, config)
 
 
