@@ -66,7 +66,9 @@ def layers_of(choice: str, n_layers: int) -> list[int]:
         return list(range(n_layers))
     first, _, last = choice.partition('-')
     first, last = int(first), int(last or first)
-    if not first <= last < n_layers:
+    if first > last:
+        raise UserError(f'--encoder_layers {choice}: say {last}-{first}')
+    if last >= n_layers:
         raise UserError(f'--encoder_layers {choice}: this encoder has layers 0 to {n_layers - 1}')
     return list(range(first, last + 1))
 
@@ -101,7 +103,7 @@ def _folder(name):
             found = hub.snapshot_download(name, allow_patterns=FILES, local_files_only=offline)
         except Exception as error:  # the hub and its requirements raise many kinds
             why = _first(error)
-        if found and _weights(found):
+        if found and _complete(found):
             break
     if not found:
         raise UserError(f'--encoder {name}: there is no such folder, nor can it be had from the Hugging Face hub or its cache '
@@ -118,6 +120,14 @@ def _folder(name):
 
 def _weights(folder):
     return sorted(glob.glob(os.path.join(glob.escape(folder), 'model*.safetensors')))
+
+
+def _complete(folder):
+    """Whether a snapshot of the hub holds a speech model; one that another program fetched may lack files."""
+    config, *extractors = (os.path.isfile(os.path.join(folder, name)) for name in FILES[:3])
+    weights = _weights(folder)
+    parts = re.search(r'-of-(\d+)\.', ' '.join(weights[-1:]))
+    return config and any(extractors) and len(weights) >= int(parts[1] if parts else 1)
 
 
 def _first(error):
