@@ -132,6 +132,8 @@ def _complete(folder):
 
 def _first(error):
     """The first sentence of an error."""
+    if 'ignore_mismatched_sizes' in str(error):  # a flag of transformers, which is no help here
+        return 'config.json says other sizes'
     return one_line(re.split(r'\.\s|\n', str(error))[0], 150)
 
 
@@ -140,6 +142,8 @@ def _described(folder):
     """Configuration and feature extractor of a speech model. UserError."""
     transformers, _ = _transformers()
     config = _read(transformers.AutoConfig, folder, 'its configuration')
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in FILES[1:3]):
+        raise UserError(f'--encoder {folder}: there is no preprocessor_config.json in it: save the feature extractor too')
     extractor = _read(transformers.AutoFeatureExtractor, folder, 'the feature extractor of a speech model')
     if not hasattr(extractor, 'sampling_rate') or config.model_type != 'whisper' and not hasattr(config, 'conv_kernel'):
         raise UserError(f'--encoder {folder}: a model of type {config.model_type} is none that can be used: take {FAMILIES}')

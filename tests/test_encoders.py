@@ -118,11 +118,13 @@ def test_folders_that_are_no_speech_model_are_refused_in_a_line(folders, tmp_pat
             ('cut', lambda f: (f / 'model.safetensors').write_bytes(b'12345678'), 'its weights cannot be loaded'),
             ('other', lambda f: shutil.copy(tmp_path / 'image' / 'model.safetensors', f), 'its weights lack 4. tensors'),
             ('text', lambda f: (f / 'config.json').write_text('{'), 'its configuration cannot be loaded'),
-            ('silent', lambda f: (f / 'preprocessor_config.json').unlink(), 'the feature extractor of a speech model')):
+            ('silent', lambda f: (f / 'preprocessor_config.json').unlink(), 'there is no preprocessor_config.json in it')):
         damage(copy_of(good, tmp_path / name))
         cases[name] = message
     copy_of(good, tmp_path / 'sizes', conv_stride=[0, 8])
     cases['sizes'] = 'not what it should hold'
+    copy_of(good, tmp_path / 'wider', hidden_size=32)
+    cases['wider'] = 'its weights cannot be loaded from this folder .config.json says other sizes'
     for name, message in cases.items():
         with pytest.raises(cf.UserError, match=f'--encoder {tmp_path / name}: .*{message}') as error:
             encoders.Encoder(str(tmp_path / name))
