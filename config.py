@@ -627,7 +627,8 @@ def build(section: str, given: Given, recorded: dict | None = None):
     config = SECTIONS[section](**{**space, **values})
     for name, why in config.unused().items():
         if name in given.typed:
-            raise UserError(f'--{name} has no effect with {why}: leave it out')
+            wanted = 'say --features encoder, or ' if name.startswith('encoder') else ''
+            raise UserError(f'--{name} has no effect with {why}: {wanted}leave it out')
     if config.features in FRAMES:
         from datasets import frames  # numpy takes time to import, and other features do not need it
         config = replace(config, **frames.found(config))

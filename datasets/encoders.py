@@ -66,7 +66,9 @@ def layers_of(choice: str, n_layers: int) -> list[int]:
         return list(range(n_layers))
     first, _, last = choice.partition('-')
     first, last = int(first), int(last or first)
-    if not first <= last < n_layers:
+    if first > last:
+        raise UserError(f'--encoder_layers {choice}: say {last}-{first}')
+    if last >= n_layers:
         raise UserError(f'--encoder_layers {choice}: this encoder has layers 0 to {n_layers - 1}')
     return list(range(first, last + 1))
 
@@ -101,7 +103,7 @@ def _folder(name):
             found = hub.snapshot_download(name, allow_patterns=FILES, local_files_only=offline)
         except Exception as error:  # the hub and its requirements raise many kinds
             why = _first(error)
-        if found and _weights(found):
+        if found and _complete(found):
             break
     if not found:
         raise UserError(f'--encoder {name}: there is no such folder, nor can it be had from the Hugging Face hub or its cache '
@@ -120,8 +122,18 @@ def _weights(folder):
     return sorted(glob.glob(os.path.join(glob.escape(folder), 'model*.safetensors')))
 
 
+def _complete(folder):
+    """Whether a snapshot of the hub holds a speech model; one that another program fetched may lack files."""
+    config, *extractors = (os.path.isfile(os.path.join(folder, name)) for name in FILES[:3])
+    weights = _weights(folder)
+    parts = re.search(r'-of-(\d+)\.', ' '.join(weights[-1:]))
+    return config and any(extractors) and len(weights) >= int(parts[1] if parts else 1)
+
+
 def _first(error):
     """The first sentence of an error."""
+    if 'ignore_mismatched_sizes' in str(error):  # a flag of transformers, which is no help here
+        return 'config.json says other sizes'
     return one_line(re.split(r'\.\s|\n', str(error))[0], 150)
 
 
@@ -130,6 +142,8 @@ def _described(folder):
     """Configuration and feature extractor of a speech model. UserError."""
     transformers, _ = _transformers()
     config = _read(transformers.AutoConfig, folder, 'its configuration')
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in FILES[1:3]):
+        raise UserError(f'--encoder {folder}: there is no preprocessor_config.json in it: save the feature extractor too')
     extractor = _read(transformers.AutoFeatureExtractor, folder, 'the feature extractor of a speech model')
     if not hasattr(extractor, 'sampling_rate') or config.model_type != 'whisper' and not hasattr(config, 'conv_kernel'):
         raise UserError(f'--encoder {folder}: a model of type {config.model_type} is none that can be used: take {FAMILIES}')

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 import utils
-from config import SAMPLE_RATE, WHATEVER, UserError, short
+from config import SAMPLE_RATE, WHATEVER, UserError
 from datasets import encoders
 from datasets.dataset import ahead
 from datasets.faults import Faults
@@ -95,10 +95,11 @@ def _check_room(n_bytes, cache_dir, what, quiet):
     os.makedirs(cache_dir, exist_ok=True)
     free = shutil.disk_usage(cache_dir).free
     if n_bytes > free:
-        raise UserError(f'{cache_dir}: {what} take {n_bytes / 1e9:.2g} GB, but its disk has {free / 1e9:.2g} GB free: make '
-                        'room, or name another folder with --cache')
+        raise UserError(f'{cache_dir}: {what} will take {n_bytes / 1e9:.2g} GB, but its disk has {free / 1e9:.2g} GB free: '
+                        'make room, or name another folder with --cache')
     if not quiet:
-        print(f'{what} will take {n_bytes / 1e9:.2g} GB in {os.path.abspath(cache_dir)}', file=sys.stderr)
+        size = f'{n_bytes / 1e9:.2g}' if n_bytes > 1e7 else 'less than 0.01'
+        print(f'{what} will take {size} GB in {os.path.abspath(cache_dir)}', file=sys.stderr)
 
 
 # --- An encoder ---
@@ -109,7 +110,7 @@ def _extracted(missing: Missing, config, cache_dir, device, faults, notes, quiet
     seconds = {path: _seconds(u) for path, u in missing.items()}
     n_frames = sum(encoder.facts.count(round(s * encoder.facts.rate)) for s in seconds.values())
     whole = sum(seconds.values())
-    what = f'frames of {len(missing)} recordings, {whole / 3600:.2g} hours,'
+    what = f'frames of {len(missing)} recording{"s" * (len(missing) > 1)}, {whole / 3600:.2g} hours,'
     _check_room(2 * config.n_rows * n_frames, cache_dir, what, quiet)
 
     def read(path):
@@ -176,8 +177,8 @@ def _array(path):
         x = np.load(path, mmap_mode='r', allow_pickle=False)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror or error})') from None
-    except (*WHATEVER, EOFError) as error:
-        raise UserError(f'{path}: not a .npy file of numbers ({short(str(error), 120)})') from None
+    except (*WHATEVER, EOFError):  # what numpy says of other files is that they may be pickles
+        raise UserError(f'{path}: not a .npy file of numbers, or cut short') from None
     if not isinstance(x, np.ndarray) or x.ndim not in (2, 3) or x.dtype.name not in ('float16', 'float32') or not x.size:
         what = f'{x.dtype} {x.shape}' if isinstance(x, np.ndarray) else 'an archive'
         raise UserError(f'{path}: holds {what}; frames are float16 or float32, (D, T) or (L, D, T)')
@@ -197,9 +198,10 @@ def of_file(path: str, config) -> np.ndarray:
 def _checked(path, config):
     """`_array`, which must have the layers and channels of all files."""
     x = _array(path)
-    if x.shape[:2] != config.frames:
-        raise UserError(f'{path}: {x.shape[0]} layers of {x.shape[1]} channels, where {config.frames[0]} of {config.frames[1]} '
-                        'are wanted; all files must be alike')
+    L, D = x.shape[:2]
+    if (L, D) != config.frames:
+        raise UserError(f'{path}: {L} layer{"s" * (L > 1)} of {D} channels, where {config.frames[0]} of {config.frames[1]} are '
+                        'wanted; files hold (D, T) or (L, D, T), time last, and all have the same D and L')
     return x
 
 
@@ -210,7 +212,7 @@ def _copied(missing: Missing, config, cache_dir, _, faults, notes, quiet) -> Ite
         with faults.collect():
             sizes[path] = _checked(u.frames, config).size
     faults.check()
-    _check_room(2 * sum(sizes.values()), cache_dir, f'{len(sizes)} files of frames', quiet)
+    _check_room(2 * sum(sizes.values()), cache_dir, f'{len(sizes)} file{"s" * (len(sizes) > 1)} of frames', quiet)
     with utils.progress(len(sizes), f'frames to {cache_dir}', quiet) as bar:
         for path in sizes:
             with faults.collect():

@@ -118,6 +118,12 @@ def test_a_typed_flag_without_effect_is_refused_and_a_presets_is_recorded(sectio
     assert name in build(section, *argv, '--config', str(tmp_path / 'c.yaml')).unused()
 
 
+@pytest.mark.parametrize('flag, value', [('encoder', 'x'), ('encoder_layers', '8')])
+def test_an_encoder_without_its_features_says_which_flag_is_wanted(flag, value):
+    with pytest.raises(UserError, match=f'--{flag} has no effect with --features logmel: say --features encoder, or leave'):
+        build('augment', '--model', 'rnn', f'--{flag}', value)
+
+
 @pytest.mark.parametrize('section, argv', [
     ('augment', ['--model', 'cnn_gru', '--dropout', '.3', '--params', '100', '--momentum', '.5']),
     ('augment', ['--genotype', 'random', '--n_nodes', '2', '--cnn_ops', 'pool']),

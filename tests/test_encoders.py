@@ -68,10 +68,15 @@ def test_layers(choice, layers, folders):
     np.testing.assert_allclose(x.reshape(n, -1, 16).swapaxes(0, 1), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize('choice', ['3', '2-3', '2-1'])
+@pytest.mark.parametrize('choice', ['3', '2-3'])
 def test_layers_that_are_not_there_are_refused(choice, folders):
     with pytest.raises(cf.UserError, match=f'--encoder_layers {choice}: this encoder has layers 0 to 2'):
         encoders.Encoder(folders['hubert'], choice)
+
+
+def test_layers_in_reverse_order_are_refused(folders):
+    with pytest.raises(cf.UserError, match='--encoder_layers 2-1: say 1-2'):
+        encoders.Encoder(folders['hubert'], '2-1')
 
 
 @pytest.mark.parametrize('family', ['wav2vec2', 'whisper'])
@@ -113,11 +118,13 @@ def test_folders_that_are_no_speech_model_are_refused_in_a_line(folders, tmp_pat
             ('cut', lambda f: (f / 'model.safetensors').write_bytes(b'12345678'), 'its weights cannot be loaded'),
             ('other', lambda f: shutil.copy(tmp_path / 'image' / 'model.safetensors', f), 'its weights lack 4. tensors'),
             ('text', lambda f: (f / 'config.json').write_text('{'), 'its configuration cannot be loaded'),
-            ('silent', lambda f: (f / 'preprocessor_config.json').unlink(), 'the feature extractor of a speech model')):
+            ('silent', lambda f: (f / 'preprocessor_config.json').unlink(), 'there is no preprocessor_config.json in it')):
         damage(copy_of(good, tmp_path / name))
         cases[name] = message
     copy_of(good, tmp_path / 'sizes', conv_stride=[0, 8])
     cases['sizes'] = 'not what it should hold'
+    copy_of(good, tmp_path / 'wider', hidden_size=32)
+    cases['wider'] = 'its weights cannot be loaded from this folder .config.json says other sizes'
     for name, message in cases.items():
         with pytest.raises(cf.UserError, match=f'--encoder {tmp_path / name}: .*{message}') as error:
             encoders.Encoder(str(tmp_path / name))
@@ -151,6 +158,31 @@ def test_a_model_of_the_hub_is_used_offline_where_it_is_there(folders, tmp_path,
     encoders._folder.cache_clear()
     with pytest.raises(cf.UserError, match=r"If you trust it: python -c .*from_pretrained\('someone/tiny'\)"):
         encoders.Encoder('someone/tiny')
+
+
+@pytest.mark.parametrize('lacks', ['preprocessor_config.json', 'model.safetensors'])
+def test_a_model_of_which_another_program_fetched_a_part_is_completed_from_the_hub(lacks, folders, tmp_path, monkeypatch):
+    import huggingface_hub
+    commit, whole = 'c0ffee', Path(folders['wav2vec2'])
+    part = tmp_path / commit
+    shutil.copytree(whole, part)
+    (part / lacks).unlink()
+
+    def download(name, local_files_only, **_):
+        if not local_files_only:
+            shutil.copy(whole / lacks, part)
+        return str(part)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+    assert encoders.Encoder(f'someone/partly-{lacks}').facts.revision == commit
+
+
+def test_shards_of_weights_are_complete_when_all_are_there(folders, tmp_path):
+    folder = copy_of(folders['wav2vec2'], tmp_path / 'model')
+    assert encoders._complete(str(folder))
+    (folder / 'model.safetensors').rename(folder / 'model-00001-of-00002.safetensors')
+    assert not encoders._complete(str(folder))
+    (folder / 'model-00002-of-00002.safetensors').touch()
+    assert encoders._complete(str(folder))
 
 
 def test_the_revision_is_of_the_weights_and_they_are_read_once(folders, tmp_path, monkeypatch):

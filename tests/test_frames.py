@@ -133,10 +133,12 @@ def test_a_file_that_goes_while_it_is_needed_is_named(tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     (np.zeros((4, D, 9), 'f4'), 'u3.npy: 4 layers of 5 channels, '),
+    (np.zeros((9, D), 'f4'), 'u3.npy: 1 layer of 9 channels, where 3 of 5 are wanted; .* time last'),
     (np.full((3, D, 9), 1e6, 'f4'), 'u3.npy: .*not finite, or beyond 65,504'),
     (np.zeros((3, D, 9)), 'u3.npy: holds float64'),
     (np.zeros(9, 'f4'), r'u3.npy: holds float32 \(9,\)'), (np.zeros((3, D, 0), 'f4'), 'u3.npy: holds'),
-    (np.array([{}], dtype=object), 'u3.npy: not a .npy file'), (b'', 'u3.npy: not a .npy file'), (b'PK', 'u3.npy: not a .npy')])
+    (np.array([{}], dtype=object), 'u3.npy: not a .npy file'), (b'', 'u3.npy: not a .npy file'), (b'PK', 'u3.npy: not a .npy'),
+    (b'hello', 'u3.npy: not a .npy file of numbers, or cut short$')])
 def test_bad_files_are_named(content, message, tmp_path):
     csv, _ = corpus(tmp_path)
     (tmp_path / 'u3.npy').write_bytes(content) if isinstance(content, bytes) else np.save(tmp_path / 'u3.npy', content)
@@ -171,7 +173,7 @@ def test_an_empty_cell_names_its_row_and_other_corpora_have_no_frames(tmp_path):
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     csv, _ = corpus(tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: namedtuple('Usage', 'free')(1000))
-    with pytest.raises(cf.UserError, match='24 files of frames take .* GB, but its disk has .* GB free'):
+    with pytest.raises(cf.UserError, match='24 files of frames will take .* GB, but its disk has .* GB free'):
         loaded(csv)
     assert not list(tmp_path.glob('cache/**/*.npy'))
 
