@@ -29,7 +29,7 @@ from models.candidates import drawn
 from models.predictor import read_best, settings_of, start_from
 from models.run import Run
 from models.steps import Steps
-from models.training import evaluate, make_net, setup, train_epoch
+from models.training import evaluate, make_net, setup, tested_parameters, train_epoch
 
 
 def main(argv: list[str] | None = None):
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None):
     net.pools_padding = run.format < 2
     criterion, optim, scheduler, autocast, masks, voices, ema = setup(net, config, data, device)
     kept = ema.module if ema else net  # the network that is scored and kept
-    n_params = utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
+    n_params = tested_parameters(net)
 
     steps = Steps(lambda: run.save_checkpoint({'best': best, **state.state_dict()}))
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, steps=steps,

@@ -43,6 +43,11 @@ def n_parameters(config, labels, genotype) -> int:
     train = SimpleNamespace(n_frames=config.n_frames, speakers=(), batch_sizes=lambda batch_size: [batch_size])
     with torch.device('meta'):
         net = make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
+    return tested_parameters(net)
+
+
+def tested_parameters(net: torch.nn.Module) -> int:
+    """Parameters without the auxiliary head, which takes part in training alone."""
     return utils.count_parameters(p for name, p in net.named_parameters() if not name.startswith('aux_head'))
 
 

@@ -11,6 +11,7 @@ import config as cf
 import utils
 from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
+from models.training import tested_parameters
 from models.waveform import MIN_FRAMES, frames_shape
 from scripts.significance import count, interval
 
@@ -42,7 +43,7 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
                      'features. Without them those that the file was made with |')
     lines += [f'| features | {_features(config)}; normalised by {config.normalise} |',
               f'| windows | {config.duration:g} s; a longer recording is scored on several, whose probabilities are averaged |',
-              f'| parameters | {sum(p.numel() for p in predictor.net.parameters()):,} |',
+              f'| parameters | {tested_parameters(predictor.net):,} |',
               f'| size of the file | {os.path.getsize(file) / 1e6:.2f} MB |',
               f'| latency | {latency(predictor):.0f} ms for {SECONDS} s of audio, features '
               f'{"left out" if config.features == "frames" else "included"}, in PyTorch on this '
