@@ -29,8 +29,8 @@ FRAMES = dict(C_in=5, n_sources=2)
 
 def supernet(layers=3, fast=True, C_in=1, **kwargs):
     kwargs = {'n_layers_rnn': 1, **kwargs}
-    return SearchCNNController(C_in, 4, 3, layers, CRITERION, n_nodes=2, n_nodes_rnn=1, C_rnn=6, fast=fast, decisions=True,
-                               primitives='sep_conv_3x3,max_pool_3x3,skip_connect,none',
+    return SearchCNNController(C_in, 4, 3, layers, torch.nn.CrossEntropyLoss(), n_nodes=2, n_nodes_rnn=1, C_rnn=6, fast=fast,
+                               decisions=True, primitives='sep_conv_3x3,max_pool_3x3,skip_connect,none',
                                rnn_primitives='gru_1,skip_connect,none', **kwargs)
 
 
