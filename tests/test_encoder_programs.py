@@ -2,7 +2,6 @@
 import csv
 import json
 import shutil
-import signal
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import soundfile
 import torch
 from conftest import found_by, results, rows
 from encoders_made_up import save
+from test_stops import stopped_at
 
 import augment
 import config as cf
@@ -18,7 +18,7 @@ import search
 import utils
 from datasets import encoders, recording
 from datasets.dataset import scaled
-from models import predictor, steps
+from models import predictor
 from scripts import evaluate, export, predict
 
 transformers = pytest.importorskip('transformers')
@@ -153,18 +153,6 @@ def test_a_folder_and_the_hub_name_revisions_in_different_ways(folder, small_cor
     torch.save(best, tmp_path / 'best.pt')
     with pytest.raises(cf.UserError, match='gives frames of 1x16, and the network was trained on 3x16'):
         predict.main([*argv, str(tmp_path / 'wide')])
-
-
-def stopped_at(monkeypatch, n):
-    """SIGTERM arrives in the n-th step of w."""
-    sound, calls = steps.Steps.sound, []
-
-    def count(self, norm, what='w'):
-        calls.append(what)
-        if calls.count('w') == n:
-            utils._handle(signal.SIGTERM, None)
-        return sound(self, norm, what)
-    monkeypatch.setattr(steps.Steps, 'sound', count)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(folder, small_corpus, monkeypatch):
