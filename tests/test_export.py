@@ -35,7 +35,7 @@ def best_of(model, genotype=EVERY_KIND, **settings):
                     model=model) | settings
     config = cf.AugmentConfig(name='x', **settings)
     if model == 'genotype':
-        net = AugmentCNN(None, C=2, n_classes=3, n_layers=3, auxiliary=False, genotype=genotype, C_rnn=4, n_layers_rnn=1,
+        net = AugmentCNN(None, C=2, n_classes=3, n_layers=3, auxiliary=True, genotype=genotype, C_rnn=4, n_layers_rnn=1,
                          stem_multiplier=config.stem_multiplier, **config.inputs)
     else:
         net = make_baseline(model, config.height, config.n_frames, 3, 0., config.params, **config.inputs)
@@ -46,7 +46,8 @@ def best_of(model, genotype=EVERY_KIND, **settings):
         x.data *= 8 if x.ndim == 2 else 0  # classes depend on the recording
     return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((config.n_rows, 1), -5.),
                 std=torch.full((config.n_rows, 1), 3.), prior=[torch.full((config.n_rows, 1), x) for x in (-5., 2.)],
-                genotype=gt.to_str(genotype) if model == 'genotype' else None, format=utils.FORMAT)
+                genotype=gt.to_str(genotype) if model == 'genotype' else None, auxiliary=model == 'genotype',
+                format=utils.FORMAT)
 
 
 def waves():
