@@ -20,7 +20,8 @@ OF_SVM = 'The SVM does not depend on its seed: its deviation over seeds is 0.'
 OF_DIFFERENCES = '''Differences in points, on the seeds and folds that both models have. p: two-sided randomization test that
 swaps the predictions of the two models speaker by speaker. Holm's method corrects the p of UA for the number of rows; the p
 of WA and macro F1 are not corrected. The verdict uses the uncorrected p of
-{}, the one comparison that was planned. Seeds are averaged first: intervals and tests cover variation between speakers, not between seeds.'''
+{}, the one comparison that was planned. Seeds are averaged first: intervals
+and tests cover variation between speakers, not between seeds.'''
 OF_OPERATIONS = '''Percent of the edges of all cells of a kind that hold the operation. Last row: percent of edges whose
 operations two cells of different folds or seeds share, on average.'''
 
