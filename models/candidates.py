@@ -136,8 +136,7 @@ class Scorer:
             raise UserError(str(error)) from None
         with self.autocast:
             self._refit()
-            speaker_norm.adapt(net, self.dev, self.config.batch_size)
-            forward = parallel.sharing(lambda *X: net(*X))
+            forward = speaker_norm.adapt(net, self.dev, self.config.batch_size)
             found = scoring.evaluate(forward, self.dev, self.config.batch_size, net.criterion.weight)[0]
         net.paths = None
         net.train()
