@@ -110,7 +110,7 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
     finally:
         for hook in hooks:
             hook.remove()
-    norm, n = used[0], dataset.speaker.bincount().unsqueeze(1)
+    norm, n = used[0], dataset.speaker.bincount(minlength=len(dataset.speakers)).unsqueeze(1)
     norm.adapted = tuple(m.to(norm.sums.dtype) for m in shrunk(moments(sums), n, norm.corpus()))
     left = iter(vectors)
     return lambda *X: norms[norm].linear(norm(next(left), X[-1]))
