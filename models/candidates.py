@@ -14,7 +14,7 @@ from models.training import n_parameters
 
 MAX_DRAWS = 2_000  # for one genotype within --band, or that has not been drawn before
 REFIT = 256  # training utterances from which batch norm gets the statistics of a candidate
-BATCH = 64  # windows at a time, for both
+REFIT_BATCH = 64
 
 
 def random_genotypes(config, rng: np.random.Generator) -> Iterator[gt.Genotype]:
@@ -124,7 +124,7 @@ class Scorer:
         generator, train = torch.Generator().manual_seed(config.seed), data.sets['train']
         chosen = torch.randperm(len(train), generator=generator)[:REFIT]
         # Without speakers: the network may know those of dev. Batch norm comes before their normalisation.
-        self.batches = [X._replace(speaker=None) for X, _ in train.batches(min(BATCH, len(chosen)), chosen, generator)]
+        self.batches = [X._replace(speaker=None) for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
         self.dev = data.sets['dev']
         if 0 < config.scored_utterances < len(self.dev):
             self.dev = self.dev.part(torch.randperm(len(self.dev), generator=generator)[:config.scored_utterances].sort()[0])
@@ -139,8 +139,8 @@ class Scorer:
             raise UserError(str(error)) from None
         with self.autocast:
             self._refit()
-            forward = speaker_norm.adapt(net, self.dev, BATCH)
-            found = scoring.evaluate(forward, self.dev, BATCH, net.criterion.weight)[0]
+            forward = speaker_norm.adapt(net, self.dev, self.config.batch_size)
+            found = scoring.evaluate(forward, self.dev, self.config.batch_size, net.criterion.weight)[0]
         net.paths = None
         net.train()
         return parallel.gather(found)[0]
