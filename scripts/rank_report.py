@@ -111,8 +111,7 @@ def draw(rows: list[Row], judged: str):
             ends = scale * np.array([[f(one[measure] for one in row.measured) for row in its] for f in (min, max)])
             y = [scale * row.scores[measure] for row in its]
             axes.errorbar(x, y, xerr=np.abs(ends - x), ls='', color=colour, marker=marker, capsize=2, lw=1, label=label)
-    x, y = [row.mean(measure) for row in rows], [row.scores[measure] for row in rows]
-    low, high = interval(x, y)
-    axes.set_title(f'{len(rows)} networks, Kendall\'s tau {kendall(x, y):.2f} ({low:.2f} to {high:.2f})', fontsize=10)
+    tau = kendall([row.mean(measure) for row in rows], [row.scores[measure] for row in rows])
+    axes.set_title(f'{len(rows)} networks, Kendall\'s tau {tau:.2f}', fontsize=10)
     axes.legend(fontsize=9)
     return figure
