@@ -13,6 +13,7 @@ from conftest import SMALL
 from test_networks import copy_weights, supernet
 from test_rank_correlation import GENOTYPE, Config, data_of
 
+import augment
 import config as cf
 import genotypes as gt
 import search
@@ -155,6 +156,12 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '4']
     search.main(['--name', 'whole', *argv])
     tree, genotype = read('whole')
+    trained = [training for row in tree['finalists'] for training in row['trainings']]
+    assert all(len(training['train_losses']) == training['epochs'] for training in trained)
+    augment.main(['--name', 'a', *ARGS[:2], *SMALL, *argv[-4:-2], '--epochs', '4', '--genotype', tree['winner']])
+    epochs = [json.loads(line) for line in Path('runs/augment/a/metrics.jsonl').read_text().splitlines()]
+    curve = next(row['trainings'][1]['train_losses'] for row in tree['finalists'] if row['genotype'] == tree['winner'])
+    assert curve == [row['train']['loss'] for row in epochs]
     losses = [row['loss'] for row in tree['scores']]
     best = [row['genotype'] for row in sorted(tree['scores'], key=lambda row: row['loss'])[:4]]
     assert len(losses) == len({row['genotype'] for row in tree['scores']}) == 6
