@@ -119,7 +119,7 @@ def tournament(rows: list[dict], winner: str | None) -> Figure | None:
     longest = max(one['epochs'] for *_, one in trainings)
     last = list(dict.fromkeys(place for place, _, one in trainings if one['epochs'] == longest))
     figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-    axes = figure.add_subplot(xlabel='epoch', ylabel='log-loss')
+    axes = figure.add_subplot(xlabel='epoch', ylabel='log-loss: training (lines), dev (crosses)')
     for place, chosen, one in trainings:
         colour = PALETTE[last.index(place) % len(PALETTE)] if place in last else '#bbbbbb'
         final = one['epochs'] == longest

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import LogLocator
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -138,6 +137,7 @@ def draw(rows: list[dict]):
     latency they are told apart by their thousands of parameters.
     """
     from matplotlib.figure import Figure  # slow to import
+    from matplotlib.ticker import LogLocator
     panels = [(column, label) for column, label in AXES.items() if any(row.get(column) for row in rows)]
     figure = Figure(figsize=(.5 + 5.5 * len(panels), 4.8), layout='constrained')
     names = dict.fromkeys(row['architecture'] for row in rows)
@@ -174,8 +174,9 @@ def main(argv=None):
     path = parser.parse_args(argv).folder
     import utils
     from scripts import spread, trainings  # these load torch
-    if not (rows := trainings.read_rows(path / 'trainings.csv', spread.COLUMNS)):
-        raise utils.UserError(f'{path}/trainings.csv does not exist or has no rows: name a folder of scripts/spread.py')
+    advice = 'name a folder of scripts/spread.py'
+    if not (rows := trainings.read_rows(path / 'trainings.csv', spread.COLUMNS, advice)):
+        raise utils.UserError(f'{path}/trainings.csv does not exist or has no rows: {advice}')
     write(path, rows)
     print(f'figure: {path / "spread.png"}')
 
@@ -188,5 +189,7 @@ def write(folder: Path, rows: list[dict]):
 
 
 if __name__ == '__main__':
+    if {'-h', '--help'} & {*sys.argv[1:]}:
+        main()
     import utils
     utils.cli(main)

@@ -177,6 +177,7 @@ def test_trainings_of_another_corpus_or_space_are_refused(small_corpus, tmp_path
     refused('utterances, labels or speakers of .* are not those of t', digest='0')
     refused('t has trainings of this program', fold=1)
     refused('no training on fold 1 of s; it has folds 3', '0,x,9,0,3,0,.5,1,1,\n')
+    refused('trainings.csv is damaged: name a folder of scripts/spread.py', '0,x,9,0,1\n')
     refused('not what it should hold', '0,x,9,0,1,0,.5,1,1,\n')
     args.trainings = Path('none')
     with pytest.raises(UserError, match='none/settings.yaml: cannot be read .* name a folder of scripts/spread.py'):

@@ -186,5 +186,7 @@ def test_the_figure_is_drawn_anew_from_committed_trainings(tmp_path, capsys):
         assert [*joined] == sorted({float(row[column]) for row in rows if row['architecture'].startswith('cnn_gru')})
     assert [text.get_text() for text in figure.axes[1].texts] == ['5 k', '18 k', '76 k', '175 k']
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {'random genotypes', 'mean', 'cnn_gru, hand-made'}
-    with pytest.raises(UserError, match='none/trainings.csv does not exist'):
-        spread_report.main([str(tmp_path / 'none')])
+    other = kept.parent.parent / 'nemo-recipe'  # of another program
+    for folder, why in ((tmp_path / 'none', 'does not exist'), (other, 'is damaged: name a folder')):
+        with pytest.raises(UserError, match=f'/trainings.csv {why}'):
+            spread_report.main([str(folder)])
