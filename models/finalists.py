@@ -4,7 +4,7 @@ All finalists train for a quarter of the epochs; then the best three of them tra
 training has its whole schedule, so that networks are compared after their learning rate has decayed: successive halving
 (Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the dev speakers after
 the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them. It also has the
-training loss of every epoch. Dev speakers are scored once a training: on three folds of nEMO this takes as long as an epoch.
+training loss of every epoch. Dev speakers are scored once a training, because it takes much of the time of an epoch.
 """
 import itertools
 import math
