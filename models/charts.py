@@ -1,4 +1,4 @@
-"""Charts as matplotlib Figures: curves over epochs, leading operations, recalls, weights of layers, features."""
+"""Charts as matplotlib Figures: curves over epochs, leading operations, recalls, a tournament, weights of layers, features."""
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -103,6 +103,35 @@ def bars(groups: dict, chance: float | None = None, width: float = 4.8, font: in
         axes.invert_yaxis()
         if chance:
             axes.axvline(100 * chance, color='black', ls=':', lw=1)
+    return figure
+
+
+def tournament(rows: list[dict], winner: str | None) -> Figure | None:
+    """Training loss of each epoch, and the dev loss after the last one as a cross. None if no training has a curve.
+
+    rows: finalists of candidates.json, in the order of their numbers. Trainings shorter than the longest are the first rung:
+    dashed, and grey if the network has no other.
+    """
+    trainings = [(place, row.get('genotype') == winner, one) for place, row in enumerate(rows, 1)
+                 for one in row.get('trainings') or [] if one.get('train_losses')]
+    if not trainings:
+        return None
+    longest = max(one['epochs'] for *_, one in trainings)
+    last = list(dict.fromkeys(place for place, _, one in trainings if one['epochs'] == longest))
+    figure = Figure(figsize=(6.4, 4.2), layout='constrained')
+    axes = figure.add_subplot(xlabel='epoch', ylabel='log-loss: training (lines), dev (crosses)')
+    for place, chosen, one in trainings:
+        colour = PALETTE[last.index(place) % len(PALETTE)] if place in last else '#bbbbbb'
+        final = one['epochs'] == longest
+        name = f'candidate {place}' + ', chosen' * chosen if final else 'first rung'
+        axes.plot(range(1, len(one['train_losses']) + 1), one['train_losses'], '-' if final else '--', color=colour,
+                  lw=1 + 1.5 * (final and chosen), label=name)
+        if one.get('loss') is not None:
+            axes.plot(one['epochs'], one['loss'], 'x', color=colour, ms=7 + 3 * (final and chosen),
+                      label='dev, after the last epoch')
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    labels = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    axes.legend(labels.values(), labels, fontsize=8)
     return figure
 
 

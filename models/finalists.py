@@ -3,7 +3,8 @@
 All finalists train for a quarter of the epochs; then the best three of them train, from the beginning, for all epochs. Each
 training has its whole schedule, so that networks are compared after their learning rate has decayed: successive halving
 (Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the dev speakers after
-the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them.
+the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them. It also has the
+training loss of every epoch. Dev speakers are scored once a training, because it takes much of the time of an epoch.
 """
 import itertools
 import math
@@ -79,9 +80,10 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
             within.setdefault(gt.to_str(genotype), cells._replace(network=genotype.network))  # may lack a kind of cell
             yield genotype
     drawn = distinct(completed())
-    candidates = list(itertools.islice(drawn if config.space == 'speech' else book.allowed(drawn), config.candidates))
+    drawn = itertools.islice(drawn if config.space == 'speech' else book.allowed(drawn), config.candidates)
+    candidates = list(parallel.progress(drawn, 'candidates drawn', config.candidates))  # takes minutes within a narrow band
     scored = [(book.score(genotype, scorer, within[gt.to_str(genotype)]), i, genotype) for i, genotype in enumerate(
-        parallel.progress(candidates, 'candidates', len(candidates)))]
+        parallel.progress(candidates, 'candidates scored', len(candidates)))]
     book.write()
     scored.sort(key=lambda row: row[:2])
     book.log('%d candidates scored in the supernet: dev loss %.3f to %.3f', len(scored), scored[0][0], scored[-1][0])

@@ -93,7 +93,8 @@ def setup(net: torch.nn.Module, config: AugmentConfig, data, device) -> Setup:
 def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> tuple[dict, np.ndarray]:
     """Scores and probabilities (n, n_classes) of the set `part` after the last epoch.
 
-    They are those of augment.py with this seed, if no dev speaker picks the epoch there.
+    They are those of augment.py with this seed, if no dev speaker picks the epoch there. The scores have the training loss of
+    every epoch too, 'train_losses'.
     """
     utils.set_seed(config.seed)
     net = make_net(config, data, genotype).to(device)
@@ -102,12 +103,14 @@ def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> 
     criterion, optim, scheduler, autocast, masks, voices, ema = setup(net, config, data, device)
     state = parallel.State(config.seed, device, net=net)
     state.load(None, lambda *_: None)
+    losses = []
     for epoch in range(1, config.epochs + 1):
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
         batches = data.sets['train'].batches(config.batch_size, None, state.draws, masks, voices)
-        train_epoch(net, criterion, optim, Steps(), batches, autocast, config, ema)
+        losses.append(train_epoch(net, criterion, optim, Steps(), batches, autocast, config, ema)['loss'])
         scheduler.step()
-    return evaluate(ema.module if ema else net, data.sets[part], criterion, autocast, config)
+    found, probabilities = evaluate(ema.module if ema else net, data.sets[part], criterion, autocast, config)
+    return {**found, 'train_losses': losses}, probabilities
 
 
 def train_epoch(net, criterion, optim, steps: Steps, batches, autocast, config, ema: AveragedModel | None = None) -> dict:

@@ -1,21 +1,24 @@
-"""Figures of an experiment: UA of the folds, UA against parameters, confusion matrices."""
+"""Figures of an experiment: UA of the folds, spread of the runs, UA against parameters and minutes, confusion matrices."""
+import re
 from pathlib import Path
 
 import numpy as np
+import significance as sig
 from experiment import MODELS
-from jobs import MATCHED
+from jobs import MATCHED, RANDOM, TRANSFERS
 from matplotlib.figure import Figure
 
 COLOURS = ['#d62728', '#17becf', '#000000', '#ffd700', '#000080',
-           '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f']
-MARKERS = 'Dph*8o<>Pv^s'  # fewer than colours, so that each of 156 models has a pair of its own
+           '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f', '#006400']
+MARKERS = 'Dph*8o<>Pv^s'  # not as many as colours, so that each of 84 models has a pair of its own
 SIDE_BY_SIDE = 1.05  # factor between the places of models that have nearly the same number of parameters
 
 
 def make(results, summaries: list[dict]) -> dict[str, Figure]:
     """{name: Figure}"""
     from datasets.scoring import plot_confusion  # loads torch
-    figures = {'folds': of_folds(summaries, results), 'parameters': against_parameters(summaries, results)}
+    figures = {'folds': of_folds(summaries, results), 'spread': of_spread(summaries, results),
+               'parameters': against_costs(summaries, results)}
     for row in summaries:
         part = results.predictions[results.predictions['model'] == row['model']]
         part = part[[pair in row['pairs'] for pair in zip(part['seed'], part['fold'])]]
@@ -73,24 +76,70 @@ def of_folds(summaries, results) -> Figure:
     return figure
 
 
-def against_parameters(summaries, results) -> Figure:
-    """A point per model; vertical bars are the 95% intervals over speakers."""
-    figure = Figure(figsize=(9, 4.6), layout='constrained')
-    axes = figure.add_subplot()
-    rows, places = sorted((row for row in summaries if row['params'] > 0), key=lambda row: row['params']), []
-    for row in rows:
-        places.append(max(row['params'], places[-1] * SIDE_BY_SIDE if places else 0))
-    for row, x in zip(rows, places):
-        bars = None if np.isnan(row['ua_low']) else 100 * np.abs(
-            [[row['ua'] - row['ua_low']], [row['ua_high'] - row['ua']]])
-        axes.errorbar([x], [100 * row['ua']], bars, ls='', capsize=2, elinewidth=1, ms=7, label=title(row),
-                      **style(row['model']))
-    axes.set(xscale='log', xlabel='parameters (models of nearly the same size are drawn side by side)', ylabel='UA, %')
-    axes.set_ylim(0)
-    chance_line(axes, results)
-    if rows:
-        figure.legend(loc='outside right center', fontsize=9)
+def of_spread(summaries, results) -> Figure:
+    """UA of every run minus the mean of its fold, a row per model.
+
+    A fold's mean is over the models that have all folds. The grey band is the mean and standard deviation of `random`.
+    """
+    folds = {*results.runs['fold']}
+    whole = [row['by_fold'] for row in summaries if row['by_fold'].keys() == folds] or [row['by_fold'] for row in summaries]
+    level = {fold: np.mean([by_fold[fold][0] for by_fold in whole if fold in by_fold]) for fold in folds
+             if any(fold in by_fold for by_fold in whole)}
+    found = {row['model']: [100 * (sig.scores(results.counts[(row['model'], *pair)].sum(axis=0))[0] - level[pair[1]])
+                            for pair in row['pairs'] if pair[1] in level] for row in summaries}
+    rows = sorted(summaries, key=lambda row: np.mean(found[row['model']]))
+    figure = Figure(figsize=(8, 1.4 + .42 * len(rows)), layout='constrained')
+    axes = figure.add_subplot(xlabel='UA of a run minus the mean of its fold, points; a black line is the mean of a model')
+    for y, row in enumerate(rows):
+        points = found[row['model']]
+        axes.plot(points, y + np.linspace(-.25, .25, len(points)), ls='', ms=5, alpha=.7, **style(row['model']))
+        axes.plot([np.mean(points)] * 2, [y - .4, y + .4], color='black', lw=2)
+    if len(chance := found.get(RANDOM, [])) > 2:
+        mean, sd = np.mean(chance), np.std(chance, ddof=1)
+        axes.axvspan(mean - sd, mean + sd, color='black', alpha=.1, lw=0, zorder=0)
+        axes.set_title('Grey: random genotypes, mean and standard deviation of their runs', fontsize=9)
+    axes.set_yticks(range(len(rows)), [title(row) for row in rows])
     return figure
+
+
+def against_costs(summaries, results) -> Figure:
+    """UA against parameters, and against minutes of search and training. Vertical bars are the 95% intervals over speakers."""
+    figure = Figure(figsize=(13, 4.6), layout='constrained')
+    unit, spent = minutes(summaries, results)
+    cost = f'{unit} of a run' + ', without the search on another corpus' * any(row['model'] in TRANSFERS for row in summaries)
+    panels = (('parameters (models of nearly the same size are drawn side by side)', lambda row: row['params']),
+              (cost, lambda row: spent[row['model']]))
+    for axes, (label, value) in zip(figure.subplots(1, 2, sharey=True), panels):
+        rows, places = sorted((row for row in summaries if value(row) > 0), key=value), []
+        for row in rows:
+            places.append(max(value(row), places[-1] * SIDE_BY_SIDE if places else 0))
+        for row, x in zip(rows, places):
+            bars = None if np.isnan(row['ua_low']) else 100 * np.abs(
+                [[row['ua'] - row['ua_low']], [row['ua_high'] - row['ua']]])
+            axes.errorbar([x], [100 * row['ua']], bars, ls='', capsize=2, elinewidth=1, ms=7, label=title(row),
+                          **style(row['model']))
+        axes.set(xscale='log', xlabel=label)
+        chance_line(axes, results)
+    axes = figure.axes[0]
+    axes.set(ylim=(0, None), ylabel='UA, %')
+    handles = dict(zip(*reversed(figure.axes[1].get_legend_handles_labels())))
+    handles |= dict(zip(*reversed(axes.get_legend_handles_labels())))
+    if handles:
+        figure.legend(handles.values(), handles, loc='outside right center', fontsize=9)
+    return figure
+
+
+def minutes(summaries, results) -> tuple[str, dict[str, float]]:
+    """'core-minutes' if all runs were on CPUs, else 'minutes'; and {model: mean of search and training}."""
+    runs = {row['model']: results.finished(row['model']).loc[row['pairs']] for row in summaries}
+    matches = {model: [re.fullmatch(r'cpu(?:, (\d+) threads?)?', str(device)) for device in some['device']]
+               for model, some in runs.items()}
+    on_cpus = all(match for some in matches.values() for match in some)
+    found = {}
+    for model, some in runs.items():
+        cores = [int(match[1] or 1) for match in matches[model]] if on_cpus else 1
+        found[model] = float(np.mean((some['minutes'] + some['search_minutes'].fillna(0)) * cores))
+    return 'core-minutes' if on_cpus else 'minutes', found
 
 
 def title(row) -> str:

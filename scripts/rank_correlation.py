@@ -1,23 +1,25 @@
-"""Kendall's tau between a supernet's ranking of networks and that of their retraining, both on dev speakers.
+"""Kendall's tau between a supernet's ranking of networks and that of their retraining.
 
     python scripts/rank_correlation.py runs/search/nemo --networks 24 --seeds 2 --config configs/nemo.yaml --data_path DIR
     python scripts/rank_correlation.py runs/search/cv/emodb/f1-s0 runs/augment/cv/emodb/*-f1-s* --data_path DIR
+    python scripts/rank_correlation.py runs/search/nemo --trainings runs/spread/nemo --data_path DIR
 
 The first form draws networks from the search's space and trains each with several seeds, as the tournament of search.py does;
 every training is a row of runs/ranks/NAME/trainings.csv, and the same command continues after an interruption. Another search
 of the same fold and space is compared with the same trainings if it is given the same --name. The second form takes networks
-that were retrained before. Every network is also scored with the weights of the supernet, as candidates are. A tau near 0 means
-that the genotype a search ends with is no better than a random one. The interval is a bootstrap over networks.
+that were retrained before. The third takes the trainings of scripts/spread.py, which are scored on test speakers. Every network
+is also scored with the weights of the supernet on dev speakers, as candidates are. A tau near 0 means that the genotype a
+search ends with is no better than a random one. The interval is a bootstrap over networks. Scores and a figure go to
+runs/ranks/NAME, as supernet.csv and supernet.png.
 """
 import argparse
-import itertools
 import pickle
 import sys
+from collections import Counter
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,10 +31,11 @@ import search  # noqa: E402
 import utils  # noqa: E402
 from models.candidates import Scorer  # noqa: E402
 from models.finalists import recipe  # noqa: E402
-from scripts import spread, spread_plan, trainings  # noqa: E402
+from scripts import rank_report, spread, spread_plan, trainings  # noqa: E402
 
 SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
-BOOTSTRAP = 2000
+SPACE = tuple(f.name for f in fields(cf.SpaceSettings) if f.name != 'band')
+NAMED = 10  # networks that are named where some are passed over
 
 
 def main(argv=None):
@@ -41,7 +44,8 @@ def main(argv=None):
     known = {f.name: settings[f.name] for f in fields(cf.SearchConfig) if f.name in settings}
     config = cf.build('search', cf.Given({**known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache,
                                           'config': args.config}))
-    networks, passed = retrained(args.runs, settings)
+    networks, passed = trained_before(args, settings, config) if args.trainings else retrained(args.runs, settings)
+    judged = 'test' if args.trainings else 'dev'
     if not args.networks:
         check_number(networks, passed, args)
     utils.set_threads(config.threads)
@@ -56,13 +60,19 @@ def main(argv=None):
     scorer, rows = Scorer(net, data, config, utils.autocast(torch.device('cpu'), False)), []
     for name, genotype, measured in tqdm(networks, 'networks', disable=None, leave=False):
         try:
-            rows.append((measured, scorer.score(genotype), name))
+            rows.append(rank_report.Row(str(name), bool(genotype.rnn), measured, scorer.score(genotype)))
         except utils.UserError as error:
             passed.setdefault(str(error), []).append(name)
     check_number(rows, passed, args)
     if passed:
         print(f'{counted(passed)}\n')
-    report(rows)
+    rank_report.report(rows, judged)
+    folder = Path('runs', 'ranks', args.name or config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    utils.write_csv(folder / 'supernet.csv', rank_report.COLUMNS, rank_report.csv_rows(rows))
+    figure = rank_report.draw(rows, judged)
+    utils.write_aside(folder / 'supernet.png', lambda f: figure.savefig(f, dpi=110, format='png'))
+    print(f'figure: {folder / "supernet.png"}')
 
 
 def parse(argv):
@@ -70,17 +80,21 @@ def parse(argv):
     parser.add_argument('search', type=Path, help='folder of a finished search')
     parser.add_argument('runs', type=Path, nargs='*', help='folders of augment.py; runs of other networks or data, and '
                         'unfinished ones, are passed over and counted')
+    parser.add_argument('--trainings', type=Path, help='folder of scripts/spread.py, such as runs/spread/NAME: take its '
+                        'genotypes, with their trainings on the fold of the search')
     parser.add_argument('--networks', type=int, default=0, help='draw and train this many networks instead')
     parser.add_argument('--seeds', type=int, default=2, help='trainings of each network (default: %(default)s)')
     parser.add_argument('--band', help='LOW-HIGH: draw networks that have this many parameters')
     parser.add_argument('--config', help='YAML file whose augment section says how to train')
     parser.add_argument('--epochs', type=int, default=0, help='epochs of a training; 0: as many as the file says')
-    parser.add_argument('--name', help='folder of the trainings in runs/ranks (default: the name of the search)')
+    parser.add_argument('--name', help='folder in runs/ranks for trainings, scores and figure (default: the name of '
+                        'the search)')
     parser.add_argument('--data_path', help='folder of the corpus')
     parser.add_argument('--cache', default='.cache', help='folder of extracted features (default: %(default)s)')
     args = parser.parse_args(argv)
-    if bool(args.networks) == bool(args.runs):
-        raise utils.UserError('name folders of augment.py, or say how many networks to train with --networks')
+    if sum(map(bool, (args.networks, args.runs, args.trainings))) != 1:
+        raise utils.UserError('name folders of augment.py, or a folder of scripts/spread.py with --trainings, or say how many '
+                              'networks to train with --networks')
     if args.networks and not (2 <= args.networks <= spread_plan.MOST and 1 <= args.seeds <= spread_plan.MOST):
         raise utils.UserError(f'--networks must be from 2 to {spread_plan.MOST}, --seeds from 1 to {spread_plan.MOST}')
     if args.epochs < 0:
@@ -103,60 +117,47 @@ def trained(args, config, data) -> list:
         left = [job for job in jobs if spread.key(*job) not in rows]
         print(f'{len(jobs) - len(left)} of {len(jobs)} trainings finished', flush=True)
         spread.train_all(left, rows, path / 'trainings.csv', training, 'dev')
-    return [(f'network {network.name}, {network.parameters:,} parameters', network.genotype,
-             [rows[spread.key(network, config.fold, seed)] for seed in range(args.seeds)]) for network in networks]
+    return [(network.name, network.genotype, [rows[spread.key(network, config.fold, seed)] for seed in range(args.seeds)])
+            for network in networks]
 
 
-def report(rows: list):
-    """Prints a table and the correlations. rows: (scores of the trainings, scores in the supernet, name)."""
-    with_loss = all('loss' in row for measured, *_ in rows for row in measured)
-    rows = sorted(rows, key=lambda row: -np.mean([one['ua'] for one in row[0]]))
-    head = ['UA retrained', *['loss retrained'] * with_loss, 'UA in the supernet', 'loss in the supernet',
-            'network; all on dev']
-    print(f'| {" | ".join(head)} |\n{"|---" * len(head)}|')
-    for measured, scores, name in rows:
-        means = [f'{100 * np.mean([row["ua"] for row in measured]):.1f}']
-        if with_loss:
-            means.append(f'{np.mean([row["loss"] for row in measured]):.3f}')
-        print(f'| {" | ".join(means)} | {100 * scores["ua"]:.1f} | {scores["loss"]:.3f} | {name} |')
-    ua, loss = ([scores[name] for _, scores, _ in rows] for name in ('ua', 'loss'))
-    measured_ua = [np.mean([row['ua'] for row in measured]) for measured, *_ in rows]
-    print_tau(len(rows), 'UA', measured_ua, ua)
-    print_tau(len(rows), 'UA retrained and loss in the supernet, from low to high', measured_ua, [-x for x in loss])
-    if with_loss:
-        print_tau(len(rows), 'loss', [np.mean([row['loss'] for row in measured]) for measured, *_ in rows], loss)
-        seeds = np.array([[row['loss'] for row in measured] for measured, *_ in rows]).T
-        taus = [kendall(a, b) for a, b in itertools.combinations(seeds, 2)]
-        if taus:
-            print(f'two seeds of the retraining, by loss: {np.mean(taus):.2f}')
+def trained_before(args, settings, config):
+    """The genotypes that scripts/spread.py trained on the search's fold, and the networks that are passed over.
 
-
-def print_tau(n: int, what: str, x, y):
-    low, high = interval(x, y)
-    print(f'Kendall tau, {n} networks, by {what}: {kendall(x, y):.2f} ({low:.2f} to {high:.2f})')
-
-
-def kendall(x, y, counts=None):
-    """Kendall's tau-b, or one for each row of counts, (n_samples, n): how often a sample has each network.
-
-    Pairs of a network with itself do not count.
+    Returns [(name, Genotype, [scores of every seed])] and {reason: names}. UserError if corpus, features or space are not those
+    of the search.
     """
-    x, y = (np.sign(np.subtract.outer(v, v)) for v in (x, y))
-    counts = np.ones((1, len(x))) if counts is None else counts
-
-    def total(pairs):
-        return (counts @ pairs * counts).sum(axis=1)
-    with np.errstate(invalid='ignore'):
-        tau = total(x * y) / np.sqrt(total(np.abs(x)) * total(np.abs(y)))
-    return tau if len(tau) > 1 else float(tau[0])
-
-
-def interval(x, y) -> tuple[float, float]:
-    """95% bootstrap interval of tau over networks."""
-    n = len(x)
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), BOOTSTRAP).astype(float)
-    taus = kendall(x, y, counts)
-    return tuple(np.nanpercentile(taus, [2.5, 97.5])) if np.isfinite(taus).any() else (np.nan, np.nan)
+    folder, advice, fold = args.trainings, 'name a folder of scripts/spread.py', config.fold
+    its = read(folder / 'settings.yaml', cf.read_yaml_file, advice)
+    if 'fold' in its:
+        raise utils.UserError(f'{folder} has trainings of this program: repeat its command, with this search, --networks and '
+                              '--name')
+    pairs = {name: (utils.recorded(its, name), utils.recorded(settings, name)) for name in (*SAME, *SPACE) if name != 'fold'}
+    if others := [f'{name} {there}, not {here}' for name, (there, here) in pairs.items() if there != here]:
+        raise utils.UserError(f'{folder} has other settings than {args.search} ({"; ".join(others)}): name trainings of the '
+                              'same corpus, features and space')
+    if its.get('digest') != datasets.digest(datasets.select(config)[0]):
+        raise utils.UserError(f'utterances, labels or speakers of {config.data_path} are not those of {folder}: name the '
+                              'corpus of its trainings with --data_path')
+    every = trainings.read_rows(folder / 'trainings.csv', spread.COLUMNS, advice)
+    rows = [row for row in every if row['fold'] == fold]
+    if not rows:
+        folds = ' '.join(map(str, sorted({row['fold'] for row in every}))) or 'none'
+        raise utils.UserError(f'{folder}/trainings.csv has no training on fold {fold} of {args.search}; it has folds {folds}')
+    found, passed = [], {}
+    counts = Counter(row['architecture'] for row in rows)
+    for name, n in counts.items():
+        measured = [row for row in rows if row['architecture'] == name]
+        if not measured[0]['genotype']:
+            passed.setdefault('no genotype', []).append(name)
+        elif n < max(counts.values()):
+            passed.setdefault('some seeds not trained', []).append(name)
+        else:
+            with cf.contents_of(folder / 'trainings.csv', advice):
+                found.append((name, gt.from_str(measured[0]['genotype']), measured))
+    too = ', with dev speakers among those they trained on' * bool(its.get('train_on_dev'))
+    print(f'fold {fold}: the retrained networks are scored on test speakers{too}; the supernet is scored on dev speakers')
+    return found, passed
 
 
 def retrained(folders, settings):
@@ -198,22 +199,24 @@ def check_number(networks, passed, args):
 
 
 def counted(passed):
-    """{reason: folders} as a line."""
-    reasons = ', '.join(f'{why} {len(folders)} (first {folders[0]})' for why, folders in passed.items())
-    return reasons and f'passed over {sum(map(len, passed.values()))} of the runs: {reasons}'
+    """{reason: names} as a line."""
+    def named(names):
+        return ', '.join(map(str, names[:NAMED])) + f' and {len(names) - NAMED} more' * (len(names) > NAMED)
+    reasons = ', '.join(f'{why} {len(names)} ({named(names)})' for why, names in passed.items())
+    return reasons and f'passed over {sum(map(len, passed.values()))}: {reasons}'
 
 
 def read_weights(path):
     return torch.load(path, map_location='cpu', weights_only=True)['net']
 
 
-def read(path, parse):
+def read(path, parse, advice='name folders of finished runs'):
     """parse(path). UserError if the file cannot be read."""
     try:
         return parse(path)
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, utils.UserError) as error:
         why = str(error).removeprefix(f'{path}: ')
-        raise utils.UserError(f'{path}: cannot be read ({cf.one_line(why, 200)}); name folders of finished runs') from None
+        raise utils.UserError(f'{path}: cannot be read ({cf.one_line(why, 200)}); {advice}') from None
 
 
 if __name__ == '__main__':

@@ -90,6 +90,8 @@ def candidates(tree: dict) -> list:
     blocks = [('h', 'Candidates and tournament'),
               ('p', f'{many}{len(rows)} were retrained. Scores and losses are on the dev speakers; lower is better.'),
               ('table', ['', 'chosen', 'score in the supernet', 'retrained', 'parameters', 'operations'], lines)]
+    if figure := charts.tournament(rows, tree.get('winner')):
+        blocks.append(('figure', 'learning curves of the candidates', figure))
     for place, row in enumerate(rows[:SIDE_BY_SIDE], 1):
         if genotype := genotype_of(row.get('genotype')):
             blocks.append(('figure', f'candidate {place}', plot(genotype, f'candidate {place}')))

@@ -55,8 +55,7 @@ def main(argv=None):
         print(text)
         if not own.dry_run:
             utils.write_aside(path / 'report.md', lambda f: f.write(text.encode()))
-            figure = spread_report.draw(found)
-            utils.write_aside(path / 'spread.png', lambda f: figure.savefig(f, dpi=110, format='png'))
+            spread_report.write(path, found)
             print(f'report: {path / "report.md"}')
 
 

@@ -1,8 +1,16 @@
-"""The report and the figure of scripts/spread.py."""
+"""The report and the figure of scripts/spread.py. As a program it draws the figure of finished trainings anew:
+
+    python scripts/spread_report.py docs/search/nemo
+"""
+import argparse
+import sys
+from pathlib import Path
+
 import numpy as np
 from scipy.stats import spearmanr
 
-from scripts.spread_statistics import (
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.spread_statistics import (  # noqa: E402
     DIFFERENCE,
     better_half,
     ceiling,
@@ -18,6 +26,8 @@ from scripts.spread_statistics import (
 
 CANDIDATES = (8, 300)  # networks among which a search chooses
 TABLES = (1, 5)  # folds of the tables for which the report counts seeds
+AXES = {'parameters': 'parameters', 'latency_ms': 'ms for an utterance of 3 s on one CPU thread, features excluded'}
+MARKERS = '^sDvPX<>ph*'  # of hand-made networks
 
 
 def table(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int],
@@ -121,18 +131,65 @@ def _hand_made(rows):
 
 
 def draw(rows: list[dict]):
-    """UA of every training against parameters, as a matplotlib Figure; a line joins the trainings of one network."""
+    """UA of every training against parameters, and against latency if it was measured, as a matplotlib Figure.
+
+    A solid line joins the trainings of one network. A dashed line joins the sizes of one hand-made network; in the panel of
+    latency they are told apart by their thousands of parameters.
+    """
     from matplotlib.figure import Figure  # slow to import
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.add_subplot(xscale='log', xlabel='parameters', ylabel='UA, %')
-    for name in dict.fromkeys(row['architecture'] for row in rows):
-        its = [row for row in rows if row['architecture'] == name]
-        x, ua = [row['parameters'] for row in its], [100 * row['ua'] for row in its]
-        drawn = bool(its[0]['genotype'])
-        axes.plot(x, ua, 'o-' if drawn else '^-', color='tab:blue' if drawn else 'tab:red', ms=4, lw=.7, alpha=.7)
-        axes.plot(x[0], np.mean(ua), '_', color='black', ms=12)
-        if not drawn:
-            axes.annotate(name, (x[0], max(ua)), (0, 6), textcoords='offset points', ha='center', fontsize=8)
-    axes.set_title('Random genotypes (blue) and hand-made networks (red): a point is a training, black is the mean',
-                   fontsize=9)
+    from matplotlib.ticker import LogLocator
+    panels = [(column, label) for column, label in AXES.items() if any(row.get(column) for row in rows)]
+    figure = Figure(figsize=(.5 + 5.5 * len(panels), 4.8), layout='constrained')
+    names = dict.fromkeys(row['architecture'] for row in rows)
+    for axes, (column, label) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
+        axes.set(xscale='log', xlabel=label, ylabel='UA, %' if column == 'parameters' else '')
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:,g}')
+        axes.xaxis.set_minor_formatter('')
+        hand_made = {}  # {name: [(x, mean UA)]}
+        for name in names:
+            its = [row for row in rows if row['architecture'] == name and row.get(column)]
+            if not its:
+                continue
+            x, ua, drawn = [row[column] for row in its], [100 * row['ua'] for row in its], bool(its[0]['genotype'])
+            family = 'random genotypes' if drawn else f'{name.partition(":")[0]}, hand-made'
+            if not drawn:
+                hand_made.setdefault(family, []).append((x[0], np.mean(ua)))
+                if column != 'parameters':
+                    axes.annotate(f'{its[0]["parameters"] / 1000:.0f} k', (x[0], max(ua)), (0, 5), textcoords='offset points',
+                                  ha='center', color='tab:red', fontsize=8)
+            marker = 'o' if drawn else MARKERS[list(hand_made).index(family) % len(MARKERS)]
+            axes.plot(x, ua, f'{marker}-', color='tab:blue' if drawn else 'tab:red', ms=4, lw=.7, alpha=.7, label=family)
+            axes.plot(x[0], np.mean(ua), '_', color='black', ms=12, label='mean')
+        for points in hand_made.values():
+            axes.plot(*zip(*sorted(points)), '--', color='tab:red', lw=1)
+    labels = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    figure.legend(labels.values(), labels, loc='outside upper center', ncols=len(labels), fontsize=9, frameon=False)
     return figure
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description='Draw the figure of scripts/spread.py anew: spread.png.', allow_abbrev=False)
+    parser.add_argument('folder', type=Path, help='folder with trainings.csv, such as runs/spread/NAME')
+    path = parser.parse_args(argv).folder
+    import utils
+    from scripts import spread, trainings  # these load torch
+    advice = 'name a folder of scripts/spread.py'
+    if not (rows := trainings.read_rows(path / 'trainings.csv', spread.COLUMNS, advice)):
+        raise utils.UserError(f'{path}/trainings.csv does not exist or has no rows: {advice}')
+    write(path, rows)
+    print(f'figure: {path / "spread.png"}')
+
+
+def write(folder: Path, rows: list[dict]):
+    """Writes spread.png."""
+    import utils  # loads torch
+    figure = draw(rows)
+    utils.write_aside(folder / 'spread.png', lambda f: figure.savefig(f, dpi=110, format='png'))
+
+
+if __name__ == '__main__':
+    if {'-h', '--help'} & {*sys.argv[1:]}:
+        main()
+    import utils
+    utils.cli(main)

@@ -43,7 +43,7 @@ def check_settings(folder: Path, settings: dict, write: bool):
             raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
 
 
-def read_rows(path: Path, columns: dict[str, Callable]) -> list[dict]:
+def read_rows(path: Path, columns: dict[str, Callable], advice: str = 'delete it, or take another --name') -> list[dict]:
     """The rows of a CSV file of trainings, {column: function of its text}. [] if there is no file; UserError if it is damaged.
 
     A column that the file lacks has the text ''.
@@ -54,4 +54,4 @@ def read_rows(path: Path, columns: dict[str, Callable]) -> list[dict]:
         with open(path, newline='', encoding='utf-8') as f:
             return [{name: kind(row.get(name, '')) for name, kind in columns.items()} for row in csv.DictReader(f)]
     except (TypeError, ValueError, csv.Error):
-        raise utils.UserError(f'{path} is damaged: delete it, or take another --name') from None
+        raise utils.UserError(f'{path} is damaged: {advice}') from None

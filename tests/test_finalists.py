@@ -13,12 +13,13 @@ from conftest import SMALL
 from test_networks import copy_weights, supernet
 from test_rank_correlation import GENOTYPE, Config, data_of
 
+import augment
 import config as cf
 import genotypes as gt
 import search
 import utils
 from datasets import scoring
-from models import candidates, finalists, speaker_norm
+from models import candidates, finalists, parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.training import n_parameters, train
 
@@ -101,9 +102,13 @@ def test_candidates_of_the_speech_space_get_decisions_within_the_band(relaxation
     monkeypatch.chdir(tmp_path)
     score, within = candidates.Scorer.score, []
     monkeypatch.setattr(finalists.Scorer, 'score', lambda scorer, genotype: within.append(genotype) or score(scorer, genotype))
+    bars, progress = [], parallel.progress
+    monkeypatch.setattr(parallel, 'progress', lambda items, what, total: bars.append((what, total, isinstance(items, list))) or
+                        progress(items, what, total))
     search.main(['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech',
                  '--band', '2000-6000', '--relaxation', relaxation, '--finalists', '3', '--candidates', '5', '--epochs', '1',
                  '--finalist_epochs', '1'])
+    assert bars[-2:] == [('candidates drawn', 5, False), ('candidates scored', 5, True)]  # the first draws while it moves
     tree, genotype = read('s')
     best = sorted(tree['scores'], key=lambda row: row['loss'])[:3]
     assert [(row['genotype'], row['score']) for row in tree['finalists']] == [(row['genotype'], row['loss']) for row in best]
@@ -161,6 +166,13 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '4']
     search.main(['--name', 'whole', *argv])
     tree, genotype = read('whole')
+    trained = [training for row in tree['finalists'] for training in row['trainings']]
+    assert all(len(training['train_losses']) == training['epochs'] for training in trained)
+    augment.main(['--name', 'a', *ARGS[:2], *SMALL, *argv[-4:-2], '--epochs', '4', '--batch_size',
+                  str(tree['recipe']['batch_size']), '--genotype', tree['winner']])
+    epochs = [json.loads(line) for line in Path('runs/augment/a/metrics.jsonl').read_text().splitlines()]
+    curve = next(row['trainings'][1]['train_losses'] for row in tree['finalists'] if row['genotype'] == tree['winner'])
+    assert curve == [row['train']['loss'] for row in epochs]
     losses = [row['loss'] for row in tree['scores']]
     best = [row['genotype'] for row in sorted(tree['scores'], key=lambda row: row['loss'])[:4]]
     assert len(losses) == len({row['genotype'] for row in tree['scores']}) == 6
@@ -194,6 +206,16 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     monkeypatch.chdir(tmp_path)
     search.main(['--name', 'killed', *argv, '--resume'])
     assert read('killed') == (tree, genotype)
+
+
+def test_a_tournament_of_an_earlier_version_goes_on(tmp_path):
+    config = finalists.recipe(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
+    training = {'epochs': 10, 'loss': 1., 'ua': .5, 'seconds': 3.}  # without the losses of its epochs
+    utils.write_json(tmp_path / 'candidates.json', {
+        'recipe': cf.pick(config, *finalists.RECIPE), 'scores': [], 'winner': None,
+        'finalists': [{'genotype': gt.to_str(GENOTYPE), 'trainings': [training]}]})
+    run = SimpleNamespace(file=lambda name: tmp_path / name, path=tmp_path, logger=SimpleNamespace(info=print))
+    assert finalists.Book(run, config, None, None).train(GENOTYPE, 10) == training
 
 
 def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_path, monkeypatch):

@@ -14,10 +14,12 @@ from conftest import FEATURES, SMALL
 from scipy.stats import kendalltau
 
 import augment
+import config as cf
+import datasets
 import genotypes as gt
 import search
 from datasets.dataset import SpeechDataset
-from scripts import rank_correlation, spread
+from scripts import rank_correlation, rank_report, spread
 from utils import UserError
 
 GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_connect', 2), ('dil_conv_3x3', 0)]], range(2, 4),
@@ -43,14 +45,14 @@ def test_tau_is_scipys_and_its_interval_covers_the_truth():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(100):
         x, y = rng.multivariate_normal([0, 0], [[1, .5], [.5, 1]], 30).T
-        low, high = rank_correlation.interval(x, y)
+        low, high = rank_report.interval(x, y)
         covered += low <= 2 / np.pi * np.arcsin(.5) <= high  # tau of a normal distribution with correlation .5
         x = x.round(1)  # with ties
-        assert rank_correlation.kendall(x, y) == pytest.approx(kendalltau(x, y).statistic)
+        assert rank_report.kendall(x, y) == pytest.approx(kendalltau(x, y).statistic)
     assert 87 <= covered <= 99
     counts = np.array([[2., 1., 0., 1.], [1., 1., 1., 1.]])
     x, y = np.array([1., 2., 3., 4.]), np.array([1., 3., 2., 4.])
-    assert rank_correlation.kendall(x, y, counts) == pytest.approx([1., 4 / 6])
+    assert rank_report.kendall(x, y, counts) == pytest.approx([1., 4 / 6])
 
 
 def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatch, capsys):
@@ -71,8 +73,8 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
     rows = [[float(x) for x in line.split(' | ')[1:3]] + [float(line[2:].split(' | ')[0])] for line in said.splitlines()
             if re.search(r'\| runs/augment', line)]
     assert len(rows) == 3 and 'Kendall tau, 3 networks' in said
-    assert said.splitlines()[0] == 'passed over 7 of the runs: ' + ', '.join(
-        f'{why} 1 (first runs/augment/{name})' for why, name in (
+    assert said.splitlines()[0] == 'passed over 7: ' + ', '.join(
+        f'{why} 1 (runs/augment/{name})' for why, name in (
             ('a genotype that another run has', 'r0'), ('no genotype', 'other'), ('other fold', 'fold2'),
             ('trained on dev (--no-train_on_dev leaves a dev UA)', 'nodev'),
             ('not finished', 'begun'), ('other n_mels time_pool', 'old'),
@@ -114,6 +116,91 @@ def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_cor
     for wrong in (argv[:1], [argv[0], 'runs/augment/x', *argv[1:]]):
         with pytest.raises(UserError, match='--networks'):
             rank_correlation.main(wrong)
+
+
+def test_the_program_takes_trainings_of_spread(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1', '--folds', '3', '--epochs', '1',
+           '--data_path', str(small_corpus)]
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(spread, 'train', lambda *_: (dict(zip(('ua', 'loss'), rng.random(2))), None))
+    search.main(['--name', 's', '--fold', '2', *own])
+    spread.main(['--name', 't', *own, '--architectures', '4', '--seeds', '2', '--hand_made', 'rnn:300', '--train_on_dev',
+                 '--only_folds', '2,3'])
+    path = Path('runs/spread/t/trainings.csv')
+    table = pd.read_csv(path, dtype={'architecture': str}, keep_default_na=False)
+    table = table[(table['architecture'] != '3') | (table['fold'] != 2) | (table['seed'] != 1)]
+    texts = [table.loc[table['architecture'] == name, 'genotype'].iloc[0] for name in '012']
+
+    def ranked(*genotypes):
+        table['genotype'] = table['architecture'].map(dict(zip('012', genotypes))).fillna(table['genotype'])
+        table.to_csv(path, index=False)
+        capsys.readouterr()
+        rank_correlation.main(['runs/search/s', '--trainings', 'runs/spread/t', '--data_path', str(small_corpus)])
+        return capsys.readouterr().out, pd.read_csv('runs/ranks/s/supernet.csv', dtype={'architecture': str})
+    said, found = ranked(*texts)
+    assert said.splitlines()[:2] == [
+        'fold 2: the retrained networks are scored on test speakers, with dev speakers among those they trained on; the '
+        'supernet is scored on dev speakers', 'passed over 2: some seeds not trained 1 (3), no genotype 1 (rnn:300)']
+    assert 'network; retrained: test, supernet: dev' in said and re.search(r'\| network 2, [\d,]+ parameters \|', said)
+    means = table[table['fold'] == 2].groupby('architecture')[['loss', 'ua']].mean().loc[[*'012']]
+    assert [*found['architecture']] == [*'012']
+    np.testing.assert_allclose(found[['loss_retrained', 'ua_retrained']], means, atol=1e-6)
+    tau = kendalltau(found['loss_retrained'], found['loss_supernet']).statistic
+    assert f'Kendall tau, 3 networks, by loss: {tau:.2f} (' in said and Path('runs/ranks/s/supernet.png').stat().st_size > 1000
+    for measure in ('loss_supernet', 'ua_supernet'):  # a score is that of the genotype
+        assert [*ranked(*texts[::-1])[1][measure]] == pytest.approx([*found[measure]][::-1], abs=2e-6)
+    genotype = gt.from_str(texts[1])
+    wide = gt.to_str(genotype._replace(normal=genotype.normal * 2, normal_concat=range(2, 4)))
+    said, _ = ranked(texts[0], wide, texts[2])
+    assert '(rnn:300), a normal cell with other nodes or operations than the supernet 1 (1)' in said
+
+
+def test_trainings_of_another_corpus_or_space_are_refused(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1', '--folds', '3', '--data_path',
+           str(small_corpus)]
+    config = cf.build('search', cf.given('search', ['--name', 's', *own]))
+    settings = {'format': 3, **vars(config)}
+    digest = datasets.digest(datasets.select(config)[0])
+    args = SimpleNamespace(search=Path('s'), trainings=Path('t'))
+
+    def refused(message, rows='', **changed):
+        Path('t').mkdir(exist_ok=True)
+        its = {name: value for name, value in settings.items() if name not in ('fold', 'prosody')}  # as an older version wrote
+        Path('t/settings.yaml').write_text(yaml.safe_dump({**its, 'digest': digest, **changed}))
+        Path('t/trainings.csv').write_text(f'{",".join(spread.COLUMNS)}\n{rows}')
+        with pytest.raises(UserError, match=message):
+            rank_correlation.trained_before(args, settings, config)
+    refused('no training on fold 1 of s; it has folds none')
+    refused(r't has other settings than s \(normalise speaker, not corpus; n_nodes 2, not 1\)', normalise='speaker', n_nodes=2)
+    refused('utterances, labels or speakers of .* are not those of t', digest='0')
+    refused('t has trainings of this program', fold=1)
+    refused('no training on fold 1 of s; it has folds 3', '0,x,9,0,3,0,.5,1,1,\n')
+    refused('trainings.csv is damaged: name a folder of scripts/spread.py', '0,x,9,0,1\n')
+    refused('not what it should hold', '0,x,9,0,1,0,.5,1,1,\n')
+    args.trainings = Path('none')
+    with pytest.raises(UserError, match='none/settings.yaml: cannot be read .* name a folder of scripts/spread.py'):
+        rank_correlation.trained_before(args, settings, config)
+
+
+def test_tau_of_networks_with_recurrent_cells_and_the_figure(capsys):
+    rng = np.random.default_rng(0)
+    rows = [rank_report.Row(str(i), i < 5, [dict(ua=ua, loss=loss, parameters=1000 + i) for ua, loss in rng.random((3, 2))],
+                            dict(zip(('ua', 'loss'), rng.random(2)))) for i in range(9)]
+    rank_report.report(rows, 'test')
+    said = capsys.readouterr().out
+    x, y = ([f(row) for row in rows[:5]] for f in (lambda row: row.mean('loss'), lambda row: row.scores['loss']))
+    assert f'Kendall tau, 5 networks with SeqNN cells, by loss: {kendalltau(x, y).statistic:.2f} (' in said
+    rank_report.report(rows[:5], 'test')
+    assert 'with SeqNN' not in capsys.readouterr().out
+    with_cells, without = rank_report.draw(rows, 'test').axes[0].containers
+    assert [*with_cells[0].get_xdata()] == pytest.approx(x) and [*with_cells[0].get_ydata()] == y
+    bars = [sorted(segment[:, 0]) for segment in without[2][0].get_segments()]
+    assert np.allclose(bars, [[f(one['loss'] for one in row.measured) for f in (min, max)] for row in rows[5:]])
+    only_ua = [row._replace(measured=[{'ua': .5 + .01 * i}]) for i, row in enumerate(rows)]
+    assert 'UA, % retrained, dev' in rank_report.draw(only_ua, 'dev').axes[0].get_xlabel()
+    assert rank_report.csv_rows(only_ua)[3][:3] == ('3', '', .53)
 
 
 def made_from_r0(begun, old, wide):

@@ -14,6 +14,7 @@ from test_table import folder as folder
 import genotypes as gt
 import utils
 from config import UserError, csv_cell
+from models import charts
 from scripts import card
 
 import html_page  # isort: skip  (scripts/, which test_table made importable)
@@ -96,6 +97,29 @@ def test_the_candidates_of_a_search():
     assert first[1:5] == ['yes', '2.500', '10 epochs: loss 0.800, UA 50.0', '1,001'] and 'sep_conv_5x5' in first[5]
     assert second[1] == '' and report_parts.candidates({}) == [] and report_parts.candidates({'finalists': [3]}) == []
     assert len(report_parts.candidates({'finalists': [{'genotype': 'nonsense'}]})) == 3
+
+
+def test_the_learning_curves_of_a_tournament():
+    curves = {'a': ([3., 2.], 2.5), 'b': ([3.1, 2.1], 2.6), 'c': ([3.2, 2.4], 2.9)}  # of the first rung, and the dev loss
+    rows = [{'genotype': name, 'trainings': [{'epochs': 2, 'loss': dev, 'train_losses': losses}]}
+            for name, (losses, dev) in curves.items()]
+    for row, longer in zip(rows, (.1, 0.)):
+        row['trainings'].append({'epochs': 4, 'loss': 2 + longer, 'train_losses': [3., 2., 1., .5 + longer]})
+    axes, = charts.tournament(rows, 'b').axes
+    curves = [line for line in axes.lines if line.get_marker() != 'x']
+    drawn = [([*line.get_ydata()], line.get_linestyle(), line.get_linewidth() > 2) for line in curves]
+    assert sorted(drawn) == sorted([([3., 2.], '--', False), ([3.1, 2.1], '--', False), ([3.2, 2.4], '--', False),
+                                    ([3., 2., 1., .6], '-', False), ([3., 2., 1., .5], '-', True)])
+    crosses = [(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() == 'x']
+    assert sorted(crosses) == [(2, 2.5), (2, 2.6), (2, 2.9), (4, 2.), (4, 2.1)]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        'first rung', 'dev, after the last epoch', 'candidate 1', 'candidate 2, chosen']
+    grey = [line.get_color() for line in curves if [*line.get_ydata()] == [3.2, 2.4]]
+    assert grey == ['#bbbbbb'] and sum(line.get_color() == '#bbbbbb' for line in axes.lines) == 2
+    rows.append({'genotype': 'd', 'trainings': [{'epochs': 2, 'loss': None, 'ua': 0.}]})  # diverged
+    blocks = report_parts.candidates({'finalists': rows, 'winner': 'b'})
+    assert [block[1] for block in blocks if block[0] == 'figure'] == ['learning curves of the candidates']
+    assert charts.tournament(rows[3:], 'b') is None
 
 
 def test_folders_that_are_no_runs(tmp_path):

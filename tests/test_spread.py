@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -164,6 +165,28 @@ def test_rows_of_earlier_versions_have_no_latency(whole, tmp_path):
         writer = csv.writer(f)
         writer.writerows(row[:-1] for row in csv.reader(text.splitlines()))
     rows = list(spread.read_rows(tmp_path / 'old.csv', []).values())
-    assert len(rows) == 4 and {row['latency_ms'] for row in rows} == {None}
+    assert len(rows) == 4 and {row['latency_ms'] for row in rows} == {None} and len(spread_report.draw(rows).axes) == 1
     assert 'CPU thread' not in spread_report.report(rows, 2, 2, [1])
     assert 'On one CPU thread' in (whole / 'runs/spread/s/report.md').read_text()
+
+
+def test_the_figure_is_drawn_anew_from_committed_trainings(tmp_path, capsys):
+    kept = spread.Path(__file__).parent.parent / 'docs/search/nemo-speech-20k/trainings.csv'
+    (tmp_path / 'trainings.csv').write_text(kept.read_text())
+    spread_report.main([str(tmp_path)])
+    assert f'figure: {tmp_path}/spread.png' in capsys.readouterr().out and (tmp_path / 'spread.png').stat().st_size > 1000
+    with open(kept, newline='') as f:
+        rows = list(csv.DictReader(f))
+    figure = spread_report.draw(list(spread.read_rows(kept, []).values()))
+    for axes, column in zip(figure.axes, ('parameters', 'latency_ms'), strict=True):
+        drawn = [(x, ua) for line in axes.lines if line.get_linestyle() == '-' and line.get_marker() != '_'
+                 for x, ua in zip(line.get_xdata(), line.get_ydata())]
+        np.testing.assert_allclose(sorted(drawn), sorted((float(row[column]), 100 * float(row['ua'])) for row in rows))
+        joined, = [line.get_xdata() for line in axes.lines if line.get_linestyle() == '--']
+        assert [*joined] == sorted({float(row[column]) for row in rows if row['architecture'].startswith('cnn_gru')})
+    assert [text.get_text() for text in figure.axes[1].texts] == ['5 k', '18 k', '76 k', '175 k']
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {'random genotypes', 'mean', 'cnn_gru, hand-made'}
+    other = kept.parent.parent / 'nemo-recipe'  # of another program
+    for folder, why in ((tmp_path / 'none', 'does not exist'), (other, 'is damaged: name a folder')):
+        with pytest.raises(UserError, match=f'/trainings.csv {why}'):
+            spread_report.main([str(folder)])

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from config import UserError
 
 sys.path.insert(0, str(ROOT / 'scripts'))
+import figures  # noqa: E402
 import significance  # noqa: E402
 import table as tables  # noqa: E402
 
@@ -183,6 +184,48 @@ def test_the_smallest_p_is_that_of_the_speakers_compared():
 def test_speakers_and_labels_are_names_even_if_they_look_like_numbers_or_nothing():
     text = make(asked('cnn', seeds=[0]), rename=lambda name: {'ann': '01', 'bob': 'NA', 'cem': '1'}.get(name, name))
     assert cells(text, 'cnn', 'model | seeds')[2] == '6' and '| fold 1: 01 NA |' in text
+
+
+def test_the_spread_of_the_runs():
+    """UA of every run minus the mean of its fold over the models that have all folds; `cnn_gru` has one fold."""
+    make(asked('searched', 'random') + asked('cnn_gru', folds=(2,)))
+    results, parts, _ = tables.analyse(X)
+    axes, = figures.of_spread(parts[0][1], results).axes
+    predictions = pd.read_csv(X / 'predictions.csv')
+    ua = {key: recall_score(part['label'], part['predicted'], average='macro', labels=['angry', 'sad'])
+          for key, part in predictions.groupby(['model', 'seed', 'fold'])}
+    level = {fold: np.mean([ua[model, seed, fold] for model in ('searched', 'random') for seed in (0, 1)])
+             for fold in (1, 2, 3)}
+    labels = [label.get_text().removesuffix(' (partial)') for label in axes.get_yticklabels()]
+    drawn = dict(zip(labels, [line.get_xdata() for line in axes.lines[::2]], strict=True))
+    of_runs = {model: [100 * (ua[key] - level[key[2]]) for key in ua if key[0] == model] for model in drawn}
+    assert {*drawn} == {'searched', 'random', 'cnn_gru'} and max(map(abs, of_runs['searched'])) > 1
+    for model, points in of_runs.items():
+        assert sorted(drawn[model]) == pytest.approx(sorted(points))
+    band, = axes.patches
+    mean, sd = np.mean(of_runs['random']), np.std(of_runs['random'], ddof=1)
+    assert (band.get_x(), band.get_width()) == pytest.approx((mean - sd, 2 * sd))
+    assert [np.mean(points) for points in drawn.values()] == sorted(map(np.mean, drawn.values()))
+
+
+@pytest.mark.parametrize('device, unit, factor', [('cpu, 3 threads', 'core-minutes', 3), ('cpu', 'core-minutes', 1),
+                                                  ('H100', 'minutes', 1)])
+def test_ua_against_parameters_and_minutes(device, unit, factor):
+    make(asked('searched', 'cnn', 'transferred'), device=device)
+    results, parts, _ = tables.analyse(X)
+    sizes, costs = figures.against_costs(parts[0][1], results).axes
+    found = {}
+    for axes in (sizes, costs):
+        points = [(box.get_label(), box[0].get_xdata()[0], box[0].get_ydata()[0]) for box in axes.containers]
+        for model, x, y in points:
+            found.setdefault(model, []).append((x, y))
+    rows = pd.read_csv(X / 'table.csv').set_index('model')
+    assert {*found} == {*rows.index}
+    for model, ((params, ua), (minutes, same)) in found.items():
+        assert ua == same == pytest.approx(100 * rows.loc[model, 'ua'])
+        assert params == pytest.approx(rows.loc[model, 'params'], rel=.11)
+        assert minutes == pytest.approx(factor * (3.5 if model == 'searched' else 2), rel=.06)  # side by side
+    assert costs.get_xlabel() == f'{unit} of a run, without the search on another corpus'
 
 
 def test_selection_on_the_command_line(capsys):

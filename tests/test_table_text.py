@@ -99,12 +99,12 @@ def test_figures(monkeypatch):
     for name in ('mine', 'confusion-old'):
         (X / 'figures' / f'{name}.png').touch()
     text = make(asked('searched', 'cnn', 'cnn_matched', seeds=[0]), draw=True)
-    expected = ['folds', 'parameters', *(f'confusion-{model}' for model in ('searched', 'cnn', 'cnn_matched'))]
+    expected = ['folds', 'spread', 'parameters', *(f'confusion-{model}' for model in ('searched', 'cnn', 'cnn_matched'))]
     assert sorted(path.stem for path in (X / 'figures').iterdir()) == sorted([*expected, 'mine'])
     assert all(f'![{name}](figures/{name}.png)' in text for name in expected)
     styles = [tuple(figures.style(model).values()) for model in figures.MODELS]
     assert len({*styles}) == len(styles)
-    folds, parameters, *_ = drawn
+    folds, _, parameters, *_ = drawn
     texts = [(text.get_text(), *text.get_position()) for text in folds.axes[0].texts]
     ua = pd.read_csv(X / 'table.csv')
     assert len([text for text, *_ in texts if text in '123']) == 9 and ('chance', 1, 50) in texts
