@@ -341,8 +341,9 @@ class SearchSettings:
                            choices=('exact', 'difference'))
     partial_channels: int = setting(1, 'K: only 1/K of the channels of CNN cells enter the mixtures, and edges get weights of '
                                     'their own (PC-DARTS)', low=1, high=4096)
-    alpha_split: str = setting('utterance', 'split the training data for w and alpha by utterance or by speaker',
-                               choices=('utterance', 'speaker'))
+    alpha_split: str = setting('utterance', 'split the training data for w and alpha by utterance or by speaker; none: w gets '
+                               'all of it, alpha is not trained, and candidates are drawn uniformly (one-shot search)',
+                               choices=('utterance', 'speaker', 'none'))
     alpha_warmup: int = setting(2, 'first epochs, which train w alone', low=0, high=100_000)
     w_lr: float = setting(.025, 'initial learning rate of w (SGD, cosine schedule)', low=1e-8, high=100.)
     w_lr_min: float = setting(.001, 'final learning rate of w', low=0., high=100.)
@@ -370,8 +371,10 @@ class FinalistSettings:
     candidates: int = setting(300, 'genotypes drawn from alpha and scored in the supernet', low=1, high=100_000)
     scored_utterances: int = setting(0, 'dev utterances, drawn at random, on which the supernet scores candidates; 0: all',
                                      low=2, high=10_000_000, off=True)
-    finalist_epochs: int = setting(0, 'epochs of the last rung, to which the best 3 finalists get; all train a quarter of them '
-                                   'first. 0: as many as augment.py takes from --config', low=0, high=10_000)
+    finalist_epochs: int = setting(0, 'epochs of the last rung; 0: as many as augment.py takes from --config',
+                                   low=0, high=10_000)
+    last_rung: int = setting(3, 'finalists that get to the last rung, after all have trained for a quarter of its epochs; 0: '
+                             'all train to the end, and there is no other rung', low=1, high=1000, off=True)
     tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '
                                         '--finalists', low=0., high=1e6)
 
@@ -471,6 +474,7 @@ class Settings:
             (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),
             (get('rnn_layers') == 0 and not draws_sizes, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
+            (get('alpha_split') == 'none', '--alpha_split none', ['order', 'alpha_lr', 'alpha_weight_decay', 'alpha_warmup']),
             (get('relaxation') in ('softmax', 'none'), f'--relaxation {get("relaxation")}', ['sampling']),
             (get('relaxation') == 'none', '--relaxation none', [name for name in names_of(SearchSettings) if name not in
                                                                 ('relaxation', 'batch_size')] + ['candidates']),
@@ -506,6 +510,10 @@ class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSetti
         if self.relaxation == 'none' and not (self.finalists or self.tournament_minutes):
             raise UserError('--relaxation none trains no supernet: say how many random candidates to retrain with --finalists '
                             'or --tournament_minutes')
+        if self.alpha_split == 'none' and self.relaxation != 'none' and not (
+                self.relaxation == 'sampled' and self.sampling == 'uniform' and self.finalists):
+            raise UserError('--alpha_split none does not train alpha, so the supernet must judge drawn candidates: say '
+                            '--relaxation sampled --sampling uniform --finalists 8')
         if self.w_lr_min > self.w_lr:
             raise UserError(f'--w_lr_min {self.w_lr_min} is above --w_lr {self.w_lr}: the learning rate must not rise')
 

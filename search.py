@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None):
         log('%s', line)
     board.begin(run, data, utils.count_parameters(net.weights()))
     warmup = min(config.alpha_warmup, config.epochs - 1)
-    if warmup < config.alpha_warmup:
+    if warmup < config.alpha_warmup and len(alpha_half):
         log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
 
     for epoch in range(len(run.history) + 1, n_epochs + 1):
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None):
         steps.begin(epoch, state, w_optim, partial(train.files_of, batch_size=config.batch_size, indices=w_half))
         batches = train.batches(config.batch_size, w_half, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
-        val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup else None
+        val_batches = forever(train, config.batch_size, alpha_half, state.draws) if epoch > warmup and len(alpha_half) else None
         scores, alpha_loss = train_epoch(net, architect, w_optim, alpha_optim, steps, batches, val_batches, autocast, config,
                                          sampler)
         parallel.check_equal(net, epoch)
@@ -112,11 +112,11 @@ def main(argv: list[str] | None = None):
 def make_net(config, data, halves, run_format: int = utils.FORMAT) -> SearchCNNController:
     """The supernet of these settings, as runs of this format have it. UserError if there is none for these sizes.
 
-    halves: indices for w and for alpha.
+    halves: indices for w and for alpha; those for alpha may be none.
     """
     train = data.sets['train']
     try:
-        sizes = [n for half in halves for n in train.batch_sizes(config.batch_size, half)]
+        sizes = [n for half in halves if len(half) for n in train.batch_sizes(config.batch_size, half)]
         memory.check(config, memory.of_space(config), train.n_frames, max(sizes) // train.world_size, train.device)
         net = SearchCNNController(
             C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,

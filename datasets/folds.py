@@ -177,11 +177,13 @@ def halves(labels: np.ndarray, speakers: np.ndarray, by: str,
            seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Two disjoint halves of the training utterances, for w and for alpha, as sorted index arrays.
 
-    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved) or
+    labels: (n,) class indices. speakers: (n,) names. by: 'utterance' (each class is halved),
     'speaker' (no speaker is in both halves; of N_DRAWS partitions the one whose halves are most
-    alike in size and classes).
+    alike in size and classes), or 'none' (all utterances are for w).
     """
     labels, speakers = np.asarray(labels), np.asarray(speakers)
+    if by == 'none':
+        return np.arange(len(labels)), np.arange(0)
     rng = np.random.default_rng([seed, len(labels)])
     if by == 'utterance':
         in_first = _halve_classes(labels, rng)

@@ -1,7 +1,7 @@
 """The choice after a search: candidates are scored in the supernet, the best are retrained by rungs, the best of those wins.
 
-All finalists train for a quarter of the epochs; then the best three of them train, from the beginning, for all epochs. Each
-training has its whole schedule, so that networks are compared after their learning rate has decayed: successive halving
+All finalists train for a quarter of the epochs; then the best few of them train, from the beginning, for all epochs; or all of
+them do so at once. Each training has its whole schedule, so that networks are compared after their learning rate has decayed: successive halving
 (Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the dev speakers after
 the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them. It also has the
 training loss of every epoch. Dev speakers are scored once a training, because it takes much of the time of an epoch.
@@ -24,7 +24,6 @@ from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, r
 from models.training import n_parameters, train
 
 RUNGS = 4  # the first rung has this part of the epochs
-LAST = 3  # finalists that are trained to the end
 SAVE_EVERY = 20  # scores
 RECIPE = (cf.RetrainingSettings, cf.NetworkSettings, cf.AugmentationSettings)
 
@@ -35,10 +34,12 @@ def choose(run, net, scorer: Scorer | None, data, device) -> gt.Genotype:
     if config.relaxation == 'none':
         contenders = first_rung(book, config)
     else:
-        contenders = [(loss_of(book.train(genotype, book.short)) if config.finalists > LAST else 0., genotype)
+        rungs = 0 < config.last_rung < config.finalists
+        contenders = [(loss_of(book.train(genotype, book.short)) if rungs else 0., genotype)
                       for genotype in best_in_supernet(book, net, scorer, config)]
     contenders.sort(key=lambda pair: pair[0])
-    results = [(book.train(genotype, book.config.epochs), genotype) for _, genotype in contenders[:LAST]]
+    last = contenders[:config.last_rung or None]
+    results = [(book.train(genotype, book.config.epochs), genotype) for _, genotype in last]
     found, winner = min(results, key=lambda pair: loss_of(pair[0]))
     book.tree['winner'] = gt.to_str(winner)
     book.write()
@@ -94,12 +95,13 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung."""
     found, budget = [], 60 * config.tournament_minutes
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
-    spent = 0.
+    spent, epochs = 0., book.short if config.last_rung else book.config.epochs
     for genotype in genotypes:
-        enough = spent + (1 + LAST * RUNGS) * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
+        enough = spent + (1 + config.last_rung * RUNGS) * spent / max(1, len(found)) > budget if budget else \
+            len(found) == config.finalists
         if found and enough:
             break
-        training = book.train(genotype, book.short)
+        training = book.train(genotype, epochs)
         spent += training['seconds']
         found.append((loss_of(training), genotype))
     return found
