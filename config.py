@@ -547,6 +547,11 @@ class FunctionalSettings:
 class SvmConfig(FunctionalSettings, DevSettings, FeatureSettings, DataSettings, RunSettings, Settings):
     GROUPS = (RunSettings, DataSettings, FeatureSettings, FunctionalSettings, DevSettings)
 
+    @property
+    def model(self):
+        """Its name in tables."""
+        return 'svm' if self.functionals == 'own' else f'svm_{self.functionals}'
+
 
 def limits(band: str | None) -> tuple[float, float]:
     """Fewest and most parameters of --band. UserError."""

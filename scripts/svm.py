@@ -19,7 +19,6 @@ if __name__ == '__main__':
 
 import numpy as np  # noqa: E402
 from scipy.special import softmax  # noqa: E402
-from sklearn.decomposition import PCA  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 from sklearn.impute import SimpleImputer  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -36,7 +35,7 @@ from models.run import Run  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
 PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C; the smallest of equals wins
-WIDE = tuple(10. ** e for e in np.arange(-6., -.9, .5))  # C for ComParE: the sum over its many functionals is as much larger
+WIDE = tuple(10. ** e for e in np.arange(-6., -1.9, .5))  # the same for ComParE, whose many functionals give larger products
 MAX_ITER = 10_000
 
 
@@ -77,8 +76,8 @@ def main(argv: list[str] | None = None):
     n_params = len(data.labels) * (x['train'].shape[1] + 1)
     board.begin(run, data, n_params)
     report(run, softmax(values, axis=1), config, data, dict(
-        model='svm' if own else f'svm_{config.functionals}', n_params=n_params, C=best_C, dev_ua=best_ua, genotype=None,
-        search=None, search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began,
+        model=config.model, n_params=n_params, C=best_C, dev_ua=best_ua, genotype=None, search=None,
+        search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began,
         **({} if own else {'opensmile': smile.version})), chosen)
     run.close()
 
@@ -89,8 +88,12 @@ def standardised(rotate: bool, *x: np.ndarray) -> list[np.ndarray]:
     rotate: if D > n, turn them into the n directions that the training utterances span. The machine is the same, since it
     lies in these directions, but LinearSVC finds it D / n times as fast.
     """
-    steps = make_pipeline(StandardScaler(), *([PCA(svd_solver='full')] if rotate and x[0].shape[1] > len(x[0]) else []))
-    return [steps.fit_transform(x[0]), *map(steps.transform, x[1:])]
+    scaler = StandardScaler().fit(x[0])
+    x = [scaler.transform(part) for part in x]
+    if not rotate or x[0].shape[1] <= len(x[0]):
+        return x
+    directions = np.linalg.qr(x[0].T)[0]  # (D, n)
+    return [part @ directions for part in x]
 
 
 def fit(C: float, x: np.ndarray, y: np.ndarray, logger) -> LinearSVC:
