@@ -1,6 +1,5 @@
 """Functionals of openSMILE, one row an utterance, in the cache: the only file that imports `opensmile`, and only when asked."""
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -33,10 +32,7 @@ class Smile:
         self.n = self.smile.num_features
 
     def __call__(self, wave: np.ndarray) -> np.ndarray:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # a segment too short, whose functionals are NaN
-            found = self.smile.process_signal(np.clip(wave, -1., LOUDEST), SAMPLE_RATE)
-        return found.to_numpy(np.float32)[0]
+        return self.smile.process_signal(np.clip(wave, -1., LOUDEST), SAMPLE_RATE).to_numpy(np.float32)[0]
 
 
 def cached_functionals(utterances: list[Utterance], smile: Smile, trim_db: float, cache_dir: str, workers: int = 0,
