@@ -368,6 +368,8 @@ class FinalistSettings:
                              'outside its cells; a sampled supernet ranks them too, except widths and depth',
                              low=0, high=1000)
     candidates: int = setting(300, 'genotypes drawn from alpha and scored in the supernet', low=1, high=100_000)
+    scored_utterances: int = setting(0, 'dev utterances, drawn at random, on which the supernet scores candidates; 0: all',
+                                     low=2, high=10_000_000, off=True)
     finalist_epochs: int = setting(0, 'epochs of the last rung, to which the best 3 finalists get; all train a quarter of them '
                                    'first. 0: as many as augment.py takes from --config', low=0, high=10_000)
     tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '

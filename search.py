@@ -135,8 +135,8 @@ def evaluate(net, dev, autocast, config) -> dict:
     """Scores of the supernet's mixture on dev."""
     net.eval()
     with autocast:
-        speaker_norm.adapt(net, dev, config.batch_size)
-        found, _ = scoring.evaluate(parallel.sharing(net), dev, config.batch_size, net.criterion.weight)
+        forward = speaker_norm.adapt(net, dev, config.batch_size)
+        found, _ = scoring.evaluate(forward, dev, config.batch_size, net.criterion.weight)
     net.train()
     return found
 

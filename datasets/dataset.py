@@ -1,4 +1,5 @@
 """The features of one set, cut into windows without a loop over utterances."""
+import copy
 import functools
 import itertools
 from collections import deque
@@ -201,6 +202,16 @@ class SpeechDataset:
 
     def __len__(self) -> int:
         return len(self.utterances)
+
+    def part(self, chosen: torch.Tensor) -> 'SpeechDataset':
+        """The utterances chosen (n,) alone, with the same features, to be scored. Speakers keep their numbers."""
+        found = copy.copy(self)
+        found.utterances = [self.utterances[i] for i in chosen.tolist()]
+        found.lengths, found.offsets = self.lengths[chosen], self.offsets[chosen]
+        found.window_owner, found.window_start = self._scoring_windows(found.lengths.tolist())
+        chosen = chosen.to(self.device)
+        found.labels, found.speaker = self.labels[chosen], self.speaker[chosen]
+        return found
 
     def _scoring_windows(self, lengths):
         """Utterance and first frame of each window that is scored, two tensors (n_windows,).

@@ -13,7 +13,7 @@ from models.sync import BatchNorm2d
 from models.training import n_parameters
 
 MAX_DRAWS = 2_000  # for one genotype within --band, or that has not been drawn before
-REFIT = 256  # utterances from which batch norm gets the statistics of a candidate
+REFIT = 256  # training utterances from which batch norm gets the statistics of a candidate
 REFIT_BATCH = 64
 
 
@@ -119,12 +119,15 @@ class Scorer:
     """
 
     def __init__(self, net, data, config, autocast):
-        self.net, self.dev, self.config, self.autocast = net, data.sets['dev'], config, autocast
+        self.net, self.config, self.autocast = net, config, autocast
         self.norms = [module for module in net.modules() if isinstance(module, BatchNorm2d)]
         generator, train = torch.Generator().manual_seed(config.seed), data.sets['train']
         chosen = torch.randperm(len(train), generator=generator)[:REFIT]
         # Without speakers: the network may know those of dev. Batch norm comes before their normalisation.
         self.batches = [X._replace(speaker=None) for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
+        self.dev = data.sets['dev']
+        if 0 < config.scored_utterances < len(self.dev):
+            self.dev = self.dev.part(torch.randperm(len(self.dev), generator=generator)[:config.scored_utterances].sort()[0])
 
     @torch.no_grad()
     def score(self, genotype) -> dict:
@@ -136,8 +139,7 @@ class Scorer:
             raise UserError(str(error)) from None
         with self.autocast:
             self._refit()
-            speaker_norm.adapt(net, self.dev, self.config.batch_size)
-            forward = parallel.sharing(lambda *X: net(*X))
+            forward = speaker_norm.adapt(net, self.dev, self.config.batch_size)
             found = scoring.evaluate(forward, self.dev, self.config.batch_size, net.criterion.weight)[0]
         net.paths = None
         net.train()

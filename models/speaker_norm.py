@@ -76,20 +76,25 @@ def added(net: nn.Module, config, n_speakers: int) -> nn.Module:
 
 
 @torch.no_grad()
-def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Callable | None = None):
+def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Callable | None = None) -> Callable:
     """Gives `net`, in eval mode, the moments of the speakers of a set, before the set is scored. Labels are not read.
 
     The moments are over all windows of a speaker's recordings. Does nothing if the network has no SpeakerNorm. Another
-    set whose dataset.speakers are the same may be scored afterwards. forward: forward(*Inputs), if it is not net's. Of a
-    network with several classifiers, the one that its path leads to gets the moments.
+    set whose dataset.speakers are the same may be scored afterwards. forward: forward(*Inputs) -> logits, if it is not
+    net's. Of a network with several classifiers, the one that its path leads to gets the moments.
+
+    Returns what gives this set's logits, batch after batch of dataset.scoring_windows(batch_size), once. It remembers the
+    vectors that enter the classifier, so that the network need not run again.
     """
-    norms, seen, used = [module for module in net.modules() if isinstance(module, SpeakerNorm)], [], []
+    forward, seen, used = forward or net, [], []
+    parts = [part for part in net.modules() if isinstance(dict(part.named_children()).get('speaker_norm'), SpeakerNorm)]
+    norms = {part.speaker_norm: part for part in parts}
     if not norms:
-        return
+        return sharing(forward)
 
     def embed(*X):
-        (forward or net)(*X)
-        return seen.pop().double()
+        forward(*X)
+        return seen.pop()
 
     def note(norm, args):
         seen.append(args[0])
@@ -97,12 +102,15 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
     for norm in norms:
         norm.adapted = None
     hooks = [norm.register_forward_pre_hook(note) for norm in norms]
-    whole, sums = sharing(embed), 0.
+    whole, sums, vectors = sharing(embed), 0., []
     try:
         for X, owner in dataset.scoring_windows(batch_size):
-            sums = sums + sums_of(whole(*X), dataset.speaker[owner], len(dataset.speakers))
+            vectors.append(whole(*X))
+            sums = sums + sums_of(vectors[-1].double(), dataset.speaker[owner], len(dataset.speakers))
     finally:
         for hook in hooks:
             hook.remove()
-    norm, n = used[0], dataset.speaker.bincount().unsqueeze(1)
+    norm, n = used[0], dataset.speaker.bincount(minlength=len(dataset.speakers)).unsqueeze(1)
     norm.adapted = tuple(m.to(norm.sums.dtype) for m in shrunk(moments(sums), n, norm.corpus()))
+    left = iter(vectors)
+    return lambda *X: norms[norm].linear(norm(next(left), X[-1]))

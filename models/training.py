@@ -131,8 +131,7 @@ def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarra
     """Scores of a set, and its probabilities (n, n_classes)."""
     net.eval()
     with autocast:
-        speaker_norm.adapt(net, dataset, config.batch_size)
-        forward = parallel.sharing(lambda *X: net(*X)[0])
+        forward = speaker_norm.adapt(net, dataset, config.batch_size, lambda *X: net(*X)[0])
         found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
     net.train()
     return parallel.gather(found)[0]  # of rank 0: the last bit must not make ranks choose different epochs

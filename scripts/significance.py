@@ -58,16 +58,7 @@ def interval(counts: np.ndarray, minus: np.ndarray | None = None) -> np.ndarray:
 
     minus: counts of another model on the same seeds and speakers; the intervals are then those of the difference.
     """
-    n_speakers = counts.shape[1]
-    if n_speakers == 1:
-        return np.full((2, len(MEASURES)), np.nan)
-
-    def statistic(drawn, axis):
-        drawn = np.atleast_2d(drawn)
-        return score(counts, drawn) - (0 if minus is None else score(minus, drawn))
-    found = scipy.stats.bootstrap((np.arange(n_speakers),), statistic, n_resamples=N_RESAMPLES, batch=BATCH, vectorized=True,
-                                  method='percentile', rng=np.random.default_rng(0))
-    return np.stack(found.confidence_interval)
+    return pooled_interval([(counts, minus)])
 
 
 def p_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -75,12 +66,39 @@ def p_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     If the models were alike, all predictions of a speaker might as well have been swapped between them.
     """
-    n_speakers = a.shape[1]
-    both = np.concatenate([a, b], axis=1)  # speaker i under model a, n_speakers + i under model b
+    return pooled_p_values([(a, b)])
+
+
+def pooled_interval(pairs: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+    """`interval` of the mean over corpora, each a pair of counts; every corpus keeps its number of speakers."""
+    sizes = [counts.shape[1] for counts, _ in pairs]
+    if min(sizes) == 1:
+        return np.full((2, len(MEASURES)), np.nan)
+
+    def statistic(*drawn, axis):
+        return np.mean([score(counts, np.atleast_2d(its)) - (0 if minus is None else score(minus, np.atleast_2d(its)))
+                        for (counts, minus), its in zip(pairs, drawn)], axis=0)
+    found = scipy.stats.bootstrap([np.arange(n) for n in sizes], statistic, n_resamples=N_RESAMPLES, batch=BATCH,
+                                  vectorized=True, method='percentile', rng=np.random.default_rng(0))
+    return np.stack(found.confidence_interval)
+
+
+def pooled_p_values(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """`p_values` of the mean difference over corpora, each a pair of counts."""
+    sizes = [a.shape[1] for a, _ in pairs]
+    n_speakers, starts = sum(sizes), np.cumsum([0, *sizes])
+    both = [np.concatenate(pair, axis=1) for pair in pairs]  # speaker i under model a, n_speakers of the corpus + i under b
+
+    def scores_of(drawn):
+        """Index i: speaker i of all corpora under model a; n_speakers + i: the same under model b."""
+        drawn, found = drawn.reshape(-1, len(MEASURES), n_speakers)[:, 0], []
+        for counts, start, size in zip(both, starts, sizes):
+            its = drawn[:, start:start + size]
+            found.append(score(counts, its % n_speakers - start + size * (its // n_speakers)))
+        return found
 
     def statistic(x, y, axis):
-        x, y = (side.reshape(-1, len(MEASURES), n_speakers)[:, 0] for side in (x, y))
-        return np.round(score(both, x) - score(both, y), DIGITS).T
+        return np.round(np.mean([a - b for a, b in zip(scores_of(x), scores_of(y))], axis=0), DIGITS).T
     if n_speakers == 1:
         return np.ones(len(MEASURES))
     rows = np.tile(np.arange(n_speakers), (len(MEASURES), 1))  # a row per measure, all swapped alike

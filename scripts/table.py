@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import significance as sig  # noqa: E402
 import table_text  # noqa: E402
 from experiment import COLUMNS, publish, rank, read_table  # noqa: E402
-from jobs import SEARCHED  # noqa: E402
+from jobs import SEARCHED, TRANSFERRED  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -151,16 +151,21 @@ def summarise(results: Results, model: str, folds: list[int]) -> dict | None:
     return {**row, 'by_fold': by_fold}
 
 
-def compare(results: Results, folds: list[int]) -> list[dict]:
-    """searched minus every other model: for each measure (difference, low, high, p); 'holm' corrects the p of UA."""
+def shared_pairs(results: Results, a: str, b: str, folds: list[int]) -> list[tuple[int, int]]:
+    """The (seed, fold) pairs that both models have."""
+    return choose(results.finished(a).index.intersection(results.finished(b).index), folds)
+
+
+def compare(results: Results, folds: list[int], ours: str) -> list[dict]:
+    """`ours` minus every other model: for each measure (difference, low, high, p); 'holm' corrects the p of UA."""
     rows = []
     for model in results.models():
-        pairs = choose(results.finished(SEARCHED).index.intersection(results.finished(model).index), folds)
-        if model == SEARCHED or not pairs:
+        pairs = shared_pairs(results, ours, model, folds)
+        if model == ours or not pairs:
             continue
-        ours, theirs = stack(results, pairs, SEARCHED, model)
-        columns = sig.point(ours) - sig.point(theirs), *sig.interval(ours, theirs), sig.p_values(ours, theirs)
-        rows.append({'model': model, **describe(results, pairs, folds, SEARCHED, model), 'n_speakers': ours.shape[1],
+        a, b = stack(results, pairs, ours, model)
+        columns = sig.point(a) - sig.point(b), *sig.interval(a, b), sig.p_values(a, b)
+        rows.append({'of': ours, 'model': model, **describe(results, pairs, folds, ours, model), 'n_speakers': a.shape[1],
                      **dict(zip(sig.MEASURES, zip(*columns)))})
     for row, p in zip(rows, sig.holm([row['ua'][3] for row in rows])):
         row['holm'] = p
@@ -171,7 +176,8 @@ def analyse(folder: Path, clean: list[int] | None = None, **only: list | None) -
     """(results, parts, clean folds); parts as table_text.page takes them."""
     results = read(Path(folder), **only)
     folds, clean = sorted({*results.runs['fold']}), clean or results.plan.get('clean_folds', [])
-    parts = [(some, [row for model in results.models() if (row := summarise(results, model, some))], compare(results, some))
+    parts = [(some, [row for model in results.models() if (row := summarise(results, model, some))],
+              [row for ours in (TRANSFERRED, SEARCHED) for row in compare(results, some, ours)])
              for some in (folds, [fold for fold in folds if fold in clean]) if some]
     return results, parts, clean
 

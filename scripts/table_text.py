@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import significance as sig
 from experiment import UNKNOWN
-from jobs import RANDOM, SEARCHED, SVMS
+from jobs import RANDOM, RANDOM_SEARCH, SEARCHED, SVMS, TRANSFERS
 
 import genotypes as gt
 from config import escape_markdown
 
+PLANNED = (TRANSFERS, (SEARCHED, RANDOM_SEARCH), (SEARCHED, RANDOM))  # what is compared with what; the first that has run
 OF_SCORES = '''In percent, from the predictions of all folds together; ± is the standard deviation over seeds. The 95% interval
 covers variation between speakers: they are resampled with all their utterances and seeds. With few speakers it is too narrow.
 "Over folds" is the mean ± standard deviation of the folds, each first averaged over seeds. If a complete seed exists, seeds
@@ -18,8 +19,9 @@ so it has no deviation over seeds. Minutes are per run. Chance of WA: the share 
 OF_SVM = 'An SVM does not depend on its seed: its deviation over seeds is 0.'
 OF_DIFFERENCES = '''Differences in points, on the seeds and folds that both models have. p: two-sided randomization test that
 swaps the predictions of the two models speaker by speaker. Holm's method corrects the p of UA for the number of rows; the p
-of WA and macro F1 are not corrected. The verdict uses the uncorrected p of searched against random, the one comparison that
-was planned. Seeds are averaged first: intervals and tests cover variation between speakers, not between seeds.'''
+of WA and macro F1 are not corrected. The verdict uses the uncorrected p of
+{}, the one comparison that was planned. Seeds are averaged first: intervals
+and tests cover variation between speakers, not between seeds.'''
 OF_OPERATIONS = '''Percent of the edges of all cells of a kind that hold the operation. Last row: percent of edges whose
 operations two cells of different folds or seeds share, on average.'''
 
@@ -48,9 +50,15 @@ def page(results, parts: list, clean: list[int], pictures: list[str]) -> str:
     return '\n\n'.join(lines) + '\n'
 
 
+def planned(compared: list[dict]) -> dict | None:
+    """The comparison that answers the question of the experiment: is what was searched better than what chance found?"""
+    rows = {(row['of'], row['model']): row for row in compared}
+    return next((rows[pair] for pair in PLANNED if pair in rows), None)
+
+
 def verdict(summaries: list[dict], compared: list[dict]) -> str:
     """One sentence: is the searched network better than a random one?"""
-    row = next((row for row in compared if row['model'] == RANDOM), None)
+    row = planned(compared)
     if row is None:
         best = max(summaries, key=lambda row: row['ua'], default=None)
         return f'{best["model"]} has the highest UA: {percent(best["ua"])} ({between(best["ua_low"], best["ua_high"])}).' \
@@ -58,9 +66,9 @@ def verdict(summaries: list[dict], compared: list[dict]) -> str:
     difference, low, high, p = row['ua']
     numbers = f'{signed(difference)} UA ({between(low, high)}), p {"" if p < .001 else "= "}{p_value(p)}'
     if sig.smallest_p(row['n_speakers']) >= .05:
-        return f'{count(row["n_speakers"])} cannot show whether searched is better than random: {numbers}.'
+        return f'{count(row["n_speakers"])} cannot show whether {row["of"]} is better than {row["model"]}: {numbers}.'
     word = 'not better than' if p >= .05 else 'better than' if difference > 0 else 'worse than'
-    return f'searched is {word} random: {numbers}.'
+    return f'{row["of"]} is {word} {row["model"]}: {numbers}.'
 
 
 def state(runs):
@@ -113,12 +121,16 @@ def scores(results, folds: list[int], summaries: list[dict], compared: list[dict
     yield f'{OF_SCORES} {OF_SVM}' if svm else OF_SCORES
     if not compared:
         return
-    yield table(['searched minus', 'seeds', 'speakers', 'UA', '95% interval', 'p', 'p (Holm)'], [
-        [row['model'], seeds(row), row['n_speakers'], *difference(row, 'ua'), p_value(row['holm'])] for row in compared])
-    yield table(['searched minus', 'WA', '95% interval', 'p', 'macro F1', '95% interval', 'p'], [
-        [row['model'], *difference(row, 'wa'), *difference(row, 'macro_f1')] for row in compared])
+    for ours in dict.fromkeys(row['of'] for row in compared):
+        rows = [row for row in compared if row['of'] == ours]
+        yield table([f'{ours} minus', 'seeds', 'speakers', 'UA', '95% interval', 'p', 'p (Holm)'], [
+            [row['model'], seeds(row), row['n_speakers'], *difference(row, 'ua'), p_value(row['holm'])] for row in rows])
+        yield table([f'{ours} minus', 'WA', '95% interval', 'p', 'macro F1', '95% interval', 'p'], [
+            [row['model'], *difference(row, 'wa'), *difference(row, 'macro_f1')] for row in rows])
     least = [f'{sig.smallest_p(n):.2g} with {count(n)}' for n in sorted({row['n_speakers'] for row in compared})]
-    yield f'{OF_DIFFERENCES} The smallest possible p: {", ".join(least)}.'
+    row = planned(compared)
+    against = f'{row["of"]} against {row["model"]}' if row else ' against '.join(PLANNED[-1])
+    yield f'{OF_DIFFERENCES.format(against)} The smallest possible p: {", ".join(least)}.'
 
 
 def operations(results):

@@ -15,11 +15,12 @@ LENGTHS = [5, 12, 30, 7, 25]
 WINDOW = 12
 
 
-def dataset(lengths=LENGTHS, window=WINDOW):
+def dataset(lengths=LENGTHS, window=WINDOW, **kwargs):
     """Frame t of utterance i holds 100 i + t + 1 in every band, not normalised."""
     features = [np.tile(100. * i + np.arange(n) + 1, (3, 1)).astype(np.float32) for i, n in enumerate(lengths)]
     us = [SimpleNamespace(path=str(i), speaker=str(i % 4)) for i in range(len(lengths))]
-    return SpeechDataset(us, features, [i % 2 for i in range(len(lengths))], torch.zeros(3, 1), torch.ones(3, 1), window)
+    return SpeechDataset(us, features, [i % 2 for i in range(len(lengths))], torch.zeros(3, 1), torch.ones(3, 1), window,
+                         **kwargs)
 
 
 def speech(dtype=np.float16, **kwargs):
@@ -64,6 +65,18 @@ def test_scores_are_averaged_over_windows_and_do_not_depend_on_the_batch():
     full = torch.ones(1, WINDOW, dtype=torch.bool)
     by_hand = torch.stack([torch.softmax(forward(cut(data, 2, s), full)[0], dim=0) for s in (0, 9, 18)]).mean(dim=0)
     torch.testing.assert_close(whole[2], by_hand)
+
+
+@pytest.mark.parametrize('resident', [True, False])
+def test_a_part_of_a_set_is_scored_as_in_the_whole(resident):
+    data, chosen = dataset(resident=resident), torch.tensor([1, 2, 4])
+    part = data.part(chosen)
+    assert len(part) == 3 and [u.path for u in part.utterances] == [data.utterances[i].path for i in (1, 2, 4)]
+
+    def forward(x, valid, *_):
+        return torch.stack([x.mean(dim=(1, 2, 3)), x.std(dim=(1, 2, 3))], dim=1) / 1000
+    torch.testing.assert_close(part.score(forward, 2), data.score(forward, 2)[chosen])
+    assert torch.equal(part.labels, data.labels[chosen]) and len(data) == 5
 
 
 def test_an_epoch_has_every_utterance_once_at_random_places():

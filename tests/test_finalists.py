@@ -67,8 +67,14 @@ def test_a_score_is_that_of_the_discrete_network():
         for X, _ in data.sets['train'].batches(12):
             discrete(*X)
         p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
-    loss = torch.nn.functional.nll_loss(p.log(), data.sets['dev'].labels)
-    assert found['loss'] == pytest.approx(loss.item(), rel=1e-4)
+    labels = data.sets['dev'].labels
+    assert found['loss'] == pytest.approx(torch.nn.functional.nll_loss(p.log(), labels).item(), rel=1e-4)
+    config = SimpleNamespace(seed=0, scored_utterances=5)
+    scorer = candidates.Scorer(net, data, config, torch.autocast('cpu', enabled=False))
+    of_files = {u: i for i, u in enumerate(map(id, data.sets['dev'].utterances))}
+    chosen = torch.tensor([of_files[id(u)] for u in scorer.dev.utterances])
+    loss = torch.nn.functional.nll_loss(p[chosen].log(), labels[chosen])
+    assert len(set(chosen.tolist())) == 5 and scorer.score(GENOTYPE)['loss'] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_training_speakers_are_not_looked_up_among_those_of_dev():

@@ -26,7 +26,7 @@ GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_conn
 
 
 class Config:
-    batch_size, seed = 4, 0
+    batch_size, seed, scored_utterances = 4, 0, 0
 
 
 def data_of(*names):
@@ -34,7 +34,7 @@ def data_of(*names):
     sets = {}
     for name in names:
         features = [torch.randn(8, 14).half().numpy() for _ in range(12)]
-        us = [SimpleNamespace(speaker='a')] * 12
+        us = [SimpleNamespace(speaker='a') for _ in range(12)]
         sets[name] = SpeechDataset(us, features, [0, 1, 2] * 4, torch.zeros(8, 1), torch.ones(8, 1), 14)
     return type('Data', (), {'sets': sets, 'class_weights': torch.ones(3)})
 

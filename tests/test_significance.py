@@ -106,6 +106,32 @@ def test_p_of_wa_is_that_of_a_mean_over_speakers():
     assert ours(16) == pytest.approx(exact(16), rel=.2) and ours(16) != exact(16)
 
 
+def test_a_mean_over_corpora_is_that_of_all_swaps_and_resamples():
+    """Corpora of 2 and 3 speakers: 32 equally likely swaps, 4 x 27 resamples; each corpus weighs the same."""
+    corpora = [(speech(n_speakers=n, n=30, hit=.8, seed=n), speech(n_speakers=n, n=30, hit=.6, seed=n)) for n in (2, 3)]
+    swaps, resamples = [], []
+    for (speakers, labels, first, a), (*_, second, _) in corpora:
+        n = a.shape[1]
+        every = []
+        for swap in itertools.product([False, True], repeat=n):
+            swapped = np.array(swap)[speakers]
+            one = plain(speakers, labels, [np.where(swapped, q, p) for p, q in zip(first, second)], range(n))
+            every.append(one - plain(speakers, labels, [np.where(swapped, p, q) for p, q in zip(first, second)], range(n)))
+        swaps.append(np.array(every))  # the first has none
+        resamples.append(np.array([plain(speakers, labels, first, drawn) - plain(speakers, labels, second, drawn)
+                                   for drawn in itertools.product(range(n), repeat=n)]))
+    pairs = [(a, b) for (*_, a), (*_, b) in corpora]
+    means = (swaps[0][:, None] + swaps[1][None]).reshape(-1, 3) / 2
+    there = means[0]
+    assert sig.pooled_p_values(pairs) == pytest.approx((np.abs(means) >= np.abs(there) - 1e-12).mean(axis=0))
+    drawn = (resamples[0][:, None] + resamples[1][None]).reshape(-1, 3) / 2
+    exact = np.quantile(drawn, [.02, .025, .03, .97, .975, .98], axis=0, method='inverted_cdf')
+    low, high = sig.pooled_interval(pairs)
+    assert (exact[0] - 1e-9 <= low).all() and (low <= exact[2] + 1e-9).all()
+    assert (exact[3] - 1e-9 <= high).all() and (high <= exact[5] + 1e-9).all()
+    assert np.isnan(sig.pooled_interval([pairs[0], (pairs[1][0][:, :1], pairs[1][1][:, :1])])).all()
+
+
 def test_models_that_do_the_same_do_not_differ():
     *_, counts = speech()
     assert (sig.p_values(counts, counts) == 1).all() and (sig.interval(counts, counts) == 0).all()

@@ -119,6 +119,27 @@ def test_every_model_gets_each_speaker_with_mean_0_and_deviation_1(name):
         assert (std[alive] <= 1.001).all() and std[alive].median() > .9
 
 
+@pytest.mark.parametrize('name', [*ANY_INPUT, 'discrete', 'supernet'])
+def test_scores_from_remembered_vectors_are_those_of_the_network(name):
+    """To the bit, and the network runs once for each batch."""
+    net, data, calls = network(name), corpus(), []
+    found = scores(net, data)
+    net.register_forward_hook(lambda *_: calls.append(1))
+    forward = speaker_norm.adapt(net, data, 7, lambda *X: net(*X) if hasattr(net, 'alphas') else net(*X)[0])
+    assert torch.equal(data.score(forward, 7), found) and len(calls) == -(-len(data.window_owner) // 7)
+
+
+def test_speakers_of_a_part_of_a_set_are_normalised_by_its_recordings_alone():
+    net, data = network(), corpus()
+    part = data.part(torch.arange(15, 24))  # of b alone, the second of three
+    found = part.score(speaker_norm.adapt(net, part, 7, lambda *X: net(*X)[0]), 7)
+    mean, std = net.speaker_norm.adapted
+    whole = scores(net, data)
+    assert (mean[1] - net.speaker_norm.adapted[0][1]).abs().max() > 1e-4 and (found - whole[15:24]).abs().max() > 1e-4
+    prior = net.speaker_norm.corpus()
+    assert torch.equal(mean[0], prior[0]) and torch.equal(std[2], prior[1])  # of voices without a recording
+
+
 @pytest.mark.parametrize('name', ['cnn_gru', 'discrete'])
 def test_neither_labels_nor_batches_nor_other_speakers_matter(name):
     net, data = network(name), corpus()

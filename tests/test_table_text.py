@@ -15,7 +15,18 @@ import table_text  # isort: skip
     (.014, .5, 2, '2 speakers cannot show whether searched is better than random: +1.4 UA (-0.9 to 3.8), p = 0.500.'),
 ])
 def test_the_verdict_is_one_sentence(difference, p, n_speakers, said):
-    assert table_text.verdict([], [{'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers}]) == said
+    row = {'of': 'searched', 'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers}
+    assert table_text.verdict([], [{**row, 'model': 'cnn', 'ua': (1., 1., 1., 1.)}, row]) == said
+
+
+def test_the_verdict_on_transferred_genotypes():
+    """Chance is the random search of the other corpus; each model that was searched for has a table of differences."""
+    text = make(asked('transferred', 'random_transferred', 'searched', 'random', 'random_search', 'cnn'))
+    assert text.partition('\n')[0].startswith('transferred is ') and ' random_transferred: ' in text.partition('\n')[0]
+    assert 'the uncorrected p of\ntransferred against random_transferred, ' in text
+    assert cells(text, 'cnn', 'transferred minus')[0] == '0 1' and cells(text, 'transferred', 'searched minus')[0] == '0 1'
+    text = make(asked('searched', 'random', 'random_search'))
+    assert ' than random_search: ' in text.partition('\n')[0] or ' whether searched is better than random_search: ' in text
 
 
 def test_the_verdict_without_a_random_network():

@@ -1,0 +1,96 @@
+"""Differences between models over several corpora: each corpus alone, and their mean.
+
+    python scripts/contrast.py docs/results/emodb-speaker docs/results/ravdess-speaker \\
+        --model transferred --minus random_transferred,cnn_gru_matched --seeds 0-3
+
+Reads runs.csv and predictions.csv of experiments, such as runs/cv/NAME. Runs are paired by fold and seed. The interval and p
+cover variation between speakers: those of each corpus are resampled, or swapped between the models, by themselves. The
+differences of single seeds stand beside them. Holm's method corrects the p of the mean for the number of models subtracted.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
+import significance as sig  # noqa: E402
+import table  # noqa: E402
+import table_text as text  # noqa: E402
+from experiment import publish  # noqa: E402
+from options import parse_numbers  # noqa: E402
+
+from config import UserError  # noqa: E402
+
+
+def counts_of(results: table.Results, ours: str, theirs: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Seeds, and the counts of both models on the runs that both have, as significance.py takes them. UserError."""
+    folds = sorted({*results.runs['fold']})
+    pairs = table.shared_pairs(results, ours, theirs, folds)
+    seeds = sorted({seed for seed, _ in pairs})
+    if not pairs:
+        raise UserError(f'{results.name} has no fold and seed that {ours} and {theirs} have both finished')
+    if len(pairs) < len(seeds) * len(folds):
+        raise UserError(f'{results.name}: no seed of {ours} and {theirs} has all folds; finish the experiment, or choose folds '
+                        'with --only_folds')
+    return seeds, *table.stack(results, pairs, ours, theirs)
+
+
+def contrast(experiments: list[table.Results], ours: str, theirs: str) -> list[dict]:
+    """A row for each corpus, and one of their mean: 'ua' (difference, low, high, p), and 'by_seed' [difference, ...]."""
+    found = [counts_of(results, ours, theirs) for results in experiments]
+    seeds = [its for its, *_ in found]
+    if len({*map(tuple, seeds)}) > 1:
+        said = '; '.join(f'{results.name} {" ".join(map(str, its))}' for results, its in zip(experiments, seeds))
+        raise UserError(f'{ours} and {theirs} have other seeds in each experiment ({said}); choose common ones with --seeds')
+    rows = [row_of(results.name, seeds[0], [(a, b)]) for results, (_, a, b) in zip(experiments, found)]
+    if len(rows) > 1:
+        rows.append(row_of('mean', seeds[0], [(a, b) for _, a, b in found]))
+    return [{**row, 'of': ours, 'minus': theirs} for row in rows]
+
+
+def row_of(corpus: str, seeds: list[int], pairs: list) -> dict:
+    """pairs: the counts of two models on each corpus."""
+    def difference(which):
+        return np.mean([sig.point(a[which]) - sig.point(b[which]) for a, b in pairs], axis=0)[0]
+    low, high = sig.pooled_interval(pairs)[:, 0]
+    return {'corpus': corpus, 'seeds': seeds, 'n_speakers': sum(a.shape[1] for a, _ in pairs),
+            'ua': (difference(slice(None)), low, high, sig.pooled_p_values(pairs)[0]),
+            'by_seed': [difference(slice(i, i + 1)) for i in range(len(seeds))]}
+
+
+def page(rows: list[dict]) -> str:
+    """A Markdown table."""
+    last = [row for i, row in enumerate(rows) if i + 1 == len(rows) or rows[i + 1]['minus'] != row['minus']]
+    for row, p in zip(last, sig.holm([row['ua'][3] for row in last])):
+        row['holm'] = p
+    head = [f'{rows[0]["of"]} minus', 'corpus', 'seeds', 'speakers', 'UA', '95% interval', 'p', 'p (Holm)', 'single seeds']
+    lines = [[row['minus'], row['corpus'], ' '.join(map(str, row['seeds'])), row['n_speakers'], *text.difference(row, 'ua'),
+              text.p_value(row['holm']) if 'holm' in row else '', ' '.join(map(text.signed, row['by_seed']))] for row in rows]
+    return text.table(head, lines) + '\n'
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='contrast.py', description=__doc__.partition('\n')[0], allow_abbrev=False)
+    parser.add_argument('folders', nargs='+', type=Path, help='folders of experiments, one for each corpus')
+    parser.add_argument('--model', required=True, help='the model to subtract others from')
+    parser.add_argument('--minus', required=True, help='models to subtract, separated by commas')
+    parser.add_argument('--seeds', help='these seeds only, such as 0,2 or 0-4 (default: all)')
+    parser.add_argument('--only_folds', help='these folds only (default: all)')
+    parser.add_argument('-o', '--out', type=Path, help='write the table to this file too')
+    args = parser.parse_args(argv)
+    seeds, folds = (given and parse_numbers(name, given) for name, given in (
+        ('seeds', args.seeds), ('only_folds', args.only_folds)))
+    experiments = [table.read(folder, seed=seeds, fold=folds) for folder in args.folders]
+    found = page([row for theirs in args.minus.split(',') for row in contrast(experiments, args.model, theirs)])
+    if args.out:
+        publish(args.out, found)
+    print(found, end='')
+
+
+if __name__ == '__main__':
+    if {'-h', '--help'} & {*sys.argv[1:]}:
+        main()
+    import utils
+    utils.cli(main)

@@ -1,0 +1,56 @@
+"""scripts/contrast.py: differences over several experiments, against those of the tables and by hand."""
+from pathlib import Path
+
+import pytest
+from test_table import asked, cells, make
+from test_table import folder as folder
+
+from config import UserError
+
+import contrast  # isort: skip  (scripts/, which test_table made importable)
+import significance as sig  # isort: skip
+import table as tables  # isort: skip
+
+
+def two(*models, seeds=(0, 1)):
+    """Experiments a and b, of other speakers' mistakes."""
+    texts = []
+    for name in 'ab':
+        texts.append(make(asked(*models, seeds=seeds if name == 'b' else (0, 1))))
+        Path('x').rename(name)
+        Path('x').mkdir()
+    return texts
+
+
+def test_one_corpus_as_in_its_table_and_the_mean_by_hand(capsys):
+    texts = two('transferred', 'random_transferred', 'cnn')
+    contrast.main(['a', 'b', '--model', 'transferred', '--minus', 'random_transferred,cnn', '--seeds', '0-1', '-o', 'c/d.md'])
+    out = capsys.readouterr().out
+    assert Path('c/d.md').read_text() == out
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in out.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [[minus, corpus, '0 1'] for minus in ('random_transferred', 'cnn')
+                                         for corpus in ('a', 'b', 'mean')]
+    for row in rows:
+        if row[1] != 'mean':
+            found = cells(texts['ab'.index(row[1])], row[0], 'transferred minus')
+            assert row[3:7] == found[1:5] and row[7] == ''
+    every = [contrast.contrast([tables.read(Path(name)) for name in 'ab'], 'transferred', 'cnn')][0]
+    assert every[2]['ua'][0] == pytest.approx((every[0]['ua'][0] + every[1]['ua'][0]) / 2)
+    for row in every:
+        assert sum(row['by_seed']) / 2 == pytest.approx(row['ua'][0]) and row['by_seed'][0] != row['by_seed'][1]
+    alone = [tables.read(Path(name), seed=[1]) for name in 'ab']
+    assert contrast.contrast(alone, 'transferred', 'cnn')[2]['ua'][0] == pytest.approx(every[2]['by_seed'][1])
+    p = [float(row[6].lstrip('< ')) for row in (rows[2], rows[5])]
+    assert [float(row[7].lstrip('< ')) for row in (rows[2], rows[5])] == pytest.approx(sig.holm(p), abs=.002)
+
+
+def test_what_cannot_be_compared_is_said_in_a_line():
+    two('transferred', 'cnn', seeds=(0,))
+    with pytest.raises(UserError, match=r'transferred and cnn have other seeds in each experiment \(a 0 1; b 0\); choose'):
+        contrast.main(['a', 'b', '--model', 'transferred', '--minus', 'cnn'])
+    with pytest.raises(UserError, match='a has no fold and seed that transferred and svm have both finished'):
+        contrast.main(['a', '--model', 'transferred', '--minus', 'svm'])
+    make(asked('transferred', 'cnn'), missing=[('cnn', 1, 0), ('cnn', 2, 1)])
+    with pytest.raises(UserError, match='x: no seed of transferred and cnn has all folds; finish the experiment'):
+        contrast.main(['x', '--model', 'transferred', '--minus', 'cnn'])
+    contrast.main(['x', '--model', 'transferred', '--minus', 'cnn', '--only_folds', '3'])
