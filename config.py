@@ -485,6 +485,8 @@ class Settings:
             (get('patience') and get('patience') >= get('epochs') - 1, f'--epochs {get("epochs")}', ['patience']),
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
             (isinstance(self, SvmConfig), 'the SVM, whose functionals have differences', ['deltas']),
+            (get('functionals') in ('egemaps', 'compare'), f'--functionals {get("functionals")}',
+             ['features', 'encoder', 'encoder_layers', 'frames_per_s', 'n_mels', 'hop_ms', 'time_pool', 'prosody']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),
@@ -543,8 +545,22 @@ class AugmentConfig(RetrainingSettings, ModelSettings, SpaceSettings, NetworkSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class SvmConfig(DevSettings, FeatureSettings, DataSettings, RunSettings, Settings):
-    GROUPS = (RunSettings, DataSettings, FeatureSettings, DevSettings)
+class FunctionalSettings:
+    """functionals"""
+    functionals: str = setting('own', 'what the SVM reads of an utterance: six functionals of each band of the features (own), '
+                               'or those of openSMILE, eGeMAPSv02 (egemaps, 88) or ComParE_2016 (compare, 6,373), which need '
+                               'requirements-opensmile.txt; openSMILE is free for research and education only',
+                               choices=('own', 'egemaps', 'compare'))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SvmConfig(FunctionalSettings, DevSettings, FeatureSettings, DataSettings, RunSettings, Settings):
+    GROUPS = (RunSettings, DataSettings, FeatureSettings, FunctionalSettings, DevSettings)
+
+    @property
+    def model(self):
+        """Its name in tables."""
+        return 'svm' if self.functionals == 'own' else f'svm_{self.functionals}'
 
 
 def limits(band: str | None) -> tuple[float, float]:
@@ -575,7 +591,7 @@ HELP = {
     'augment': ('augment.py', 'Train the network of a genotype, or a hand-designed one, and test it on unseen speakers.',
                 'python augment.py --name demo --config configs/demo.yaml --genotype runs/search/demo',
                 'python augment.py --name gru --dataset manifest --data_path my.csv --model cnn_gru'),
-    'svm': ('scripts/svm.py', 'Train and test a linear SVM on functionals of the features of one fold.',
+    'svm': ('scripts/svm.py', 'Train and test a linear SVM on functionals of the utterances of one fold.',
             'python scripts/svm.py --name svm --dataset emodb --data_path DIR',
             'python scripts/svm.py --name svm2 --dataset manifest --data_path my.csv --fold 2'),
 }

@@ -44,7 +44,7 @@ BEFORE_THE_SETTING = {
     'snr_low': 10., 'snr_high': 30., 'ema': 0., 'space': 'paper', 'relaxation': 'softmax', 'sampling': 'gumbel',
     'finalists': 0, 'candidates': 300, 'scored_utterances': 0, 'last_rung': 3, 'finalist_epochs': 0,
     'tournament_minutes': 0., 'cnn_order': 'free', 'encoder': None, 'encoder_layers': 'all', 'frames_per_s': 50.,
-    'frame_shape': '', 'encoder_revision': ''}
+    'frame_shape': '', 'encoder_revision': '', 'functionals': 'own'}
 # Errors of the operating system that the user can mend; others are mistakes in this code.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
                errno.EMFILE, errno.ENAMETOOLONG}

@@ -215,6 +215,17 @@ def open_index(cache_dir: str, config: FeatureSettings, prosody: bool = False) -
                  lambda utterance: cache_key(utterance, config, digest_of, prosody))
 
 
+def index_of(cache_dir: str, made_by: tuple) -> Index:
+    """The Index of keys of what `made_by` makes of a file's bytes and a segment; a file of many segments is read once."""
+    digest_of = cache(file_digest)
+
+    def key(u):
+        digest = digest_of(u.path).copy()
+        digest.update(repr((made_by, u.start, u.end)).encode())
+        return digest.hexdigest()
+    return Index(os.path.join(cache_dir, f'index-{utils.digest_of(made_by)}.json'), key)
+
+
 class Cached(NamedTuple):
     """Features of utterances, and what was learned on the way."""
     features: list[np.ndarray]  # [(n_mels, n_frames) float16, ...]

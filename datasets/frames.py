@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 
 import joblib
 import librosa
@@ -20,8 +19,7 @@ from config import SAMPLE_RATE, WHATEVER, UserError
 from datasets import encoders
 from datasets.dataset import ahead
 from datasets.faults import Faults
-from datasets.features import THREADS, Cached, file_digest, read_audio, resampled
-from datasets.index import Index
+from datasets.features import THREADS, Cached, index_of, read_audio, resampled
 from datasets.readers import manifest
 from datasets.stored import Stored, find, write
 from datasets.utterance import Utterance
@@ -52,7 +50,7 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
 
     Every utterance has its own file in the cache, so that an interrupted extraction continues where it stopped.
     """
-    index, faults, notes = _index(config, cache_dir), Faults(), []
+    index, faults, notes = index_of(cache_dir, _made_by(config)), Faults(), []
     paths, files, there, missing = [], [], {}, {}
     with utils.progress(len(utterances), f'frames in {cache_dir}', quiet) as bar:
         for u in utterances:
@@ -76,18 +74,11 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
     return Cached([there[path] for path in paths], len(missing), files, sorted(notes))
 
 
-def _index(config, cache_dir):
-    """The Index of keys: of the bytes of a file, the segment, and what makes frames of it."""
-    made_by = ('frames', VERSION)
+def _made_by(config):
+    """What makes frames of a recording or a file."""
     if config.features == 'encoder':
-        made_by += SAMPLE_RATE, librosa.__version__, config.encoder_revision, config.encoder_layers
-    digest_of = cache(file_digest)
-
-    def key(u):
-        digest = digest_of(u.path).copy()
-        digest.update(repr((made_by, u.start, u.end)).encode())
-        return digest.hexdigest()
-    return Index(os.path.join(cache_dir, f'index-{utils.digest_of(made_by)}.json'), key)
+        return 'frames', VERSION, SAMPLE_RATE, librosa.__version__, config.encoder_revision, config.encoder_layers
+    return 'frames', VERSION
 
 
 def _check_room(n_bytes, cache_dir, what, quiet):

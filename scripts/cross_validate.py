@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import jobs  # noqa: E402
 from experiment import MACHINE, Experiment, check_finished, minutes  # noqa: E402
-from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, TRANSFERRED, TRANSFERS, Job  # noqa: E402
+from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, SVMS, TRANSFERRED, TRANSFERS, Job  # noqa: E402
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -76,7 +76,7 @@ def corpus_of(given: dict, models: list[str]) -> tuple[list, str]:
     """(folds, digest) of the corpus that all models read; no audio is opened. UserError if settings disagree."""
     import datasets  # loads torch
     configs = {section: cf.build(section, cf.Given({**values, 'name': 'x'})) for section, values in given.items()
-               if section != SVM or SVM in models}
+               if section != SVM or SVMS.keys() & models}
     for model in {name.removesuffix(MATCHED) for name in models} & {*cf.SSL}:
         replace(configs['augment'], model=model)  # a UserError if the features are none that it reads
     same = {'data': (cf.DataSettings, cf.FeatureSettings, cf.DevSettings), 'search space': (cf.SpaceSettings,)}

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVM, TRANSFERS, Job
+from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVMS, TRANSFERS, Job
 
 import config as cf
 import genotypes as gt
 from config import BASELINES, ONE_SIZE, UserError
 
 MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', 'searched_ordered', *TRANSFERS, RANDOM_SEARCH, RANDOM, *BASELINES,
-          *(f'{name}{MATCHED}' for name in BASELINES if name != ONE_SIZE), SVM)  # in the order of the tables
+          *(f'{name}{MATCHED}' for name in BASELINES if name != ONE_SIZE), *SVMS)  # in the order of the tables
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'embedding',
                 'device', 'genotype']
@@ -160,7 +160,7 @@ def check_finished(job: Job, values: dict):
     then = read_yaml(path, 'delete its folder, and the run will be repeated')
     then |= then.get('not_used') or {}
     config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
-    chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params'}
+    chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params', 'functionals'}
     chosen |= {'relaxation', 'tournament_minutes'} if job.model == DRAWS else set()
     chosen |= {flag[2:] for flag in PARTS.get(job.model, ())[:1]}
     for f in fields(config):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 PROGRAMS = {'search': 'search.py', 'augment': 'augment.py', 'svm': 'scripts/svm.py'}
 SEARCH, DRAWS = 'search', 'draws'  # the models of jobs of search.py: a search, and random candidates in as many minutes
 SEARCHED, RANDOM, MATCHED, SVM = 'searched', 'random', '_matched', 'svm'
+SVMS = {SVM: (), 'svm_egemaps': ('--functionals', 'egemaps'), 'svm_compare': ('--functionals', 'compare')}
 RANDOM_SEARCH, TRANSFERRED = 'random_search', 'transferred'
 TRANSFERS = (TRANSFERRED, 'random_transferred')  # models whose genotype comes from elsewhere
 # Searches of a part of the space: the operations of the other part of the network are fixed, or their order.
@@ -57,7 +58,7 @@ class Job:
 
     @property
     def program(self) -> str:
-        return SEARCH if self.model in (SEARCH, DRAWS, *PARTS) else SVM if self.model == SVM else 'augment'
+        return SEARCH if self.model in (SEARCH, DRAWS, *PARTS) else SVM if self.model in SVMS else 'augment'
 
     @property
     def needs(self) -> 'Job | None':
@@ -100,7 +101,7 @@ class Job:
         """Program and flags. Settings come from the experiment's config.yaml."""
         flags = ['--name', self.name, '--config', f'runs/cv/{self.experiment}/config.yaml', '--fold', str(self.fold),
                  '--seed', str(self.seed), *self.machine, '--resume']
-        flags += PARTS.get(self.model, ())
+        flags += PARTS.get(self.model, SVMS.get(self.model, ()))
         if self.needs and self.needs.program == SEARCH and self.program != SEARCH or self.model == RANDOM:
             flags += ['--genotype', self.needs.product if self.needs else RANDOM]
         elif self.model in TRANSFERS:

@@ -11,7 +11,7 @@ from config import UserError
 
 # Settings that the experiment chooses for each run, and the flag that decides.
 OWNED = {'name': '--name', 'config': '--config', 'seed': '--seeds', 'fold': '--only_folds', 'model': '--models',
-         'genotype': '--models', 'params': '--models', 'resume': '--name', 'overwrite': '--name'}
+         'genotype': '--models', 'params': '--models', 'functionals': '--models', 'resume': '--name', 'overwrite': '--name'}
 MANY = 10_000  # seeds or folds
 EXAMPLES = ['python scripts/cross_validate.py --name emodb --config configs/emodb.yaml --data_path DIR --dry_run',
             'python scripts/cross_validate.py --name mine --dataset manifest --data_path my.csv --seeds 0-2 '
@@ -28,7 +28,9 @@ class ExperimentSettings:
                              f'in the minutes of the search, by the same rungs), {" and ".join(TRANSFERS)} (the '
                              'genotypes that the flags of these names give), searched_cnn and searched_seqnn (one part '
                              'searched, the other fixed), '
-                             'searched_ordered (pooling only after convolution), svm, '
+                             'searched_ordered (pooling only after convolution), svm, svm_egemaps and svm_compare '
+                             '(an SVM on our functionals, or on those of openSMILE, which is free for research and '
+                             'education only), '
                              f'{", ".join(cf.BASELINES)}; a baseline with {MATCHED} appended gets as many '
                              'parameters as the searched network of the same fold and seed, or as the transferred one')
     transferred: str | None = cf.setting(None, 'genotype.json of a search on another corpus; {seed} in it is the seed')

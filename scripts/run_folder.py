@@ -28,7 +28,7 @@ class RunFolder:
     @cached_property
     def program(self) -> str:
         """'search', 'augment' or 'svm'."""
-        if self.results.get('model') == 'svm' or (self.path / 'svm.log').exists():
+        if str(self.results.get('model')).startswith('svm') or (self.path / 'svm.log').exists():
             return 'svm'
         return 'search' if (self.path / 'search.log').exists() or 'alpha_split' in self.settings else 'augment'
 

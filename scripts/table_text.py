@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import significance as sig
 from experiment import UNKNOWN
-from jobs import RANDOM, RANDOM_SEARCH, SEARCHED, SVM, TRANSFERS
+from jobs import RANDOM, RANDOM_SEARCH, SEARCHED, SVMS, TRANSFERS
 
 import genotypes as gt
 from config import escape_markdown
@@ -16,7 +16,7 @@ covers variation between speakers: they are resampled with all their utterances 
 "Over folds" is the mean ± standard deviation of the folds, each first averaged over seeds. If a complete seed exists, seeds
 with missing folds are left out; leaving out failed seeds biases the result. The seeds of a partial row have different folds,
 so it has no deviation over seeds. Minutes are per run. Chance of WA: the share of the largest class.'''
-OF_SVM = 'The SVM does not depend on its seed: its deviation over seeds is 0.'
+OF_SVM = 'An SVM does not depend on its seed: its deviation over seeds is 0.'
 OF_DIFFERENCES = '''Differences in points, on the seeds and folds that both models have. p: two-sided randomization test that
 swaps the predictions of the two models speaker by speaker. Holm's method corrects the p of UA for the number of rows; the p
 of WA and macro F1 are not corrected. The verdict uses the uncorrected p of
@@ -117,7 +117,7 @@ def scores(results, folds: list[int], summaries: list[dict], compared: list[dict
     yield table(['model', 'WA', 'macro F1', 'WA over folds', 'macro F1 over folds'], [
         [row['model'], *(cell(row, name) for name in ('wa', 'macro_f1', 'wa_folds', 'macro_f1_folds'))] for row in summaries
     ] + [['chance', percent(shares.max()), '', '', '']])
-    svm = any(row['model'] == SVM and not np.isnan(row['ua_sd']) for row in summaries)
+    svm = any(row['model'] in SVMS and not np.isnan(row['ua_sd']) for row in summaries)
     yield f'{OF_SCORES} {OF_SVM}' if svm else OF_SCORES
     if not compared:
         return
