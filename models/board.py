@@ -203,7 +203,8 @@ def test(run, data, probabilities, found: dict, step: int):
     labels, predicted = part.labels.cpu().numpy(), probabilities.argmax(axis=1)
     for name, value in found.items():
         run.writer.add_scalar(f'{SUMMARY}/test_{GROUPS[name][2:]}', value, step)
-    draw_curves(run)  # it may have stopped early
+    if run.history:  # the SVM has no epochs
+        draw_curves(run)  # it may have stopped early
     what = f'{run.config.dataset}, fold {run.config.fold}: test UA {100 * found["ua"]:.1f}, n = {len(labels)}'
     run.draw(f'{CONFUSION}/test', lambda: scoring.plot_confusion(labels, predicted, data.labels, what, True), step)
     of_class = scoring.recalls(labels, predicted, data.labels)

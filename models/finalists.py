@@ -1,10 +1,10 @@
 """The choice after a search: candidates are scored in the supernet, the best are retrained by rungs, the best of those wins.
 
 All finalists train for a quarter of the epochs; then the best few of them train, from the beginning, for all epochs; or all of
-them do so at once. Each training has its whole schedule, so that networks are compared after their learning rate has decayed: successive halving
-(Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the dev speakers after
-the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them. It also has the
-training loss of every epoch. Dev speakers are scored once a training, because it takes much of the time of an epoch.
+them do so at once. Each training has its whole schedule, so that networks are compared after their learning rate has decayed:
+successive halving (Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the
+dev speakers after the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them.
+It also has the training loss of every epoch. Dev speakers are scored once a training, because it takes much of an epoch's time.
 """
 import itertools
 import math
@@ -82,7 +82,9 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
             yield genotype
     drawn = distinct(completed())
     drawn = itertools.islice(drawn if config.space == 'speech' else book.allowed(drawn), config.candidates)
+    began = time.time()
     candidates = list(parallel.progress(drawn, 'candidates drawn', config.candidates))  # takes minutes within a narrow band
+    book.tree['drawing_seconds'] = time.time() - began
     scored = [(book.score(genotype, scorer, within[gt.to_str(genotype)]), i, genotype) for i, genotype in enumerate(
         parallel.progress(candidates, 'candidates scored', len(candidates)))]
     book.write()
@@ -150,7 +152,7 @@ class Book:
     def seconds(self) -> float:
         """Time spent on scores and trainings, earlier processes of this run included."""
         trainings = [training for row in self.tree['finalists'] for training in row['trainings']]
-        return sum(row['seconds'] for row in [*self.tree['scores'], *trainings])
+        return sum(row['seconds'] for row in [*self.tree['scores'], *trainings]) + self.tree.get('drawing_seconds', 0.)
 
     def allowed(self, genotypes: Iterator[gt.Genotype]) -> Iterator[gt.Genotype]:
         """Those within --band."""

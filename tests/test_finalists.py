@@ -19,6 +19,7 @@ import genotypes as gt
 import search
 import utils
 from datasets import scoring
+from datasets.dataset import SpeechDataset
 from models import candidates, finalists, parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.training import n_parameters, train
@@ -70,7 +71,7 @@ def test_a_score_is_that_of_the_discrete_network():
         p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
     labels = data.sets['dev'].labels
     assert found['loss'] == pytest.approx(torch.nn.functional.nll_loss(p.log(), labels).item(), rel=1e-4)
-    config = SimpleNamespace(seed=0, scored_utterances=5)
+    config = SimpleNamespace(batch_size=4, seed=0, scored_utterances=5)
     scorer = candidates.Scorer(net, data, config, torch.autocast('cpu', enabled=False))
     of_files = {u: i for i, u in enumerate(map(id, data.sets['dev'].utterances))}
     chosen = torch.tensor([of_files[id(u)] for u in scorer.dev.utterances])
@@ -136,7 +137,7 @@ def test_the_recipe_is_that_of_augment(tmp_path):
 
 def without_seconds(tree):
     if isinstance(tree, dict):
-        return {name: without_seconds(value) for name, value in tree.items() if name != 'seconds'}
+        return {name: without_seconds(value) for name, value in tree.items() if not name.endswith('seconds')}
     return [without_seconds(value) for value in tree] if isinstance(tree, list) else tree
 
 
@@ -230,8 +231,35 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     search.main(['--name', 't', *argv, '--tournament_minutes', '11'])
     tree, _ = read('t')
     assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
+    search.main(['--name', 'r', *argv, '--tournament_minutes', '3.4', '--last_rung', '0'])
+    tree, _ = read('r')
+    assert [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4]] * 6
+    assert tree['winner'] == min(tree['finalists'], key=lambda row: row['trainings'][0]['loss'])['genotype']
     with pytest.raises(utils.UserError, match='--relaxation none trains no supernet'):
         search.main(['--name', 'n', *argv[:-2]])
+
+
+def test_a_one_shot_search_trains_w_on_all_data_and_leaves_alpha(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*ARGS, '--data_path', str(small_corpus), *'--epochs 2 --finalist_epochs 4 --candidates 6'.split(),
+            *'--relaxation sampled --sampling uniform --alpha_split none'.split()]
+    with pytest.raises(utils.UserError, match='--alpha_split none does not train alpha, so .*: say --relaxation sampled'):
+        search.main(['--name', 'x', *argv])
+    with pytest.raises(utils.UserError, match='--alpha_warmup has no effect with --alpha_split none'):
+        search.main(['--name', 'x', *argv, '--finalists', '4', '--alpha_warmup', '1'])
+    seen, batches = [], SpeechDataset.batches
+
+    def spied(data, batch_size, indices=None, *args):
+        seen.append((len(data), indices))
+        return batches(data, batch_size, indices, *args)
+    monkeypatch.setattr(SpeechDataset, 'batches', spied)
+    search.main(['--name', 'x', *argv, '--finalists', '4', '--last_rung', '0'])
+    n_train = seen[1][0]
+    assert [sorted(indices) for n, indices in seen if indices is not None][-2:] == [list(range(n_train))] * 2
+    rows = [json.loads(line) for line in Path('runs/search/x/metrics.jsonl').read_text().splitlines()]
+    assert rows[0]['alpha'] == rows[1]['alpha'] and rows[1]['alpha_loss'] is None
+    tree, _ = read('x')
+    assert [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4]] * 4
 
 
 def test_a_finalist_that_diverges_loses_and_a_band_without_networks_is_told_first(small_corpus, tmp_path, monkeypatch):

@@ -203,6 +203,11 @@ def test_halves_are_disjoint_complete_and_even(by, seed):
         assert not np.array_equal(halves(labels, speakers, by, seed + 1)[0], first)
 
 
+def test_without_a_split_all_utterances_are_for_w():
+    first, second = halves([0, 1, 0], ['a'] * 3, 'none', 0)
+    assert first.tolist() == [0, 1, 2] and not len(second)
+
+
 def test_what_cannot_be_halved_is_refused():
     with pytest.raises(UserError, match='two training speakers'):
         halves([0, 1, 0, 1], ['a'] * 4, 'speaker', 0)
