@@ -2,15 +2,17 @@
 
     python scripts/rank_correlation.py runs/search/nemo --networks 24 --seeds 2 --config configs/nemo.yaml --data_path DIR
     python scripts/rank_correlation.py runs/search/cv/emodb/f1-s0 runs/augment/cv/emodb/*-f1-s* --data_path DIR
+    python scripts/rank_correlation.py runs/search/cv/nemo/f1-s0 runs/search/cv/nemo/draws-f1-s* --data_path DIR
     python scripts/rank_correlation.py runs/search/nemo --trainings runs/spread/nemo --data_path DIR
 
 The first form draws networks from the search's space and trains each with several seeds, as the tournament of search.py does;
 every training is a row of runs/ranks/NAME/trainings.csv, and the same command continues after an interruption. Another search
 of the same fold and space is compared with the same trainings if it is given the same --name. The second form takes networks
-that were retrained before. The third takes the trainings of scripts/spread.py, which are scored on test speakers. Every network
-is also scored with the weights of the supernet on dev speakers, as candidates are. A tau near 0 means that the genotype a
-search ends with is no better than a random one. The interval is a bootstrap over networks. Scores and a figure go to
-runs/ranks/NAME, as supernet.csv and supernet.png.
+that were retrained before; the third, the random networks that searches with --relaxation none trained to the end. The last
+takes the trainings of scripts/spread.py, which are scored on test speakers. Every network is also scored with the weights of
+the supernet on dev speakers, as candidates are; cells that it lacks and the supernet has are those of the alphas. A tau near 0
+means that the genotype a search ends with is no better than a random one. The interval is a bootstrap over networks. Scores
+and a figure go to runs/ranks/NAME, as supernet.csv and supernet.png.
 """
 import argparse
 import pickle
@@ -60,7 +62,7 @@ def main(argv=None):
     scorer, rows = Scorer(net, data, config, utils.autocast(torch.device('cpu'), False)), []
     for name, genotype, measured in tqdm(networks, 'networks', disable=None, leave=False):
         try:
-            rows.append(rank_report.Row(str(name), bool(genotype.rnn), measured, scorer.score(genotype)))
+            rows.append(rank_report.Row(str(name), bool(genotype.rnn), measured, scorer.score(with_all_cells(genotype, net))))
         except utils.UserError as error:
             passed.setdefault(str(error), []).append(name)
     check_number(rows, passed, args)
@@ -75,11 +77,17 @@ def main(argv=None):
     print(f'figure: {folder / "supernet.png"}')
 
 
+def with_all_cells(genotype: gt.Genotype, net) -> gt.Genotype:
+    """The genotype with those cells of the supernet that a network of few layers lacks. Only the space `speech` has such."""
+    lacking = [kind for kind in net.kinds() if not getattr(genotype, kind)] if genotype.network else []
+    return genotype._replace(**{name: getattr(net.genotype(), name) for kind in lacking for name in (kind, f'{kind}_concat')})
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('search', type=Path, help='folder of a finished search')
-    parser.add_argument('runs', type=Path, nargs='*', help='folders of augment.py; runs of other networks or data, and '
-                        'unfinished ones, are passed over and counted')
+    parser.add_argument('runs', type=Path, nargs='*', help='folders of augment.py, of which runs of other networks or data and '
+                        'unfinished ones are passed over and counted; or of search.py --relaxation none')
     parser.add_argument('--trainings', type=Path, help='folder of scripts/spread.py, such as runs/spread/NAME: take its '
                         'genotypes, with their trainings on the fold of the search')
     parser.add_argument('--networks', type=int, default=0, help='draw and train this many networks instead')
@@ -167,6 +175,12 @@ def retrained(folders, settings):
     """
     found, passed, seen = [], {}, set()
     for folder in folders:
+        if (folder / 'candidates.json').exists():
+            for name, genotype, measured in drawn(folder, settings):
+                if gt.to_str(genotype) not in seen:
+                    found.append((name, genotype, measured))
+                seen.add(gt.to_str(genotype))
+            continue
         if folder.is_dir() and not (folder / 'results.json').exists():
             passed.setdefault('not finished', []).append(folder)
             continue
@@ -189,6 +203,19 @@ def retrained(folders, settings):
                 continue
         passed.setdefault(why, []).append(folder)
     return found, passed
+
+
+def drawn(folder, settings):
+    """[(name, Genotype, [scores on dev])] of the networks that search.py --relaxation none trained to the end. UserError."""
+    its, tree = read(folder / 'config.yaml', utils.read_settings), read(folder / 'candidates.json', cf.read_json)
+    others = [name for name in (*SAME, *SPACE) if utils.recorded(its, name) != utils.recorded(settings, name)]
+    if others or its.get('relaxation') != 'none':
+        raise utils.UserError(f'{folder} is no search with --relaxation none of the same space and data' + (
+            f': it has another {" ".join(others)}' if others else '') + '; leave it out')
+    with cf.contents_of(folder / 'candidates.json', 'leave its folder out'):
+        return [(f'{folder.name}-{i}', gt.from_str(row['genotype']), [{**one, 'parameters': row['parameters']}])
+                for i, row in enumerate(tree['finalists'], 1) for one in row['trainings']
+                if one['epochs'] == tree['recipe']['epochs'] and one['loss'] is not None]
 
 
 def check_number(networks, passed, args):

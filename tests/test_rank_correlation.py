@@ -118,6 +118,31 @@ def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_cor
             rank_correlation.main(wrong)
 
 
+def test_the_program_ranks_the_networks_of_a_random_search(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech']
+    search.main(['--name', 's', *small, '--epochs', '1', '--relaxation', 'sampled'])
+    draws = [*small, '--relaxation', 'none', '--finalists', '5', '--finalist_epochs', '4']
+    search.main(['--name', 'd', *draws, '--last_rung', '0', '--seed', '3'])
+    search.main(['--name', 'e', *draws, '--last_rung', '2', '--seed', '1'])
+    capsys.readouterr()
+    rank_correlation.main(['runs/search/s', *(f'runs/search/{name}' for name in 'ded'), '--data_path', str(small_corpus)])
+    said = capsys.readouterr().out
+    assert 'Kendall tau, 7 networks, by loss' in said and 'passed over' not in said  # those of few layers lack normal cells
+    tree = json.loads(Path('runs/search/d/candidates.json').read_text())
+    assert any('normal=[]' in row['genotype'] for row in tree['finalists'])
+    table = pd.read_csv('runs/ranks/s/supernet.csv').set_index('architecture')
+    for i, row in enumerate(tree['finalists'], 1):
+        assert table.loc[f'd-{i}', 'loss_retrained'] == pytest.approx(row['trainings'][0]['loss'], abs=1e-6)
+    assert sorted(name for name in table.index if name[0] == 'e') == [f'e-{i}' for i, row in enumerate(json.loads(
+        Path('runs/search/e/candidates.json').read_text())['finalists'], 1) if len(row['trainings']) == 2]
+    search.main(['--name', 'f', *draws, '--last_rung', '0', '--fold', '2'])
+    Path('runs/search/s/candidates.json').write_text('{}')
+    for other, why in (('f', ': it has another fold; leave it out'), ('s', '; leave it out')):
+        with pytest.raises(UserError, match=f'^runs/search/{other} is no search with --relaxation none .*data{why}$'):
+            rank_correlation.main(['runs/search/s', f'runs/search/{other}', '--data_path', str(small_corpus)])
+
+
 def test_the_program_takes_trainings_of_spread(small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1', '--folds', '3', '--epochs', '1',
