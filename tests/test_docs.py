@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from collections import defaultdict
@@ -170,32 +171,27 @@ print([(u.label, u.speaker, u.gender) for u in datasets.scan('lab', 'lab')])
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_predictions():
     models = {'searched': 'searched', 'random genotype': 'random', 'CNN-GRU (`cnn_gru`)': 'cnn_gru', 'CNN-GRU, matched':
-              'cnn_gru_matched', 'CNN-LSTM of the paper, matched': 'cnn_lstm_matched', 'linear SVM': 'svm'}
-    columns = [('emodb', None), ('emodb', '1'), ('ravdess', None), ('ravdess', '1')]
-    scores = {corpus: uas(corpus) for corpus in ('emodb', 'ravdess')}
+              'cnn_gru_matched', 'CNN-LSTM of the paper, matched': 'cnn_lstm_matched', 'linear SVM': 'svm',
+              "linear SVM on openSMILE's ComParE functionals": 'svm_compare'}
     text = (ROOT / 'README.md').read_text()
-    for row, model in models.items():
-        cells = re.search(rf'^\| {re.escape(row)} \|(.*)\|$', text, re.M)[1].split('|')
-        for cell, (corpus, fold) in zip(cells, columns, strict=True):
-            found = list(scores[corpus][model, fold].values())
-            mean = sum(found) / len(found)
-            deviation = (sum((ua - mean) ** 2 for ua in found) / (len(found) - 1)) ** .5 if len(found) > 1 else None
-            assert cell.strip() == f'{mean:.1f}' + (f' ± {deviation:.1f}' if deviation is not None else '')
+    rows = {row: re.search(rf'^\| {re.escape(row)} \|(.*)\|$', text, re.M)[1].split('|') for row in models}
+    for i, corpus in enumerate(('emodb', 'ravdess', 'emodb-speaker', 'ravdess-speaker')):
+        scores = uas(corpus)
+        for row, model in models.items():
+            found = scores.get(model, [])
+            deviation = f' ± {statistics.stdev(found):.1f}' if len(found) > 1 else ''
+            assert rows[row][i].strip() == (f'{statistics.mean(found):.1f}{deviation}' if found else '')
 
 
 def uas(corpus):
-    """{(model, fold, or None for all folds): {seed: UA in percent}} of the committed predictions."""
-    rows = defaultdict(lambda: ([], []))
+    """{model: [UA of a seed in percent, ...]} of the committed predictions."""
+    rows, found = defaultdict(lambda: ([], [])), defaultdict(list)
     with open(ROOT / 'docs' / 'results' / corpus / 'predictions.csv', newline='') as f:
         for row in csv.DictReader(f):
-            for fold in (None, row['fold']):
-                labels, predicted = rows[row['model'], fold, row['seed']]
-                labels.append(row['label'])
-                predicted.append(row['predicted'])
-    found = defaultdict(dict)
-    for (model, fold, seed), (labels, predicted) in rows.items():
-        if fold in (None, '1'):
-            found[model, fold][seed] = 100 * recall_score(labels, predicted, average='macro', labels=sorted(set(labels)))
+            for values, column in zip(rows[row['model'], row['seed']], ('label', 'predicted')):
+                values.append(row[column])
+    for (model, _), (labels, predicted) in rows.items():
+        found[model].append(100 * recall_score(labels, predicted, average='macro', labels=sorted(set(labels))))
     return found
 
 
