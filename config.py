@@ -373,8 +373,8 @@ class FinalistSettings:
                                      low=2, high=10_000_000, off=True)
     finalist_epochs: int = setting(0, 'epochs of the last rung; 0: as many as augment.py takes from --config',
                                    low=0, high=10_000)
-    last_rung: int = setting(3, 'finalists that get to the last rung, after all have trained for a quarter of its epochs; 0: '
-                             'all train to the end, and there is no other rung', low=1, high=1000, off=True)
+    last_rung: int = setting(3, 'finalists that get to the last rung, after all have trained for a quarter of its epochs, if '
+                             'there are more; 0: all train to the end at once', low=1, high=1000, off=True)
     tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '
                                         '--finalists', low=0., high=1e6)
 
@@ -476,8 +476,8 @@ class Settings:
             (get('order') == 1, '--order 1', ['hessian']),
             (get('alpha_split') == 'none', '--alpha_split none', ['order', 'alpha_lr', 'alpha_weight_decay', 'alpha_warmup']),
             (get('relaxation') in ('softmax', 'none'), f'--relaxation {get("relaxation")}', ['sampling']),
-            (get('relaxation') == 'none', '--relaxation none', [name for name in names_of(SearchSettings) if name not in
-                                                                ('relaxation', 'batch_size')] + ['candidates']),
+            (get('relaxation') == 'none', '--relaxation none', ['candidates', 'scored_utterances'] + [
+                name for name in names_of(SearchSettings) if name not in ('relaxation', 'batch_size')]),
             (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}', ['tournament_minutes']),
             (get('finalists') == 0 and get('relaxation') != 'none', '--finalists 0',
              ['band', *names_of(FinalistSettings)[1:]]),
@@ -487,6 +487,9 @@ class Settings:
             (isinstance(self, SvmConfig), 'the SVM, whose functionals have differences', ['deltas']),
             (get('functionals') in ('egemaps', 'compare'), f'--functionals {get("functionals")}',
              ['features', 'encoder', 'encoder_layers', 'frames_per_s', 'n_mels', 'hop_ms', 'time_pool', 'prosody']),
+            (get('functionals') in ('egemaps', 'compare') and get('normalise') == 'speaker',
+             f'--functionals {get("functionals")} --normalise speaker, which normalises what enters the classifier',
+             ['embedding']),
             (model == 'genotype', '--model genotype', ['params']),
             (model == 'genotype' and get('genotype') != RANDOM, '--genotype FILE, which fixes the cells',
              names_of(SpaceSettings)),

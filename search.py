@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None):
         parallel.check_equal(net, epoch)
         genotype = net.genotype()
         with steps.interruptible():
-            dev_scores = scorer.score(genotype) if sampler.active else evaluate(net, dev, autocast, config)
+            dev_scores = scorer.score(genotype, whole=True) if sampler.active else evaluate(net, dev, autocast, config)
         scheduler.step()
         steps.end()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,

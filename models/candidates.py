@@ -125,22 +125,25 @@ class Scorer:
         chosen = torch.randperm(len(train), generator=generator)[:REFIT]
         # Without speakers: the network may know those of dev. Batch norm comes before their normalisation.
         self.batches = [X._replace(speaker=None) for X, _ in train.batches(min(REFIT_BATCH, len(chosen)), chosen, generator)]
-        self.dev = data.sets['dev']
-        if 0 < config.scored_utterances < len(self.dev):
-            self.dev = self.dev.part(torch.randperm(len(self.dev), generator=generator)[:config.scored_utterances].sort()[0])
+        self.dev = self.part = data.sets['dev']
+        if config.finalists and 0 < config.scored_utterances < len(self.dev):
+            self.part = self.dev.part(torch.randperm(len(self.dev), generator=generator)[:config.scored_utterances].sort()[0])
 
     @torch.no_grad()
-    def score(self, genotype) -> dict:
-        """UA, WA, F1 and log-loss on dev. UserError if the supernet does not contain the network."""
-        net = self.net
+    def score(self, genotype, whole: bool = False) -> dict:
+        """UA, WA, F1 and log-loss on the part of dev that candidates are scored on, or on all of it.
+
+        UserError if the supernet does not contain the network.
+        """
+        net, dev = self.net, self.dev if whole else self.part
         try:
             net.paths = net.path_of(genotype)
         except ValueError as error:
             raise UserError(str(error)) from None
         with self.autocast:
             self._refit()
-            forward = speaker_norm.adapt(net, self.dev, self.config.batch_size)
-            found = scoring.evaluate(forward, self.dev, self.config.batch_size, net.criterion.weight)[0]
+            forward = speaker_norm.adapt(net, dev, self.config.batch_size)
+            found = scoring.evaluate(forward, dev, self.config.batch_size, net.criterion.weight)[0]
         net.paths = None
         net.train()
         return parallel.gather(found)[0]

@@ -118,12 +118,14 @@ def tournament(rows: list[dict], winner: str | None) -> Figure | None:
         return None
     longest = max(one['epochs'] for *_, one in trainings)
     last = list(dict.fromkeys(place for place, _, one in trainings if one['epochs'] == longest))
+    if len(last) > len(PALETTE):  # too many to tell apart: the winner alone has a colour
+        last = [place for place, chosen, _ in trainings if chosen][:1]
     figure = Figure(figsize=(6.4, 4.2), layout='constrained')
     axes = figure.add_subplot(xlabel='epoch', ylabel='log-loss: training (lines), dev (crosses)')
     for place, chosen, one in trainings:
         colour = PALETTE[last.index(place) % len(PALETTE)] if place in last else '#bbbbbb'
         final = one['epochs'] == longest
-        name = f'candidate {place}' + ', chosen' * chosen if final else 'first rung'
+        name = f'candidate {place}' + ', chosen' * chosen if place in last and final else 'others' if final else 'first rung'
         axes.plot(range(1, len(one['train_losses']) + 1), one['train_losses'], '-' if final else '--', color=colour,
                   lw=1 + 1.5 * (final and chosen), label=name)
         if one.get('loss') is not None:

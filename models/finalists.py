@@ -98,15 +98,25 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     found, budget = [], 60 * config.tournament_minutes
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
     spent, epochs = 0., book.short if config.last_rung else book.config.epochs
-    for genotype in genotypes:
-        enough = spent + (1 + config.last_rung * RUNGS) * spent / max(1, len(found)) > budget if budget else \
-            len(found) == config.finalists
+    for genotype, drawing in timed(genotypes):
+        to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
+        enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
         if found and enough:
             break
         training = book.train(genotype, epochs)
-        spent += training['seconds']
+        spent += drawing + training['seconds']
         found.append((loss_of(training), genotype))
     return found
+
+
+def timed(genotypes: Iterator[gt.Genotype]) -> Iterator[tuple[gt.Genotype, float]]:
+    """(genotype, seconds that it took to draw, which are the same on all ranks)"""
+    while True:
+        began = time.time()
+        genotype = next(genotypes, None)
+        if genotype is None:
+            return
+        yield genotype, parallel.gather(time.time() - began)[0]
 
 
 def loss_of(training: dict) -> float:

@@ -4,8 +4,9 @@
         --model transferred --minus random_transferred,cnn_gru_matched --seeds 0-3
 
 Reads runs.csv and predictions.csv of experiments, such as runs/cv/NAME. Runs are paired by fold and seed. The interval and p
-cover variation between speakers: those of each corpus are resampled, or swapped between the models, by themselves. The
-differences of single seeds stand beside them. Holm's method corrects the p of the mean for the number of models subtracted.
+cover variation between speakers: the speakers of each corpus are resampled, or the predictions of each speaker swapped between
+the models. The differences of single seeds stand beside them. Holm's method corrects the p of the mean for the number of models
+that are subtracted.
 """
 import argparse
 import sys
@@ -18,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import significance as sig  # noqa: E402
 import table  # noqa: E402
 import table_text as text  # noqa: E402
-from experiment import publish  # noqa: E402
+from experiment import publish, rank  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
 from config import UserError  # noqa: E402
@@ -35,6 +36,16 @@ def counts_of(results: table.Results, ours: str, theirs: str) -> tuple[list[int]
         raise UserError(f'{results.name}: no seed of {ours} and {theirs} has all folds; finish the experiment, or choose folds '
                         'with --only_folds')
     return seeds, *table.stack(results, pairs, ours, theirs)
+
+
+def check_corpora(experiments: list[table.Results]):
+    """UserError if two experiments have the same utterances, which a mean would count twice."""
+    seen = {}
+    for results in experiments:
+        its = frozenset(zip(results.predictions['path'], results.predictions['speaker']))
+        if its in seen:
+            raise UserError(f'{seen[its]} and {results.name} have the same recordings: name one of them')
+        seen[its] = results.name
 
 
 def contrast(experiments: list[table.Results], ours: str, theirs: str) -> list[dict]:
@@ -82,8 +93,19 @@ def main(argv=None):
     args = parser.parse_args(argv)
     seeds, folds = (given and parse_numbers(name, given) for name, given in (
         ('seeds', args.seeds), ('only_folds', args.only_folds)))
+    if args.out and args.out.is_dir():
+        raise UserError(f'--out {args.out} is a folder: name a file')
     experiments = [table.read(folder, seed=seeds, fold=folds) for folder in args.folders]
-    found = page([row for theirs in args.minus.split(',') for row in contrast(experiments, args.model, theirs)])
+    check_corpora(experiments)
+    minus = [name.strip() for name in args.minus.split(',')]
+    for flag, name in (('model', args.model), *(('minus', name) for name in minus)):
+        known = set.intersection(*(set(results.models()) for results in experiments)) - {args.model if flag == 'minus' else ''}
+        if name not in known:
+            raise UserError(f'--{flag} {name or "has an empty name"}: choose among {", ".join(sorted(known, key=rank))}')
+    rows = [row for theirs in minus for row in contrast(experiments, args.model, theirs)]
+    found = page(rows)
+    if lacking := sorted({*(seeds or ())} - {seed for row in rows for seed in row['seeds']}):
+        print(f'contrast.py: no run of all folds has seed {" ".join(map(str, lacking))}', file=sys.stderr)
     if args.out:
         publish(args.out, found)
     print(found, end='')

@@ -25,7 +25,7 @@ class ExperimentSettings:
     config: str | None = cf.setting(None, 'YAML file with settings of the programs; a flag overrides it')
     models: str = cf.setting('searched,random', 'models to compare, separated by commas: searched, random (a genotype drawn at '
                              f'random), {RANDOM_SEARCH} (the best of as many random genotypes as can be retrained '
-                             f'in the minutes of the search, by the same rungs), {" and ".join(TRANSFERS)} (the '
+                             f'in the minutes of the search, in the same way), {" and ".join(TRANSFERS)} (the '
                              'genotypes that the flags of these names give), searched_cnn and searched_seqnn (one part '
                              'searched, the other fixed), '
                              'searched_ordered (pooling only after convolution), svm, svm_egemaps and svm_compare '

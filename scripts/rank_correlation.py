@@ -173,10 +173,13 @@ def retrained(folders, settings):
 
     Returns [(folder, Genotype, [{'ua': on dev}]), ...] and {reason: folders}. UserError if a folder does not exist.
     """
-    found, passed, seen = [], {}, set()
+    found, passed, seen, recipes = [], {}, set(), {}
     for folder in folders:
         if (folder / 'candidates.json').exists():
-            for name, genotype, measured in drawn(folder, settings):
+            recipe, some = drawn(folder, settings)
+            if recipe != recipes.setdefault('first', recipe):
+                raise utils.UserError(f'{folder} has networks of another recipe than the folder before it: leave it out')
+            for name, genotype, measured in some:
                 if gt.to_str(genotype) not in seen:
                     found.append((name, genotype, measured))
                 seen.add(gt.to_str(genotype))
@@ -206,16 +209,16 @@ def retrained(folders, settings):
 
 
 def drawn(folder, settings):
-    """[(name, Genotype, [scores on dev])] of the networks that search.py --relaxation none trained to the end. UserError."""
+    """Recipe and [(name, Genotype, [scores on dev])] of what search.py --relaxation none trained to the end. UserError."""
     its, tree = read(folder / 'config.yaml', utils.read_settings), read(folder / 'candidates.json', cf.read_json)
     others = [name for name in (*SAME, *SPACE) if utils.recorded(its, name) != utils.recorded(settings, name)]
     if others or its.get('relaxation') != 'none':
         raise utils.UserError(f'{folder} is no search with --relaxation none of the same space and data' + (
             f': it has another {" ".join(others)}' if others else '') + '; leave it out')
     with cf.contents_of(folder / 'candidates.json', 'leave its folder out'):
-        return [(f'{folder.name}-{i}', gt.from_str(row['genotype']), [{**one, 'parameters': row['parameters']}])
-                for i, row in enumerate(tree['finalists'], 1) for one in row['trainings']
-                if one['epochs'] == tree['recipe']['epochs'] and one['loss'] is not None]
+        return tree['recipe'], [(f'{folder.name}-{i}', gt.from_str(row['genotype']), [{**one, 'parameters': row['parameters']}])
+                                for i, row in enumerate(tree['finalists'], 1) for one in row['trainings']
+                                if one['epochs'] == tree['recipe']['epochs'] and one['loss'] is not None]
 
 
 def check_number(networks, passed, args):

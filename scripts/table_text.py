@@ -19,9 +19,8 @@ so it has no deviation over seeds. Minutes are per run. Chance of WA: the share 
 OF_SVM = 'An SVM does not depend on its seed: its deviation over seeds is 0.'
 OF_DIFFERENCES = '''Differences in points, on the seeds and folds that both models have. p: two-sided randomization test that
 swaps the predictions of the two models speaker by speaker. Holm's method corrects the p of UA for the number of rows; the p
-of WA and macro F1 are not corrected. The verdict uses the uncorrected p of
-{}, the one comparison that was planned. Seeds are averaged first: intervals
-and tests cover variation between speakers, not between seeds.'''
+of WA and macro F1 are not corrected. Seeds are averaged first: intervals and tests cover variation between speakers, not
+between seeds.'''
 OF_OPERATIONS = '''Percent of the edges of all cells of a kind that hold the operation. Last row: percent of edges whose
 operations two cells of different folds or seeds share, on average.'''
 
@@ -129,8 +128,8 @@ def scores(results, folds: list[int], summaries: list[dict], compared: list[dict
             [row['model'], *difference(row, 'wa'), *difference(row, 'macro_f1')] for row in rows])
     least = [f'{sig.smallest_p(n):.2g} with {count(n)}' for n in sorted({row['n_speakers'] for row in compared})]
     row = planned(compared)
-    against = f'{row["of"]} against {row["model"]}' if row else ' against '.join(PLANNED[-1])
-    yield f'{OF_DIFFERENCES.format(against)} The smallest possible p: {", ".join(least)}.'
+    of_verdict = f'The verdict uses the uncorrected p of {row["of"]} against {row["model"]}. ' if row else ''
+    yield f'{OF_DIFFERENCES} {of_verdict}The smallest possible p: {", ".join(least)}.'
 
 
 def operations(results):

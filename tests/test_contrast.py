@@ -16,7 +16,7 @@ def two(*models, seeds=(0, 1)):
     """Experiments a and b, of other speakers' mistakes."""
     texts = []
     for name in 'ab':
-        texts.append(make(asked(*models, seeds=seeds if name == 'b' else (0, 1))))
+        texts.append(make(asked(*models, seeds=seeds if name == 'b' else (0, 1)), rename=lambda who: name + who))  # noqa: B023
         Path('x').rename(name)
         Path('x').mkdir()
     return texts
@@ -48,8 +48,14 @@ def test_what_cannot_be_compared_is_said_in_a_line():
     two('transferred', 'cnn', seeds=(0,))
     with pytest.raises(UserError, match=r'transferred and cnn have other seeds in each experiment \(a 0 1; b 0\); choose'):
         contrast.main(['a', 'b', '--model', 'transferred', '--minus', 'cnn'])
-    with pytest.raises(UserError, match='a has no fold and seed that transferred and svm have both finished'):
-        contrast.main(['a', '--model', 'transferred', '--minus', 'svm'])
+    for flags, said in ((['--model', 'svm', '--minus', 'cnn'], '--model svm: choose among transferred, cnn'),
+                        (['--model', 'cnn', '--minus', 'cnn, transferred'], '--minus cnn: choose among transferred'),
+                        (['--model', 'cnn', '--minus', 'transferred,'], '--minus has an empty name: choose among transferred'),
+                        (['--model', 'cnn', '--minus', 'transferred', '-o', 'b'], '--out b is a folder: name a file')):
+        with pytest.raises(UserError, match=f'^{said}$'):
+            contrast.main(['a', *flags])
+    with pytest.raises(UserError, match='^a and a have the same recordings: name one of them$'):
+        contrast.main(['a', 'a', '--model', 'transferred', '--minus', 'cnn'])
     make(asked('transferred', 'cnn'), missing=[('cnn', 1, 0), ('cnn', 2, 1)])
     with pytest.raises(UserError, match='x: no seed of transferred and cnn has all folds; finish the experiment'):
         contrast.main(['x', '--model', 'transferred', '--minus', 'cnn'])

@@ -131,6 +131,9 @@ def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
     (folder / 'candidates.json').write_text(json.dumps({'scores': [{'seconds': 6}, {'seconds': 6}], 'finalists': [
         {'trainings': [{'seconds': 18}, {'seconds': 30}]}, {'trainings': []}]}))
     assert job.minutes_of_search() == 2.5
+    tree = json.loads((folder / 'candidates.json').read_text())
+    (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing_seconds': 30.}))
+    assert job.minutes_of_search() == 3.
 
 
 def test_the_programs_accept_the_command_lines(desk, small_corpus):

@@ -71,10 +71,11 @@ def test_a_score_is_that_of_the_discrete_network():
         p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
     labels = data.sets['dev'].labels
     assert found['loss'] == pytest.approx(torch.nn.functional.nll_loss(p.log(), labels).item(), rel=1e-4)
-    config = SimpleNamespace(batch_size=4, seed=0, scored_utterances=5)
+    config = SimpleNamespace(batch_size=4, seed=0, finalists=1, scored_utterances=5)
     scorer = candidates.Scorer(net, data, config, torch.autocast('cpu', enabled=False))
     of_files = {u: i for i, u in enumerate(map(id, data.sets['dev'].utterances))}
-    chosen = torch.tensor([of_files[id(u)] for u in scorer.dev.utterances])
+    chosen = torch.tensor([of_files[id(u)] for u in scorer.part.utterances])
+    assert scorer.score(GENOTYPE, whole=True)['loss'] == pytest.approx(found['loss'])
     loss = torch.nn.functional.nll_loss(p[chosen].log(), labels[chosen])
     assert len(set(chosen.tolist())) == 5 and scorer.score(GENOTYPE)['loss'] == pytest.approx(loss.item(), rel=1e-4)
 
@@ -102,7 +103,8 @@ def test_a_band_rejects(small_corpus):
 def test_candidates_of_the_speech_space_get_decisions_within_the_band(relaxation, small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     score, within = candidates.Scorer.score, []
-    monkeypatch.setattr(finalists.Scorer, 'score', lambda scorer, genotype: within.append(genotype) or score(scorer, genotype))
+    monkeypatch.setattr(finalists.Scorer, 'score', lambda scorer, genotype, whole=False: within.append(genotype) or score(
+        scorer, genotype, whole))
     bars, progress = [], parallel.progress
     monkeypatch.setattr(parallel, 'progress', lambda items, what, total: bars.append((what, total, isinstance(items, list))) or
                         progress(items, what, total))
@@ -148,11 +150,11 @@ def read(name):
 
 def killed(where, limit, calls):
     """The function, but its call number `limit` is interrupted. calls: a list that gets the arguments."""
-    def instead(*args):
+    def instead(*args, **kwargs):
         calls.append(args)
         if len(calls) == limit:
             raise KeyboardInterrupt
-        return where(*args)
+        return where(*args, **kwargs)
     return instead
 
 
@@ -194,7 +196,7 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     scored = []
     with monkeypatch.context() as patch:
         patch.setattr(finalists, 'train', killed(train, 3, []))
-        patch.setattr(finalists.Scorer, 'score', lambda *args: scored.append(args) or score(*args))
+        patch.setattr(finalists.Scorer, 'score', lambda *args, **kw: scored.append(args) or score(*args, **kw))
         with pytest.raises(KeyboardInterrupt):
             search.main(['--name', 'killed', *argv, '--resume'])
         assert len(scored) == 3  # of 6; three were on disk
@@ -226,15 +228,17 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     tree, _ = read('k')
     assert not tree['scores'] and [len(row['trainings']) for row in tree['finalists']] == [2, 2]
     assert not Path('runs/search/k/metrics.jsonl').read_text()
-    clock = iter(range(0, 10_000, 30))  # a training takes 30 s
+    clock = iter(range(0, 10_000, 30))  # a draw takes 30 s, and so does a training
     monkeypatch.setattr(finalists, 'time', SimpleNamespace(time=lambda: next(clock)))
-    search.main(['--name', 't', *argv, '--tournament_minutes', '11'])
+    search.main(['--name', 't', *argv, '--tournament_minutes', '22.9'])
     tree, _ = read('t')
     assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
-    search.main(['--name', 'r', *argv, '--tournament_minutes', '3.4', '--last_rung', '0'])
+    search.main(['--name', 'r', *argv, '--tournament_minutes', '6.7', '--last_rung', '0'])
     tree, _ = read('r')
     assert [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4]] * 6
     assert tree['winner'] == min(tree['finalists'], key=lambda row: row['trainings'][0]['loss'])['genotype']
+    search.main(['--name', 'u', *argv, '--tournament_minutes', '11', '--last_rung', '8'])  # two get there, not eight
+    assert [len(row['trainings']) for row in read('u')[0]['finalists']] == [2, 2]
     with pytest.raises(utils.UserError, match='--relaxation none trains no supernet'):
         search.main(['--name', 'n', *argv[:-2]])
 

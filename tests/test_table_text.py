@@ -23,7 +23,7 @@ def test_the_verdict_on_transferred_genotypes():
     """Chance is the random search of the other corpus; each model that was searched for has a table of differences."""
     text = make(asked('transferred', 'random_transferred', 'searched', 'random', 'random_search', 'cnn'))
     assert text.partition('\n')[0].startswith('transferred is ') and ' random_transferred: ' in text.partition('\n')[0]
-    assert 'the uncorrected p of\ntransferred against random_transferred, ' in text
+    assert 'the uncorrected p of transferred against random_transferred. ' in text
     assert cells(text, 'cnn', 'transferred minus')[0] == '0 1' and cells(text, 'transferred', 'searched minus')[0] == '0 1'
     text = make(asked('searched', 'random', 'random_search'))
     assert ' than random_search: ' in text.partition('\n')[0] or ' whether searched is better than random_search: ' in text
