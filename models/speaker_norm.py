@@ -83,8 +83,9 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
     set whose dataset.speakers are the same may be scored afterwards. forward: forward(*Inputs) -> logits, if it is not
     net's. Of a network with several classifiers, the one that its path leads to gets the moments.
 
-    Returns what gives this set's logits, batch after batch of dataset.scoring_windows(batch_size), once. It remembers the
-    vectors that enter the classifier, so that the network need not run again.
+    Returns a function of *Inputs -> logits for one pass over this set: it must get every batch of
+    dataset.scoring_windows(batch_size), in order. It remembers the vectors that enter the classifier, so that the network
+    need not run again.
     """
     forward, seen, used = forward or net, [], []
     parts = [part for part in net.modules() if isinstance(dict(part.named_children()).get('speaker_norm'), SpeakerNorm)]

@@ -77,7 +77,7 @@ def of_folds(summaries, results) -> Figure:
 
 
 def of_spread(summaries, results) -> Figure:
-    """UA of every run minus the mean of its fold, a row per model.
+    """UA of every run minus the mean over models on its fold, a row per model.
 
     A fold's mean is over the models that have all folds. The grey band is the mean and standard deviation of `random`.
     """
@@ -89,7 +89,7 @@ def of_spread(summaries, results) -> Figure:
                             for pair in row['pairs'] if pair[1] in level] for row in summaries}
     rows = sorted(summaries, key=lambda row: np.mean(found[row['model']]))
     figure = Figure(figsize=(8, 1.4 + .42 * len(rows)), layout='constrained')
-    axes = figure.add_subplot(xlabel='UA of a run minus the mean of its fold, points; a black line is the mean of a model')
+    axes = figure.add_subplot(xlabel='UA of a run minus the mean over models on its fold, points; black: mean of a model')
     for y, row in enumerate(rows):
         points = found[row['model']]
         axes.plot(points, y + np.linspace(-.25, .25, len(points)), ls='', ms=5, alpha=.7, **style(row['model']))

@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None):
 def standardised(rotate: bool, *x: np.ndarray) -> list[np.ndarray]:
     """Functionals [(n, D), ...], standardised by the first of them, those of the training utterances.
 
-    rotate: if D > n, turn them into the n directions that the training utterances span. The machine is the same, since it
-    lies in these directions, but LinearSVC finds it some D / n times as fast.
+    rotate: if D > n, project them onto the span of the training utterances, which has n dimensions. The machine is the same,
+    since it lies in this span, but LinearSVC finds it some D / n times as fast.
     """
     scaler = StandardScaler().fit(x[0])
     x = [scaler.transform(part) for part in x]
