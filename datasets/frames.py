@@ -70,6 +70,7 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
         utils.remove_asides(cache_dir)
         make = _extracted if config.features == 'encoder' else _copied
         there.update(make(missing, config, cache_dir, device, faults, notes, quiet))
+    faults.messages.sort()  # threads report theirs in any order
     faults.check()
     return Cached([there[path] for path in paths], len(missing), files, sorted(notes))
 

@@ -62,6 +62,7 @@ def cached_functionals(utterances: list[Utterance], smile: Smile, trim_db: float
         with ThreadPoolExecutor(workers or min(THREADS, joblib.cpu_count())) as pool:
             rows = [*pool.map(row, utterances)]
     index.save()
+    faults.messages.sort()  # threads report theirs in any order
     faults.check()
     return np.stack(rows)
 
