@@ -523,6 +523,11 @@ class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSetti
             raise UserError(f'--w_lr_min {self.w_lr_min} is above --w_lr {self.w_lr}: the learning rate must not rise')
 
     @property
+    def short_rung(self):
+        """Whether finalists train for a part of the epochs first: not if all of them get to the last rung."""
+        return bool(self.last_rung) and (self.tournament_minutes > 0 or self.finalists > self.last_rung)
+
+    @property
     def decisions(self):
         """Whether the supernet has the choices of decisions outside the cells: see models/decisions.py."""
         return self.space == 'speech' and self.relaxation == 'sampled'

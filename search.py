@@ -17,7 +17,6 @@ import torch
 import datasets
 import genotypes as gt
 import utils
-from datasets import scoring
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
 from models import board, finalists, memory, parallel, sources, speaker_norm
@@ -135,8 +134,7 @@ def evaluate(net, dev, autocast, config) -> dict:
     """Scores of the supernet's mixture on dev."""
     net.eval()
     with autocast:
-        forward = speaker_norm.adapt(net, dev, config.batch_size)
-        found, _ = scoring.evaluate(forward, dev, config.batch_size, net.criterion.weight)
+        found, _ = speaker_norm.evaluate(net, dev, config.batch_size, net.criterion.weight)
     net.train()
     return found
 

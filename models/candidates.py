@@ -7,7 +7,6 @@ import torch
 import config as cf
 import genotypes as gt
 from config import UserError
-from datasets import scoring
 from models import parallel, speaker_norm
 from models.sync import BatchNorm2d
 from models.training import n_parameters
@@ -142,8 +141,7 @@ class Scorer:
             raise UserError(str(error)) from None
         with self.autocast:
             self._refit()
-            forward = speaker_norm.adapt(net, dev, self.config.batch_size)
-            found = scoring.evaluate(forward, dev, self.config.batch_size, net.criterion.weight)[0]
+            found, _ = speaker_norm.evaluate(net, dev, self.config.batch_size, net.criterion.weight)
         net.paths = None
         net.train()
         return parallel.gather(found)[0]

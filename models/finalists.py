@@ -34,8 +34,7 @@ def choose(run, net, scorer: Scorer | None, data, device) -> gt.Genotype:
     if config.relaxation == 'none':
         contenders = first_rung(book, config)
     else:
-        rungs = 0 < config.last_rung < config.finalists
-        contenders = [(loss_of(book.train(genotype, book.short)) if rungs else 0., genotype)
+        contenders = [(loss_of(book.train(genotype, book.short)) if config.short_rung else 0., genotype)
                       for genotype in best_in_supernet(book, net, scorer, config)]
     contenders.sort(key=lambda pair: pair[0])
     last = contenders[:config.last_rung or None]
@@ -95,14 +94,16 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
 
 def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung."""
-    found, budget = [], 60 * config.tournament_minutes
+    found, budget, spent = [], 60 * config.tournament_minutes, 0.
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
-    spent, epochs = 0., book.short if config.last_rung else book.config.epochs
+    epochs = book.short if config.short_rung else book.config.epochs
+    book.tree['drawing_seconds'] = 0.
     for genotype, drawing in timed(genotypes):
         to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
         enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
         if found and enough:
             break
+        book.tree['drawing_seconds'] += drawing
         training = book.train(genotype, epochs)
         spent += drawing + training['seconds']
         found.append((loss_of(training), genotype))

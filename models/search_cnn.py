@@ -125,11 +125,6 @@ class SearchCNNController(nn.Module):
     def pools_padding(self, value: bool):
         self.net.pools_padding = value
 
-    @property
-    def speaker_norm(self) -> nn.Module | None:
-        """The supernet's normalisation of the pooled vector."""
-        return self.net.speaker_norm
-
     def forward(self, x: Tensor, valid: Tensor | None = None, prosody: Tensor | None = None,
                 speaker: Tensor | None = None) -> Tensor:
         """x (N, C_in, F, T), or (N, L, D, T) -> logits (N, n_classes). Arguments as in datasets.dataset.Inputs."""

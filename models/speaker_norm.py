@@ -1,10 +1,12 @@
 """Normalisation of the vector that enters the classifier, by the recordings of its speaker and without labels."""
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from datasets import scoring
 from datasets.dataset import Moments, SpeechDataset, shrunk
 from models.parallel import sharing, sum_over_ranks
 from models.rnn_ops import at_least_float32
@@ -88,8 +90,7 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
     need not run again.
     """
     forward, seen, used = forward or net, [], []
-    parts = [part for part in net.modules() if isinstance(dict(part.named_children()).get('speaker_norm'), SpeakerNorm)]
-    norms = {part.speaker_norm: part for part in parts}
+    norms = {part.speaker_norm: part for part in net.modules() if isinstance(getattr(part, 'speaker_norm', None), SpeakerNorm)}
     if not norms:
         return sharing(forward)
 
@@ -115,3 +116,9 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
     norm.adapted = tuple(m.to(norm.sums.dtype) for m in shrunk(moments(sums), n, norm.corpus()))
     left = iter(vectors)
     return lambda *X: norms[norm].linear(norm(next(left), X[-1]))
+
+
+def evaluate(net: nn.Module, dataset: SpeechDataset, batch_size: int, class_weights: Tensor,
+             forward: Callable | None = None) -> tuple[dict[str, float], np.ndarray]:
+    """datasets.scoring.evaluate of a network in eval mode, whose speakers are normalised if it asks for that. As `adapt`."""
+    return scoring.evaluate(adapt(net, dataset, batch_size, forward), dataset, batch_size, class_weights)

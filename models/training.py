@@ -9,7 +9,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import utils
 from config import AugmentConfig
-from datasets import scoring
 from datasets.transforms import SpecAugment, Voices
 from models import memory, parallel, speaker_norm
 from models.augment_cnn import AugmentCNN
@@ -134,7 +133,6 @@ def evaluate(net, dataset, criterion, autocast, config) -> tuple[dict, np.ndarra
     """Scores of a set, and its probabilities (n, n_classes)."""
     net.eval()
     with autocast:
-        forward = speaker_norm.adapt(net, dataset, config.batch_size, lambda *X: net(*X)[0])
-        found = scoring.evaluate(forward, dataset, config.batch_size, criterion.weight)
+        found = speaker_norm.evaluate(net, dataset, config.batch_size, criterion.weight, lambda *X: net(*X)[0])
     net.train()
     return parallel.gather(found)[0]  # of rank 0: the last bit must not make ranks choose different epochs

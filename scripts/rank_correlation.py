@@ -91,10 +91,10 @@ def parse(argv):
     parser.add_argument('--trainings', type=Path, help='folder of scripts/spread.py, such as runs/spread/NAME: take its '
                         'genotypes, with their trainings on the fold of the search')
     parser.add_argument('--networks', type=int, default=0, help='draw and train this many networks instead')
-    parser.add_argument('--seeds', type=int, default=2, help='trainings of each network (default: %(default)s)')
+    parser.add_argument('--seeds', type=int, help='trainings of each network (default: 2)')
     parser.add_argument('--band', help='LOW-HIGH: draw networks that have this many parameters')
     parser.add_argument('--config', help='YAML file whose augment section says how to train')
-    parser.add_argument('--epochs', type=int, default=0, help='epochs of a training; 0: as many as the file says')
+    parser.add_argument('--epochs', type=int, help='epochs of a training (default: as many as the file says)')
     parser.add_argument('--name', help='folder in runs/ranks for trainings, scores and figure (default: the name of '
                         'the search)')
     parser.add_argument('--data_path', help='folder of the corpus')
@@ -103,6 +103,10 @@ def parse(argv):
     if sum(map(bool, (args.networks, args.runs, args.trainings))) != 1:
         raise utils.UserError('name folders of augment.py, or a folder of scripts/spread.py with --trainings, or say how many '
                               'networks to train with --networks')
+    unused = [name for name in ('seeds', 'band', 'config', 'epochs') if getattr(args, name) is not None]
+    if unused and not args.networks:
+        raise utils.UserError(f'--{unused[0]} has an effect with --networks alone, which trains: leave it out')
+    args.seeds, args.epochs = 2 if args.seeds is None else args.seeds, args.epochs or 0
     if args.networks and not (2 <= args.networks <= spread_plan.MOST and 1 <= args.seeds <= spread_plan.MOST):
         raise utils.UserError(f'--networks must be from 2 to {spread_plan.MOST}, --seeds from 1 to {spread_plan.MOST}')
     if args.epochs < 0:
@@ -173,12 +177,13 @@ def retrained(folders, settings):
 
     Returns [(folder, Genotype, [{'ua': on dev}]), ...] and {reason: folders}. UserError if a folder does not exist.
     """
-    found, passed, seen, recipes = [], {}, set(), {}
+    found, passed, seen, recipe = [], {}, set(), None
     for folder in folders:
         if (folder / 'candidates.json').exists():
-            recipe, some = drawn(folder, settings)
-            if recipe != recipes.setdefault('first', recipe):
+            its_recipe, some = drawn(folder, settings)
+            if recipe not in (None, its_recipe):
                 raise utils.UserError(f'{folder} has networks of another recipe than the folder before it: leave it out')
+            recipe = its_recipe
             for name, genotype, measured in some:
                 if gt.to_str(genotype) not in seen:
                     found.append((name, genotype, measured))

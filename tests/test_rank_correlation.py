@@ -113,6 +113,8 @@ def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_cor
     assert 'Kendall tau, 3 networks, by loss' in said and 'two seeds of the retraining' in said
     with pytest.raises(UserError, match='epochs is 2, but'):
         rank_correlation.main([*argv[:-4], '--epochs', '2', *argv[-2:]])
+    with pytest.raises(UserError, match='^--seeds has an effect with --networks alone, which trains: leave it out$'):
+        rank_correlation.main([argv[0], 'runs/augment/x', '--seeds', '3'])
     for wrong in (argv[:1], [argv[0], 'runs/augment/x', *argv[1:]]):
         with pytest.raises(UserError, match='--networks'):
             rank_correlation.main(wrong)

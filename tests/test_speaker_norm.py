@@ -46,6 +46,11 @@ def network(name='cnn_gru'):
     return net.eval()
 
 
+def norm_of(net):
+    """The SpeakerNorm of a network, or of the network of a supernet."""
+    return getattr(net, 'net', net).speaker_norm
+
+
 def scores(net, data, batch_size=7):
     speaker_norm.adapt(net, data, batch_size)
     return data.score(lambda *X: net(*X) if hasattr(net, 'alphas') else net(*X)[0], batch_size)
@@ -106,11 +111,11 @@ def test_the_batch_takes_part_in_the_gradient():
 def test_every_model_gets_each_speaker_with_mean_0_and_deviation_1(name):
     net, data, seen = network(name), corpus(), []
     scores(net, data)
-    net.speaker_norm.register_forward_hook(lambda module, args, out: seen.append(out))
+    norm_of(net).register_forward_hook(lambda module, args, out: seen.append(out))
     for X, _ in data.scoring_windows(7):
         net(*X)
     h, owner = torch.cat(seen).detach(), data.speaker[data.window_owner]
-    raw = net.speaker_norm.corpus()[1]
+    raw = norm_of(net).corpus()[1]
     alive = raw > .01  # the floor under the variance shows elsewhere
     assert alive.any()
     for s in range(2):
@@ -165,7 +170,7 @@ def test_a_one_hot_supernet_is_the_discrete_network():
     for _ in range(2):
         X = Inputs(torch.randn(6, 1, 8, T, dtype=torch.double), speaker=torch.arange(6) % 3)
         torch.testing.assert_close(net(*X), discrete(*X)[0], rtol=0, atol=1e-9)
-    torch.testing.assert_close(net.speaker_norm.sums, discrete.speaker_norm.sums, rtol=0, atol=1e-9)
+    torch.testing.assert_close(norm_of(net).sums, discrete.speaker_norm.sums, rtol=0, atol=1e-9)
     assert (net(torch.ones(6, 1, 8, T, dtype=torch.double)) - plain).abs().max() > 1e-6
 
 
