@@ -83,7 +83,7 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
     drawn = itertools.islice(drawn if config.space == 'speech' else book.allowed(drawn), config.candidates)
     began = time.time()
     candidates = list(parallel.progress(drawn, 'candidates drawn', config.candidates))  # takes minutes within a narrow band
-    book.tree['drawing_seconds'] = time.time() - began
+    book.tree['drawing'] = {'seconds': time.time() - began}
     scored = [(book.score(genotype, scorer, within[gt.to_str(genotype)]), i, genotype) for i, genotype in enumerate(
         parallel.progress(candidates, 'candidates scored', len(candidates)))]
     book.write()
@@ -97,13 +97,13 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     found, budget, spent = [], 60 * config.tournament_minutes, 0.
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
     epochs = book.short if config.short_rung else book.config.epochs
-    book.tree['drawing_seconds'] = 0.
+    book.tree['drawing'] = {'seconds': 0.}
     for genotype, drawing in timed(genotypes):
         to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
         enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
         if found and enough:
             break
-        book.tree['drawing_seconds'] += drawing
+        book.tree['drawing']['seconds'] += drawing
         training = book.train(genotype, epochs)
         spent += drawing + training['seconds']
         found.append((loss_of(training), genotype))
@@ -131,7 +131,8 @@ class Book:
     def __init__(self, run, config: cf.AugmentConfig, data, device):
         self.run, self.config, self.data, self.device, self.log = run, config, data, device, run.logger.info
         self.short = max(1, round(config.epochs / RUNGS))
-        self.tree = {'recipe': cf.pick(config, *RECIPE), 'scores': [], 'finalists': [], 'winner': None}
+        self.tree = {'recipe': cf.pick(config, *RECIPE), 'scores': [], 'finalists': [], 'winner': None,
+                     'drawing': {'seconds': 0.}}
         before = parallel.from_main(self._read)
         for name, now in self.tree['recipe'].items():
             if before and before['recipe'].get(name, now) != now:
@@ -152,6 +153,7 @@ class Book:
                     raise ValueError(f'{key} is no {kind.__name__}')
             for row in (*tree['scores'], *tree['finalists']):
                 gt.from_str(row['genotype'])
+            tree.get('drawing', self.tree['drawing'])['seconds'] + 0.
             for training in (training for row in tree['finalists'] for training in row['trainings']):
                 training['epochs'], training['loss'], training['ua'] + training['seconds']
             return tree
@@ -163,7 +165,7 @@ class Book:
     def seconds(self) -> float:
         """Time spent on scores and trainings, earlier processes of this run included."""
         trainings = [training for row in self.tree['finalists'] for training in row['trainings']]
-        return sum(row['seconds'] for row in [*self.tree['scores'], *trainings]) + self.tree.get('drawing_seconds', 0.)
+        return sum(row['seconds'] for row in [self.tree['drawing'], *self.tree['scores'], *trainings])
 
     def allowed(self, genotypes: Iterator[gt.Genotype]) -> Iterator[gt.Genotype]:
         """Those within --band."""

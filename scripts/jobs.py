@@ -131,7 +131,7 @@ class Job:
         with contextlib.suppress(FileNotFoundError), open(self.at(self.folder, 'candidates.json')) as f:
             tree = json.load(f)
             trainings = [training for row in tree['finalists'] for training in row['trainings']]
-            seconds += sum(row['seconds'] for row in [*tree['scores'], *trainings]) + tree.get('drawing_seconds', 0.)
+            seconds += sum(row['seconds'] for row in [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings])
         return seconds / 60
 
     def written_elsewhere(self) -> bool:

@@ -132,7 +132,7 @@ def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
         {'trainings': [{'seconds': 18}, {'seconds': 30}]}, {'trainings': []}]}))
     assert job.minutes_of_search() == 2.5
     tree = json.loads((folder / 'candidates.json').read_text())
-    (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing_seconds': 30.}))
+    (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing': {'seconds': 30.}}))
     assert job.minutes_of_search() == 3.
 
 

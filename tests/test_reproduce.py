@@ -51,7 +51,9 @@ def test_a_run_that_reads_files_is_repeated(small_corpus, tmp_path, monkeypatch,
     argv += ['--device', 'cpu', '--epochs', '1']
     augment.main(['--name', 'x', *argv, '--genotype', 'runs/search/s'])
     augment.main(['--name', 'y', *argv, '--init', 'runs/augment/x'])
-    for run in ('search/s', 'augment/x', 'augment/y'):
+    search.main(['--name', 't', *argv[:4], *SMALL, *'--n_nodes 1 --rnn_nodes 1 --epochs 1 --relaxation sampled'.split(),
+                 *'--finalists 2 --candidates 3 --finalist_epochs 1'.split()])
+    for run in ('search/s', 'search/t', 'augment/x', 'augment/y'):
         capsys.readouterr()
         assert reproduce.main([f'runs/{run}', '--device', 'cpu']) == 0
         said = capsys.readouterr().out
