@@ -206,12 +206,13 @@ class Origin:
     def heard(self, config, data) -> list | None:
         """Test speakers that took part in the search: there should be none. None if that cannot be known.
 
-        Speakers are compared by name, so the corpus must be the same. A name in a manifest may mean another person in
-        another file, so there the rows must be the same too (Data.corpus).
+        Speakers are compared by name, so the corpus must be the same, or one that has other speakers. A name in a manifest may
+        mean another person in another file, so there the rows must be the same too (Data.corpus).
         """
-        if not self.where:
+        dataset = self.search.get('dataset')
+        if not self.where or datasets.strangers(str(dataset), config.dataset):
             return []
-        same = self.search.get('dataset') == config.dataset
+        same = dataset == config.dataset
         if config.dataset == 'manifest':
             same = same and self.search.get('corpus') == data.corpus
         speakers = [self.search.get(part) for part in ('train_speakers', 'dev_speakers')]

@@ -25,6 +25,8 @@ from datasets.frames import cached_frames
 from datasets.stored import Stored
 from datasets.utterance import Utterance
 
+OF_ACTORS = ('emodb', 'ravdess', 'cremad', 'savee', 'nemo', 'iemocap', 'msp_improv')
+
 
 @dataclass(frozen=True)
 class Data:
@@ -47,6 +49,11 @@ def reader(dataset: str) -> ModuleType:
     if dataset not in CORPORA:
         raise UserError(f'--dataset {dataset}: must be one of {", ".join(CORPORA)}')
     return importlib.import_module(f'datasets.readers.{dataset}')
+
+
+def strangers(one: str, other: str) -> bool:
+    """Whether no speaker of one corpus is in the other: both are of actors, recorded in different cities."""
+    return one != other and {one, other} <= {*OF_ACTORS}
 
 
 def scan(dataset: str, data_path: str | None, cache_dir: str = '.cache') -> list[Utterance]:

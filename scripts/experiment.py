@@ -1,4 +1,5 @@
 """The folder runs/cv/NAME: settings, plan, and what finished runs left. Refuses to mix runs that cannot be compared."""
+import contextlib
 import itertools
 import json
 from dataclasses import fields
@@ -6,7 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from jobs import DRAWS, MATCHED, PARTS, PROGRAMS, RANDOM, RANDOM_SEARCH, SEARCH, SEARCHED, SVMS, TRANSFERS, Job
+from jobs import (
+    DRAWS,
+    MATCHED,
+    PARTS,
+    PROGRAMS,
+    RANDOM,
+    RANDOM_SEARCH,
+    SEARCH,
+    SEARCHED,
+    SVMS,
+    TRANSFERS,
+    Job,
+    minutes_of_search,
+)
 
 import config as cf
 import genotypes as gt
@@ -51,7 +65,7 @@ class Experiment:
                                     '--name')
 
     def keep_transferred(self, model: str, source: str, seeds: list[int]):
-        """Writes MODEL-sSEED.json: the genotype, and whom its search heard. Sizes and features are the experiment's.
+        """Writes MODEL-sSEED.json: the genotype, whom its search heard, its minutes. Sizes and features are the experiment's.
 
         source: where the genotype of a seed is, with {seed} for the seed.
         """
@@ -64,7 +78,10 @@ class Experiment:
                     raise UserError(f'--{model} {there}: {self.path} began with another genotype; take another --name')
             except ValueError as error:
                 raise UserError(f'--{model} {error}') from None
-            gt.save(path, genotype, {'search': record['search']} if 'search' in record else {})
+            kept = {'search': record['search']} if 'search' in record else {}
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file without the folder of its search
+                kept['search_minutes'] = minutes_of_search(there.removesuffix('genotype.json'))
+            gt.save(path, genotype, kept)
 
     def plan(self) -> dict | None:
         """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command."""
@@ -125,7 +142,7 @@ def row_of(job: Job) -> dict:
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
-            'search_minutes': minutes(job.needs) if found and job.needs and job.needs.program == SEARCH else None,
+            'search_minutes': search_minutes(job) if found else None,
             'minutes': minutes(job) if found else None, 'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
             'search_heard_test_speakers': UNKNOWN if heard is None else cf.csv_cell(' '.join(heard))}
 
@@ -149,6 +166,18 @@ def minutes(job: Job) -> float | None:
         return job.minutes_of_search() if job.program == SEARCH else results(job)['seconds'] / 60
     except (OSError, ValueError, KeyError):
         return None
+
+
+def search_minutes(job: Job) -> float | None:
+    """Minutes of the search that found a run's genotype; None if there was none, or they are not known.
+
+    Of a search on another corpus, which serves all folds, they are the whole search's.
+    """
+    if job.model in TRANSFERS:
+        with contextlib.suppress(ValueError):
+            return gt.load(Path('runs', 'cv', job.experiment, f'{job.model}-s{job.seed}.json'))[1].get('search_minutes')
+        return None
+    return minutes(job.needs) if job.needs and job.needs.program == SEARCH else None
 
 
 def check_finished(job: Job, values: dict):

@@ -125,14 +125,7 @@ class Job:
         return text
 
     def minutes_of_search(self) -> float:
-        """Minutes that a finished run of search.py took, with the choice among candidates."""
-        with open(self.at(self.folder, 'metrics.jsonl')) as f:
-            seconds = sum(json.loads(line)['seconds'] for line in f)
-        with contextlib.suppress(FileNotFoundError), open(self.at(self.folder, 'candidates.json')) as f:
-            tree = json.load(f)
-            trainings = [training for row in tree['finalists'] for training in row['trainings']]
-            seconds += sum(row['seconds'] for row in [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings])
-        return seconds / 60
+        return minutes_of_search(self.at(self.folder))
 
     def written_elsewhere(self) -> bool:
         """Whether a process holds the lock of the run's folder."""
@@ -144,6 +137,17 @@ class Job:
             except OSError:  # a file system without locks
                 pass
         return False
+
+
+def minutes_of_search(folder: str) -> float:
+    """Minutes that a finished run of search.py took, with the choice among candidates. OSError, ValueError, KeyError."""
+    with open(os.path.join(folder, 'metrics.jsonl')) as f:
+        seconds = sum(json.loads(line)['seconds'] for line in f)
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, 'candidates.json')) as f:
+        tree = json.load(f)
+        trainings = [training for row in tree['finalists'] for training in row['trainings']]
+        seconds += sum(row['seconds'] for row in [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings])
+    return seconds / 60
 
 
 def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:

@@ -89,17 +89,23 @@ def test_every_seed_has_transferred_genotypes_of_its_own_and_a_baseline_their_si
     genotype = gt.from_str(json.loads((desk / 'genotypes.json').read_text())[0])
     for name, op in (('s0', 'gru_1'), ('s1', 'gru_2'), ('r0', 'rnn_1'), ('r1', 'rnn_2')):
         gt.save(tmp_path / f'{name}.json', genotype._replace(rnn=[[(op, 0), (op, 1)]]), {})
-    more = ['--only_folds', '1', '--transferred', str(tmp_path / 's{seed}.json'), '--random_transferred',
+    for seed in '01':  # folders of search.py, which know their minutes
+        (tmp_path / f's{seed}').mkdir()
+        (tmp_path / f's{seed}.json').rename(tmp_path / f's{seed}' / 'genotype.json')
+        (tmp_path / f's{seed}' / 'metrics.jsonl').write_text('{"seconds": 90}\n')
+    more = ['--only_folds', '1', '--transferred', str(tmp_path / 's{seed}'), '--random_transferred',
             str(tmp_path / 'r{seed}.json'), '--jobs', '2']
     models = 'cnn_gru_matched,random_transferred,transferred'
     assert call(desk, small_corpus, *more, models=models, seeds='0,1') == 0
     made = {found['--name'].removeprefix('cv/x/'): found for _, found in calls(desk)}
     assert len(made) == 6 and {(row['model'], row['seed']) for row in rows()} == {
         (model, seed) for model in models.split(',') for seed in '01'}
-    for model, letter in (('transferred', 's'), ('random_transferred', 'r')):
+    for model, there, known in (('transferred', 's{}', {'search_minutes': 1.5}), ('random_transferred', 'r{}.json', {})):
         for seed in '01':
             path = made[f'{model}-f1-s{seed}']['--genotype']
-            assert gt.load(path) == gt.load(str(tmp_path / f'{letter}{seed}.json'))
+            assert gt.load(path) == (gt.load(str(tmp_path / there.format(seed)))[0], known)
+    assert {(row['model'], row['search_minutes']) for row in rows()} == {
+        ('transferred', '1.5'), ('random_transferred', ''), ('cnn_gru_matched', '')}
     sizes = {row['seed']: row['n_params'] for row in rows() if row['model'] == 'transferred'}
     assert {seed: made[f'cnn_gru_matched-f1-s{seed}']['--params'] for seed in '01'} == sizes
     with pytest.raises(cf.UserError, match='--random_transferred names the genotype'):

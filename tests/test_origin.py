@@ -72,7 +72,10 @@ def test_heard_speakers_are_known_only_of_the_same_corpus():
     assert heard('manifest', 'c1', dataset='manifest') is None  # an earlier version's record
     assert heard('emodb', 'c1', dataset='emodb') == ['d']  # names are the corpus' own,
     assert heard('emodb', 'c2', dataset='emodb', corpus='c1') == ['d']  # also if a file is missing
-    assert heard('emodb', 'c1', dataset='ravdess', corpus='c1') is None
+    assert heard('emodb', 'c1', dataset='ravdess', corpus='c1') == []  # corpora of other actors
+    for other in ('manifest', 'msp_podcast', 'synthetic', None):
+        assert heard('emodb', 'c1', dataset=other, corpus='c1') is None
+    assert heard('manifest', 'c1', dataset='emodb', corpus='c1') is None
     assert heard('emodb', 'c1', dataset='emodb', train_speakers=3) is None
     assert augment.Origin({}).heard(None, None) == []  # drawn by chance or designed by hand: no search
     assert augment.Origin({}, 'g.json').heard(SimpleNamespace(dataset='emodb'), SimpleNamespace(corpus='c', fold=FOLD)) is None
