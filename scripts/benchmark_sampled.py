@@ -2,12 +2,12 @@
 from types import SimpleNamespace
 
 from models.sampled import Sampler
-from scripts import benchmark
+from scripts import benchmark_steps as bs
 
 FORMS = ('softmax', 'gumbel', 'uniform')  # the mixture, and the two ways to draw a path
 
 
-class SampledSteps(benchmark.Steps):
+class SampledSteps(bs.Steps):
     """The steps of search with a path drawn before each of them."""
 
     def __init__(self, form, config, device):
@@ -27,12 +27,12 @@ class SampledSteps(benchmark.Steps):
 
 
 def compare(preset: str, device, warmup: int, repeats: int, threads: int, **changes) -> dict:
-    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': as of benchmark.memory}. changes: of the settings."""
-    forms, rows = [SampledSteps(form, benchmark.settings('search', preset, **changes), device) for form in FORMS], []
+    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': that of both}. changes: of the settings."""
+    forms, rows = [SampledSteps(form, bs.settings('search', preset, **changes), device) for form in FORMS], []
     for step in ('weight_step', 'alpha_step_1'):
-        times = benchmark.take_turns(forms, step, device, warmup, repeats)
+        times = bs.take_turns(forms, step, device, warmup, repeats)
         rows.append({'step': step, **{form: 1e3 * t for form, t in times.items()}})
         print(step, *(f'{form} {1e3 * t:.1f} ms' for form, t in times.items()), flush=True)
     del forms
-    return {'steps': rows, 'memory': [benchmark.memory(form, preset, device, threads, SampledSteps, **changes)
+    return {'steps': rows, 'memory': [bs.memory(form, preset, device, threads, SampledSteps, **changes)
                                        for form in FORMS]}

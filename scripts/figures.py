@@ -106,7 +106,8 @@ def against_costs(summaries, results) -> Figure:
     """UA against parameters, and against minutes of search and training. Vertical bars are the 95% intervals over speakers."""
     figure = Figure(figsize=(13, 4.6), layout='constrained')
     unit, spent = minutes(summaries, results)
-    cost = f'{unit} of a run' + ', without the search on another corpus' * any(row['model'] in TRANSFERS for row in summaries)
+    unknown = any(row['model'] in TRANSFERS and np.isnan(row['search_minutes']) for row in summaries)
+    cost = f'{unit} of a run' + ', without the search on another corpus' * unknown
     panels = (('parameters (models of nearly the same size are drawn side by side)', lambda row: row['params']),
               (cost, lambda row: spent[row['model']]))
     for axes, (label, value) in zip(figure.subplots(1, 2, sharey=True), panels):

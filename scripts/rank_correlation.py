@@ -151,7 +151,7 @@ def trained_before(args, settings, config):
     if its.get('digest') != datasets.digest(datasets.select(config)[0]):
         raise utils.UserError(f'utterances, labels or speakers of {config.data_path} are not those of {folder}: name the '
                               'corpus of its trainings with --data_path')
-    every = trainings.read_rows(folder / 'trainings.csv', spread.COLUMNS, advice)
+    every = trainings.read_rows(folder / 'trainings.csv', spread_plan.COLUMNS, advice)
     rows = [row for row in every if row['fold'] == fold]
     if not rows:
         folds = ' '.join(map(str, sorted({row['fold'] for row in every}))) or 'none'

@@ -19,11 +19,8 @@ import datasets  # noqa: E402
 import utils  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import spread_report, trainings  # noqa: E402
-from scripts.spread_plan import Network, baselines, configure, draw, fold_numbers, latency_ms  # noqa: E402
+from scripts.spread_plan import COLUMNS, Network, baselines, configure, draw, fold_numbers, latency_ms  # noqa: E402
 from scripts.trainings import check_settings, locked  # noqa: E402
-
-COLUMNS = dict(architecture=str, genotype=str, parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float,
-               minutes=float, latency_ms=lambda text: float(text) if text else None)  # earlier versions did not measure it
 
 
 def main(argv=None):

@@ -173,9 +173,9 @@ def main(argv=None):
     parser.add_argument('folder', type=Path, help='folder with trainings.csv, such as runs/spread/NAME')
     path = parser.parse_args(argv).folder
     import utils
-    from scripts import spread, trainings  # these load torch
+    from scripts import spread_plan, trainings  # these load torch
     advice = 'name a folder of scripts/spread.py'
-    if not (rows := trainings.read_rows(path / 'trainings.csv', spread.COLUMNS, advice)):
+    if not (rows := trainings.read_rows(path / 'trainings.csv', spread_plan.COLUMNS, advice)):
         raise utils.UserError(f'{path}/trainings.csv does not exist or has no rows: {advice}')
     write(path, rows)
     print(f'figure: {path / "spread.png"}')

@@ -6,7 +6,7 @@ import torch
 
 from models.architect import Architect
 from models.search_cells import SearchCell
-from scripts import benchmark, benchmark_report, benchmark_sampled
+from scripts import benchmark, benchmark_report, benchmark_sampled, benchmark_steps
 from scripts.benchmark_counts import Operations, as_on_a_gpu
 from scripts.textbook_architect import TextbookArchitect
 
@@ -16,14 +16,14 @@ TINY_SEARCH = dict(n_nodes=1, rnn_nodes=1, cnn_ops='sep_conv_3x3,max_pool_3x3,no
 
 @pytest.fixture
 def tiny(monkeypatch):
-    settings = benchmark.settings
-    monkeypatch.setattr(benchmark, 'settings', lambda section, preset, **more: settings(
+    settings = benchmark_steps.settings
+    monkeypatch.setattr(benchmark_steps, 'settings', lambda section, preset, **more: settings(
         section, preset, **{**TINY, **(TINY_SEARCH if section == 'search' else {}), **more}))
 
 
 def test_forms_take_turns_and_the_median_is_after_the_warm_up(monkeypatch):
     calls, clock = [], iter([9., 9., 1., 4., 3., 5., 2., 9.])
-    monkeypatch.setattr(benchmark, 'seconds', lambda step, device: (step(), next(clock))[1])
+    monkeypatch.setattr(benchmark_steps, 'seconds', lambda step, device: (step(), next(clock))[1])
 
     class Fake:
         def __init__(self, form):
@@ -31,12 +31,12 @@ def test_forms_take_turns_and_the_median_is_after_the_warm_up(monkeypatch):
 
         def weight_step(self):
             calls.append(self.form)
-    found = benchmark.take_turns([Fake('fast'), Fake('plain')], 'weight_step', torch.device('cpu'), 1, 3)
+    found = benchmark_steps.take_turns([Fake('fast'), Fake('plain')], 'weight_step', torch.device('cpu'), 1, 3)
     assert calls == ['fast', 'plain'] * 4 and found == {'fast': 2., 'plain': 5.}
 
 
 def test_both_forms_begin_with_the_same_network_and_are_what_they_say(tiny):
-    fast, plain = benchmark.pair(benchmark.settings('search', 'default'), torch.device('cpu'))
+    fast, plain = benchmark_steps.pair(benchmark_steps.settings('search', 'default'), torch.device('cpu'))
     for a, b in zip(fast.net.parameters(), plain.net.parameters()):
         assert torch.equal(a, b)
     assert {type(cell) for cell in fast.net.net.cells} != {type(cell) for cell in plain.net.net.cells} == {SearchCell}
@@ -60,14 +60,14 @@ def test_a_run_writes_its_figures(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_the_relaxations_are_compared_on_one_supernet(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, 'memory', lambda form, *_, **__: {'form': form, 'peak_mib': 1.})
+    monkeypatch.setattr(benchmark_steps, 'memory', lambda form, *_, **__: {'form': form, 'peak_mib': 1.})
     path = tmp_path / 'run.json'
     benchmark.main(['--sampled', '--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1', '--json', str(path)])
     found = json.loads(path.read_text())['sampled']
     assert [row['step'] for row in found['steps']] == ['weight_step', 'alpha_step_1'] and len(found['memory']) == 3
     times = [found['steps'][0][form] for form in benchmark_sampled.FORMS]
     assert f'| {times[0]:.1f} | {times[1]:.1f} | {times[2]:.1f} | **{times[0] / times[1]:.2f}** |' in capsys.readouterr().out
-    steps = benchmark_sampled.SampledSteps('uniform', benchmark.settings('search', 'default'), torch.device('cpu'))
+    steps = benchmark_sampled.SampledSteps('uniform', benchmark_steps.settings('search', 'default'), torch.device('cpu'))
     steps.weight_step()
     assert 'reduce' in steps.net.paths or 'normal' in steps.net.paths
 
@@ -95,7 +95,7 @@ def test_the_fast_form_sends_fewer_operations_in_every_space(name, value, tiny, 
     sizes = dict(n_nodes=2)
     if name:
         sizes.update({'cnn_ops': 'skip_connect', 'rnn_ops': 'skip_connect', name: value})
-    config = benchmark.settings('search', 'default', **sizes)
+    config = benchmark_steps.settings('search', 'default', **sizes)
     steps = ['weight_step', 'alpha_step_1', 'alpha_step_2'][:3 if value in ('preset', 'lstm', 'conv') else 2]
     rows = benchmark.count_rows(value, config, steps)
     assert len(rows) == len(steps) and all(row['fast'] < row['plain'] for row in rows)

@@ -52,7 +52,7 @@ def known_flags():
     flags = set.union(OTHERS_FLAGS, *settings.values())
     flags |= {f'no-{f.name}' for cls in cf.SECTIONS.values() for f in fields(cls) if f.type is bool}
     flags |= {f'{section}.{name}' for section, names in settings.items() for name in names}
-    for script in (ROOT / 'scripts').glob('*.py'):
+    for script in [*(ROOT / 'scripts').glob('*.py'), *(ROOT / 'tests' / 'reliability').glob('*.py')]:
         text = script.read_text()
         flags |= set(re.findall(r'''['"]--([\w-]+)['"]''', text))
         flags |= set(re.findall(r'^    (\w+): .*? = (?:cf\.)?setting\(', text, re.M))

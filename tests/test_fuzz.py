@@ -1,4 +1,4 @@
-"""scripts/fuzz.py: it sees what it is to see, and a short run of it finds nothing."""
+"""tests/reliability/fuzz.py: it sees what it is to see, and a short run of it finds nothing."""
 import os
 import random
 import sys
@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from config import UserError
 
-sys.path.insert(0, str(ROOT / 'scripts'))
+sys.path.insert(0, str(ROOT / 'tests' / 'reliability'))
 import fuzz  # noqa: E402
 import fuzz_mutations  # noqa: E402
 

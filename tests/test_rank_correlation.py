@@ -19,7 +19,7 @@ import datasets
 import genotypes as gt
 import search
 from datasets.dataset import SpeechDataset
-from scripts import rank_correlation, rank_report, spread
+from scripts import rank_correlation, rank_report, spread, spread_plan
 from utils import UserError
 
 GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_connect', 2), ('dil_conv_3x3', 0)]], range(2, 4),
@@ -196,7 +196,7 @@ def test_trainings_of_another_corpus_or_space_are_refused(small_corpus, tmp_path
         Path('t').mkdir(exist_ok=True)
         its = {name: value for name, value in settings.items() if name not in ('fold', 'prosody')}  # as an older version wrote
         Path('t/settings.yaml').write_text(yaml.safe_dump({**its, 'digest': digest, **changed}))
-        Path('t/trainings.csv').write_text(f'{",".join(spread.COLUMNS)}\n{rows}')
+        Path('t/trainings.csv').write_text(f'{",".join(spread_plan.COLUMNS)}\n{rows}')
         with pytest.raises(UserError, match=message):
             rank_correlation.trained_before(args, settings, config)
     refused('no training on fold 1 of s; it has folds none')

@@ -226,6 +226,8 @@ def test_ua_against_parameters_and_minutes(device, unit, factor):
         assert params == pytest.approx(rows.loc[model, 'params'], rel=.11)
         assert minutes == pytest.approx(factor * (3.5 if model == 'searched' else 2), rel=.06)  # side by side
     assert costs.get_xlabel() == f'{unit} of a run, without the search on another corpus'
+    next(row for row in parts[0][1] if row['model'] == 'transferred')['search_minutes'] = 3.
+    assert figures.against_costs(parts[0][1], results).axes[1].get_xlabel() == f'{unit} of a run'
 
 
 def test_selection_on_the_command_line(capsys):

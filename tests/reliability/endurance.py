@@ -1,6 +1,6 @@
 """Two processes on one run, one cache, one experiment, again and again; and growth over many epochs.
 
-    python scripts/endurance.py --together 100 --epochs 1000 --to endurance
+    python tests/reliability/endurance.py --together 100 --epochs 1000 --to endurance
 """
 import argparse
 import collections

@@ -1,4 +1,4 @@
-"""What scripts/fuzz.py feeds: readers of text that somebody else may have written, with valid input of each."""
+"""What tests/reliability/fuzz.py feeds: readers of text that somebody else may have written, with valid input of each."""
 import json
 import os
 import random
@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import options  # noqa: E402
 import table  # noqa: E402

@@ -1,4 +1,4 @@
-"""What scripts/fuzz.py feeds: readers of audio, cached features, checkpoints and trained networks."""
+"""What tests/reliability/fuzz.py feeds: readers of audio, cached features, checkpoints and trained networks."""
 import io
 import itertools
 import os

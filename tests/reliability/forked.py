@@ -15,7 +15,7 @@ import traceback
 import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
 import cross_validate  # noqa: E402

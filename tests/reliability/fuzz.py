@@ -1,11 +1,11 @@
 """Gives damaged and hostile input to everything that reads files or flags, and counts what goes wrong.
 
-    python scripts/fuzz.py --inputs 100000 --to runs/fuzz
+    python tests/reliability/fuzz.py --inputs 100000 --to runs/fuzz
 
 An input is wrong if it ends in an exception that is not a UserError, or in a message of several lines or of 500 characters
 and more; if it takes 2 s of CPU time, or 1 GB of memory; if it starts a process, opens a connection or writes outside its
 folder. The inputs are numbered and every number gives the same one. The counts are kept in TO/fuzz.json, and the same
-command continues there. The readers and their valid inputs are in scripts/fuzz_readers.py and fuzz_binary.py.
+command continues there. The readers and their valid inputs are in tests/reliability/fuzz_readers.py and fuzz_binary.py.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import fuzz_binary  # noqa: E402
 import fuzz_readers  # noqa: E402

@@ -1,4 +1,4 @@
-"""How scripts/fuzz.py damages valid input: bytes, words and trees."""
+"""How tests/reliability/fuzz.py damages valid input: bytes, words and trees."""
 import copy
 import json
 import random

@@ -1,6 +1,6 @@
 """Kills the programs at random moments and inside their writes, resumes them, and compares with a run that was left alone.
 
-    python scripts/kills.py --trials 180 --kills 6 --to kills
+    python tests/reliability/kills.py --trials 180 --kills 6 --to kills
 
 Nothing may differ: not a bit of the results, of TensorBoard's events, of the networks. Every trial is one line of
 TO/trials.jsonl; the same command continues. Programs run in forks of this process, which has torch loaded, on a corpus of a
