@@ -15,8 +15,16 @@ import table_text  # isort: skip
     (.014, .5, 2, '2 speakers cannot show whether searched is better than random: +1.4 UA (-0.9 to 3.8), p = 0.500.'),
 ])
 def test_the_verdict_is_one_sentence(difference, p, n_speakers, said):
-    row = {'of': 'searched', 'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers}
+    row = {'of': 'searched', 'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers,
+           'pairs': [(0, 1), (1, 1)]}
     assert table_text.verdict([], [{**row, 'model': 'cnn', 'ua': (1., 1., 1., 1.)}, row]) == said
+
+
+def test_the_verdict_of_one_seed_says_so():
+    row = {'of': 'searched', 'model': 'random', 'ua': (.06, .03, .09, .0002), 'n_speakers': 24, 'pairs': [(1, 1), (1, 2)]}
+    assert table_text.verdict([], [row]) == 'searched is better than random: +6.0 UA (3.0 to 9.0), p < 0.001; one seed.'
+    row |= {'of': 'transferred', 'model': 'random_transferred'}
+    assert table_text.verdict([], [row]).endswith('p < 0.001; this is one search, and says nothing of others.')
 
 
 def test_the_verdict_on_transferred_genotypes():
