@@ -53,6 +53,7 @@ def growth(device, repeats) -> list:
     for name, value in ((name, value) for name, values in GROWTH.items() for value in values):
         forms = bs.pair(bs.settings('search', 'default', **{name: value}), device)
         rows.append(row({'setting': name, 'value': value}, bs.take_turns(forms, 'weight_step', device, 2, repeats)))
+        del forms  # before the next pair is built
     return rows
 
 

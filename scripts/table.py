@@ -166,7 +166,8 @@ def compare(results: Results, folds: list[int], ours: str) -> list[dict]:
         a, b = stack(results, pairs, ours, model)
         columns = sig.point(a) - sig.point(b), *sig.interval(a, b), sig.p_values(a, b)
         rows.append({'of': ours, 'model': model, 'pairs': pairs, **describe(results, pairs, folds, ours, model),
-                     'n_speakers': a.shape[1], **dict(zip(sig.MEASURES, zip(*columns)))})
+                     'n_speakers': a.shape[1], 'n_genotypes': results.finished(ours).loc[pairs, 'genotype'].nunique(),
+                     **dict(zip(sig.MEASURES, zip(*columns)))})
     for row, p in zip(rows, sig.holm([row['ua'][3] for row in rows])):
         row['holm'] = p
     return rows

@@ -64,8 +64,11 @@ def verdict(summaries: list[dict], compared: list[dict]) -> str:
             if best else 'No run is finished yet.'
     difference, low, high, p = row['ua']
     numbers = f'{signed(difference)} UA ({between(low, high)}), p {"" if p < .001 else "= "}{p_value(p)}'
-    if len({seed for seed, _ in row['pairs']}) == 1:  # the interval and p cover speakers alone
-        numbers += '; this is one search, and says nothing of others' if row['of'] in TRANSFERS else '; one seed'
+    if row['of'] in TRANSFERS:  # one genotype for all folds of a seed
+        n = row['n_genotypes']
+        numbers += f'; {n} search{"es" * (n > 1)}, and interval and p cover speakers alone'
+    elif len({seed for seed, _ in row['pairs']}) == 1:
+        numbers += '; one seed'
     if sig.smallest_p(row['n_speakers']) >= .05:
         return f'{count(row["n_speakers"])} cannot show whether {row["of"]} is better than {row["model"]}: {numbers}.'
     word = 'not better than' if p >= .05 else 'better than' if difference > 0 else 'worse than'

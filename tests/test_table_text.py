@@ -23,8 +23,13 @@ def test_the_verdict_is_one_sentence(difference, p, n_speakers, said):
 def test_the_verdict_of_one_seed_says_so():
     row = {'of': 'searched', 'model': 'random', 'ua': (.06, .03, .09, .0002), 'n_speakers': 24, 'pairs': [(1, 1), (1, 2)]}
     assert table_text.verdict([], [row]) == 'searched is better than random: +6.0 UA (3.0 to 9.0), p < 0.001; one seed.'
-    row |= {'of': 'transferred', 'model': 'random_transferred'}
-    assert table_text.verdict([], [row]).endswith('p < 0.001; this is one search, and says nothing of others.')
+
+
+@pytest.mark.parametrize('n, said', [(1, '1 search'), (3, '3 searches')])
+def test_the_verdict_on_transferred_genotypes_counts_searches(n, said):
+    row = {'of': 'transferred', 'model': 'random_transferred', 'ua': (.06, .03, .09, .0002), 'n_speakers': 24,
+           'pairs': [(1, 1), (2, 1), (3, 1)], 'n_genotypes': n}
+    assert table_text.verdict([], [row]).endswith(f'p < 0.001; {said}, and interval and p cover speakers alone.')
 
 
 def test_the_verdict_on_transferred_genotypes():

@@ -136,7 +136,7 @@ def test_draw_genotype_takes_every_form_and_writes_every_picture(tmp_path, monke
 
 def test_the_picture_of_the_readme_shows_a_row_of_the_results():
     genotype, record = gt.load(ROOT / 'docs' / 'genotype-emodb.json')
-    rows = (ROOT / 'docs' / 'results' / 'emodb' / 'runs.csv').read_text().splitlines()
+    rows = (ROOT / 'docs' / 'results' / 'emodb-paper' / 'runs.csv').read_text().splitlines()
     row = next(row for row in rows if row.startswith('searched,1,0,'))
     assert gt.to_str(genotype) in row and json.dumps(record['ua']) in row
 
