@@ -27,7 +27,7 @@ class SampledSteps(bs.Steps):
 
 
 def compare(preset: str, device, warmup: int, repeats: int, threads: int, **changes) -> dict:
-    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': that of both}. changes: of the settings."""
+    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': bs.memory of each form}. changes: of settings."""
     forms, rows = [SampledSteps(form, bs.settings('search', preset, **changes), device) for form in FORMS], []
     for step in ('weight_step', 'alpha_step_1'):
         times = bs.take_turns(forms, step, device, warmup, repeats)

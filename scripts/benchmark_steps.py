@@ -35,7 +35,7 @@ class Steps:
             self.net.to(device)
             if form == 'fast' and config.channels_last:
                 self.net.to(memory_format=torch.channels_last)
-        sizes = config.batch_size, 1, config.n_mels, config.n_frames
+        sizes = config.batch_size, 1, config.n_mels, config.n_frames  # N, 1, F, T
         self.batches = [(torch.randn(sizes, device=device), torch.randint(N_CLASSES, sizes[:1], device=device))
                         for _ in range(2)]
         self.autocast = utils.autocast(device or torch.device('cpu'), config.amp and form == 'fast')

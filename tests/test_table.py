@@ -65,7 +65,7 @@ def make(runs, missing=(), failed=(), clean=(), draw=False, rename=str, **more):
                     'device': 'none', 'test_speakers': ' '.join(map(rename, SPEAKERS[fold - 1])),
                     'search_heard_test_speakers': None,
                     'genotype': GENOTYPE.format('max_pool_3x3', op.replace('gru_1', 'skip_connect'), 'gru_1')
-                    if model in ('searched', 'random') else None, **more}
+                    if model in ('searched', 'random', 'transferred') else None, **more}
             predictions += [(model, seed, fold, path, rename(who), label, predict(model, label, rng))
                             for path, who, label in speech(fold)]
         lines.append(row)

@@ -36,6 +36,8 @@ def test_the_verdict_on_transferred_genotypes():
     """Chance is the random search of the other corpus; each model that was searched for has a table of differences."""
     text = make(asked('transferred', 'random_transferred', 'searched', 'random', 'random_search', 'cnn'))
     assert text.partition('\n')[0].startswith('transferred is ') and ' random_transferred: ' in text.partition('\n')[0]
+    genotypes = pd.read_csv(X / 'runs.csv').query("model == 'transferred'")['genotype']
+    assert f'; {genotypes.nunique()} search' in text.partition('\n')[0] and genotypes.nunique() < len(genotypes)
     assert 'the uncorrected p of transferred against random_transferred. ' in text
     assert cells(text, 'cnn', 'transferred minus')[0] == '0 1' and cells(text, 'transferred', 'searched minus')[0] == '0 1'
     text = make(asked('searched', 'random', 'random_search'))
