@@ -9,13 +9,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import fast
 from models.sync import BatchNorm2d
 
 OPS = {
     'none': lambda C, stride, affine: Zero(stride),
     'max_pool_3x3': lambda C, stride, affine: PoolBN(nn.MaxPool2d(3, stride, padding=1), C, affine),
-    'avg_pool_3x3': lambda C, stride, affine: PoolBN(
-        nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), C, affine),
+    'avg_pool_3x3': lambda C, stride, affine: PoolBN(AvgPool(stride), C, affine),
     'skip_connect': lambda C, stride, affine: nn.Identity() if stride == 1 else reduce_map(C, C, stride, affine),
     'sep_conv_3x3': lambda C, stride, affine: SepConv(C, 3, stride, affine),
     'sep_conv_5x5': lambda C, stride, affine: SepConv(C, 5, stride, affine),
@@ -53,6 +53,24 @@ class PoolBN(nn.Sequential):
 
     def __init__(self, pool: nn.Module, C: int, affine: bool):
         super().__init__(pool, BatchNorm2d(C, affine=affine))
+
+
+class AvgPool(nn.AvgPool2d):
+    """The mean of those positions of a 3x3 window that lie within the map.
+
+    A GPU pads first. PyTorch's own padding gives wrong gradients there, without a word, if maps are in channels_last
+    (https://github.com/pytorch/pytorch/issues/188344; seen with torch 2.11 on an H100).
+    """
+
+    def __init__(self, stride):
+        super().__init__(3, stride, padding=1, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not fast.on_gpu(x):
+            return super().forward(x)
+        ones = torch.ones(1, 1, *x.shape[2:], dtype=torch.promote_types(x.dtype, torch.float), device=x.device)
+        y, share = (F.avg_pool2d(F.pad(maps, (1, 1, 1, 1)), 3, self.stride) for maps in (x, ones))
+        return (y / share).to(y.dtype)  # share: how much of each window lies within the map
 
 
 class StdConv(nn.Sequential):

@@ -13,6 +13,7 @@ import argparse
 import gc
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,13 +34,15 @@ SPACES = [*(('cnn_ops', name) for name in gt.CNN_OP_SETS if name not in ('speech
           *(('rnn_ops', name) for name in gt.RNN_OP_SETS if name != 'speech')]
 
 
-def measure(preset, device, warmup, repeats) -> list:
-    """[{'step', 'fast', 'plain': ms, 'ratio'}]"""
+def measure(preset, device, warmup, repeats, steps=tuple(benchmark_report.STEPS)) -> list:
+    """[{'step', 'fast', 'plain': ms, 'ratio'}] of these steps."""
     search, augment, rows = bs.settings('search', preset), bs.settings('augment', preset), []
     genotype = bs.make_net(search, True).genotype()
     for name, config, more in (('weight_step', search, {}), ('alpha_step_1', search, {}), ('alpha_step_2', search, {}),
                                ('alpha_step_2 exact', search, {'hessian': 'exact'}),
                                ('augment_step', augment, {'genotype': genotype})):
+        if name not in steps:
+            continue
         forms = bs.pair(config, device, **more)
         rows.append(row({'step': name}, bs.take_turns(forms, name.split()[0], device, warmup, repeats)))
         del forms
@@ -58,9 +61,12 @@ def growth(device, repeats) -> list:
 
 
 def row(names, times):
-    found = {**names, **{form: 1e3 * t for form, t in times.items()}, 'ratio': times['plain'] / times['fast']}
-    print(*names.values(), f'fast {found["fast"]:.1f} ms, plain {found["plain"]:.1f} ms, ratio {found["ratio"]:.2f}',
-          flush=True)
+    """A row of times in ms, None where memory was too small; then there is no ratio either."""
+    found = {**names, **{form: t and 1e3 * t for form, t in times.items()}}
+    found['ratio'] = found['plain'] / found['fast'] if found['plain'] and found['fast'] else None
+    fast, plain, ratio = (benchmark_report.number(found[name], digits) for name, digits in
+                          (('fast', 1), ('plain', 1), ('ratio', 2)))
+    print(*names.values(), f'fast {fast} ms, plain {plain} ms, ratio {ratio}', flush=True)
     return found
 
 
@@ -102,6 +108,7 @@ def main(argv=None):
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: as search.py')
     parser.add_argument('--warmup', type=int, default=4, help='steps before those that count (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=9, help='steps that count (default: %(default)s)')
+    parser.add_argument('--steps', default=','.join(benchmark_report.STEPS), help='steps to measure (default: %(default)s)')
     parser.add_argument('--no_growth', action='store_true', help='leave out how time grows with each size')
     parser.add_argument('--counts', action='store_true', help='only count operations, without a GPU')
     parser.add_argument('--sampled', action='store_true', help='only compare the sampled relaxation with softmax')
@@ -111,9 +118,11 @@ def main(argv=None):
     for name, low, high in (('warmup', 1, 10_000), ('repeats', 1, 10_000), ('threads', 0, 1024)):
         if not low <= getattr(args, name) <= high:
             raise utils.UserError(f'--{name} must be from {low} to {high}')
+    if unknown := set(steps := args.steps.split(',')) - set(benchmark_report.STEPS):
+        raise utils.UserError(f'--steps: {", ".join(sorted(unknown))} is none of {", ".join(benchmark_report.STEPS)}')
     if args.json and not args.json.parent.is_dir():
         raise utils.UserError(f'--json {args.json}: {args.json.parent} is not a folder')
-    found = {'command': ' '.join(['python', 'scripts/benchmark.py', *(sys.argv[1:] if argv is None else argv)]),
+    found = {'command': shlex.join(['python', 'scripts/benchmark.py', *(sys.argv[1:] if argv is None else argv)]),
              'machine': f'{platform.machine()}, {os.cpu_count()} cores',
              'versions': f'python {platform.python_version()}, torch {torch.__version__}', 'preset': args.preset}
     if args.counts:
@@ -127,7 +136,7 @@ def main(argv=None):
     else:
         utils.set_threads(args.threads)
         device = utils.choose_device(args.device)
-        found |= {'device': utils.describe_device(device), 'rows': measure(args.preset, device, args.warmup, args.repeats),
+        found |= {'device': utils.describe_device(device), 'rows': measure(args.preset, device, args.warmup, args.repeats, steps),
                   'memory': [bs.memory(form, args.preset, device, args.threads) for form in FORMS],
                   'growth': [] if args.no_growth else growth(device, max(3, args.repeats // 2))}
     print(benchmark_report.markdown(found))

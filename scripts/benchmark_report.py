@@ -15,13 +15,18 @@ def table(head: list, rows) -> list:
     return [f'| {" | ".join(map(str, cells))} |' for cells in (head, ['---'] * len(head), *rows)]
 
 
+def number(value, digits: int) -> str:
+    """A figure as text; None is a step that did not fit into memory."""
+    return 'out of memory' if value is None else f'{value:.{digits}f}'
+
+
 def markdown(found: dict) -> str:
     """All tables of one run."""
     lines = [f'`{found["command"]}`', '',
              f'{found["device"]} ({found["machine"]}), {found["versions"]}; preset {found["preset"]}.', '']
     if 'rows' in found:
         lines += table(['step', 'fast, ms', 'plain, ms', 'ratio'],
-                       [[STEPS[r['step']], f'{r["fast"]:.1f}', f'{r["plain"]:.1f}', f'**{r["ratio"]:.2f}**']
+                       [[STEPS[r['step']], number(r['fast'], 1), number(r['plain'], 1), f'**{number(r["ratio"], 2)}**']
                         for r in found['rows']])
         lines += ['', *table(['in a process of its own', 'peak memory of an order-1 search, MiB', 'building and first step, s'],
                              [[m['form'], f'{m["peak_mib"]:.0f}', f'{m["first_step_s"]:.1f}'] for m in found['memory']]), '']
@@ -34,7 +39,7 @@ def markdown(found: dict) -> str:
                           for what, values, digits in rows]), '']
     if found.get('growth'):
         lines += [*table(['weight step, default preset but for', '', 'fast, ms', 'plain, ms', 'ratio'],
-                         [[r['setting'], r['value'], f'{r["fast"]:.0f}', f'{r["plain"]:.0f}', f'{r["ratio"]:.2f}']
+                         [[r['setting'], r['value'], number(r['fast'], 0), number(r['plain'], 0), number(r['ratio'], 2)]
                           for r in found['growth']]), '']
     if 'counts' in found:
         lines += [*table(['operations', 'step', 'fast', 'plain', 'ratio'],
@@ -49,7 +54,8 @@ def summary(runs: list) -> str:
     for found in runs:
         by_step, (fast, plain) = {r['step']: r for r in found['rows']}, (m['peak_mib'] for m in found['memory'])
         rows.append([found['device'], found['preset'],
-                     *(f'{by_step[s]["fast"]:.0f} ms, {by_step[s]["ratio"]:.1f}x' for s in STEPS),
+                     *(f'{number(by_step[s]["fast"], 0)} ms, {number(by_step[s]["ratio"], 1)}x' if s in by_step
+                       else 'not measured' for s in STEPS),
                      f'{fast:.0f} MiB, {plain / fast:.1f}x'])
     return '\n'.join(table(['device', 'preset', *STEPS.values(), 'peak memory'], rows))
 

@@ -1,4 +1,5 @@
 """Steps of search and retraining in the fast and the plain form, and what one of them takes: time and memory."""
+import gc
 import multiprocessing
 import statistics
 import time
@@ -107,12 +108,21 @@ def seconds(step, device) -> float:
 
 
 def take_turns(forms: list, step: str, device, warmup: int, repeats: int) -> dict:
-    """{form: median seconds of the step}"""
+    """{form: median seconds of the step, or None if it needs more memory than the GPU has}"""
     found = {steps.form: [] for steps in forms}
     for _ in range(warmup + repeats):
         for steps in forms:
-            found[steps.form].append(seconds(getattr(steps, step), device))
-    return {form: statistics.median(times[warmup:]) for form, times in found.items()}
+            if found[steps.form] is None:
+                continue
+            try:
+                found[steps.form].append(seconds(getattr(steps, step), device))
+            except torch.OutOfMemoryError:
+                found[steps.form] = None
+            if found[steps.form] is None:  # after the exception, which holds the step's tensors
+                steps.net.zero_grad(set_to_none=True)
+                gc.collect()
+                torch.cuda.empty_cache()
+    return {form: times and statistics.median(times[warmup:]) for form, times in found.items()}
 
 
 def memory(form, preset, device, threads, steps=Steps, **changes) -> dict:

@@ -72,6 +72,18 @@ def test_the_relaxations_are_compared_on_one_supernet(tiny, tmp_path, capsys, mo
     assert 'reduce' in steps.net.paths or 'normal' in steps.net.paths
 
 
+def test_only_the_steps_that_are_named_are_measured(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_steps, 'memory', lambda form, *_, **__: {'form': form, 'peak_mib': 1., 'first_step_s': 1.})
+    path = tmp_path / 'run.json'
+    benchmark.main(['--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1', '--no_growth', '--json', str(path),
+                    '--steps', 'augment_step,alpha_step_2 exact'])
+    found = json.loads(path.read_text())
+    assert [row['step'] for row in found['rows']] == ['alpha_step_2 exact', 'augment_step']
+    assert benchmark_report.summary([found]).splitlines()[2].count('not measured') == 3
+    with pytest.raises(benchmark.utils.UserError, match='--steps: weight is none of weight_step'):
+        benchmark.main(['--steps', 'weight'])
+
+
 def test_a_folder_that_is_not_there_is_said_before_an_hour_is_spent(tmp_path):
     with pytest.raises(benchmark.utils.UserError, match='--json'):
         benchmark.main(['--json', str(tmp_path / 'none' / 'run.json')])
@@ -99,3 +111,21 @@ def test_the_fast_form_sends_fewer_operations_in_every_space(name, value, tiny, 
     steps = ['weight_step', 'alpha_step_1', 'alpha_step_2'][:3 if value in ('preset', 'lstm', 'conv') else 2]
     rows = benchmark.count_rows(value, config, steps)
     assert len(rows) == len(steps) and all(row['fast'] < row['plain'] for row in rows)
+
+
+def test_a_step_that_does_not_fit_into_memory_has_no_time_and_the_others_go_on(capsys):
+    class Fake:
+        net = torch.nn.Linear(1, 1)
+
+        def __init__(self, form):
+            self.form = form
+
+        def weight_step(self):
+            if self.form == 'plain':
+                raise torch.OutOfMemoryError
+    times = benchmark_steps.take_turns([Fake('fast'), Fake('plain')], 'weight_step', torch.device('cpu'), 1, 2)
+    row = benchmark.row({'step': 'weight_step'}, times)
+    assert row['fast'] > 0 and row['plain'] is None and row['ratio'] is None
+    found = {'command': 'c', 'device': 'd', 'machine': 'm', 'versions': 'v', 'preset': 'p', 'rows': [row], 'memory': []}
+    assert 'plain out of memory ms' in capsys.readouterr().out
+    assert f'| weight step | {row["fast"]:.1f} | out of memory | **out of memory** |' in benchmark_report.markdown(found)

@@ -9,6 +9,7 @@ import genotypes as gt
 from config import ANY_INPUT
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
+from models.ops import OPS
 
 pytestmark = pytest.mark.gpu
 
@@ -59,12 +60,30 @@ def run(net, X, y, device, autocast=False):
     return [logits.float().cpu(), *(None if g is None else g.cpu() for g in grads)]
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['contiguous', 'channels_last'])
+@pytest.mark.parametrize('stride', [1, 2, (1, 2)], ids=str)
+@pytest.mark.parametrize('op', [name for name in OPS if name != gt.NONE])
+def test_every_cnn_operation_in_both_layouts(op, stride, layout):
+    """Gradients too: PyTorch's average pooling with padding has wrong ones in channels_last."""
+    net, x = OPS[op](8, stride, True), torch.randn(4, 8, 13, 18, requires_grad=True)
+    direction, found = torch.randn(net(x).shape), []
+    for device, its in (('cpu', torch.contiguous_format), ('cuda', layout)):
+        its_net = copy.deepcopy(net).to(device, memory_format=its)
+        its_x = x.detach().to(device, memory_format=its).requires_grad_()
+        y = its_net(its_x)
+        inputs = [its_x, *its_net.parameters()]
+        found.append([t.cpu() for t in (y, *torch.autograd.grad((y * direction.to(device)).sum(), inputs))])
+    assert_same(found[1], found[0], 1e-3)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['contiguous', 'channels_last'])
 @pytest.mark.parametrize('seq_op', SEQ_OPS)
-def test_discrete_network_of_every_operation(seq_op):
+def test_discrete_network_of_every_operation(seq_op, layout):
     cell = [[(op, 0), (op, 1)] for op in gt.PRIMITIVES[:-1]]
     genotype = gt.Genotype(cell, [2, 3], cell, [2, 3], [[(seq_op, 0), (seq_op, 1)]], [2])
     net, (X, y) = AugmentCNN(None, 1, 4, 3, 3, False, genotype, C_rnn=6), batch(torch.float)
     expected = run(net, X, y, 'cpu')
+    net.to(memory_format=layout)
     assert_same(run(net, X, y, 'cuda'), expected, 1e-3)
     assert_same(run(net, X, y, 'cuda', autocast=True)[:1], expected[:1], .1)
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 import genotypes as gt
+from models import fast
 from models.ops import OPS, MixedOp, Zero, drop_path
 from models.rnn_ops import RNN_OPS
 from models.sync import BatchNorm2d, slow_on_cpu
@@ -94,3 +95,20 @@ def test_batch_norm_in_channels_last_is_pytorchs_and_keeps_the_layout(C):
         found.append([y, gradient, twice, norm.running_mean, norm.running_var, norm.eval()(x)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.double, torch.bfloat16])
+@pytest.mark.parametrize('stride', [1, 2, (1, 2), (2, 1)], ids=str)
+@pytest.mark.parametrize('size', [(1, 1), (4, 7), (13, 18)], ids=str)
+def test_average_pooling_that_pads_first_is_pytorchs(size, stride, dtype, monkeypatch):
+    """On a GPU in channels_last PyTorch's own padding gives wrong gradients; on a CPU it is the oracle."""
+    found, x, tolerance = [], torch.randn(2, 8, *size, dtype=dtype), 2e-2 if dtype is torch.bfloat16 else 1e-12
+    for on_gpu in (False, True):
+        monkeypatch.setattr(fast, 'on_gpu', lambda x, its=on_gpu: its)
+        its_x = x.clone(memory_format=torch.channels_last).requires_grad_()
+        y = OPS['avg_pool_3x3'](8, stride, False)[0](its_x)
+        y.sin().sum().backward()
+        found.append((y, its_x.grad))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+        assert a.dtype == b.dtype and a.is_contiguous(memory_format=torch.channels_last)
