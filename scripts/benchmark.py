@@ -136,7 +136,8 @@ def main(argv=None):
     else:
         utils.set_threads(args.threads)
         device = utils.choose_device(args.device)
-        found |= {'device': utils.describe_device(device), 'rows': measure(args.preset, device, args.warmup, args.repeats, steps),
+        found |= {'device': utils.describe_device(device),
+                  'rows': measure(args.preset, device, args.warmup, args.repeats, steps),
                   'memory': [bs.memory(form, args.preset, device, args.threads) for form in FORMS],
                   'growth': [] if args.no_growth else growth(device, max(3, args.repeats // 2))}
     print(benchmark_report.markdown(found))
