@@ -34,9 +34,9 @@ SPACES = [*(('cnn_ops', name) for name in gt.CNN_OP_SETS if name not in ('speech
           *(('rnn_ops', name) for name in gt.RNN_OP_SETS if name != 'speech')]
 
 
-def measure(preset, device, warmup, repeats, steps=tuple(benchmark_report.STEPS)) -> list:
-    """[{'step', 'fast', 'plain': ms, 'ratio'}] of these steps."""
-    search, augment, rows = bs.settings('search', preset), bs.settings('augment', preset), []
+def measure(preset, device, warmup, repeats, steps=tuple(benchmark_report.STEPS)):
+    """{'step', 'fast', 'plain': ms, 'ratio'} of each of these steps, as soon as it is known."""
+    search, augment = bs.settings('search', preset), bs.settings('augment', preset)
     genotype = bs.make_net(search, True).genotype()
     for name, config, more in (('weight_step', search, {}), ('alpha_step_1', search, {}), ('alpha_step_2', search, {}),
                                ('alpha_step_2 exact', search, {'hessian': 'exact'}),
@@ -44,20 +44,17 @@ def measure(preset, device, warmup, repeats, steps=tuple(benchmark_report.STEPS)
         if name not in steps:
             continue
         forms = bs.pair(config, device, **more)
-        rows.append(row({'step': name}, bs.take_turns(forms, name.split()[0], device, warmup, repeats)))
+        yield row({'step': name}, bs.take_turns(forms, name.split()[0], device, warmup, repeats))
         del forms
         gc.collect()
-    return rows
 
 
-def growth(device, repeats) -> list:
-    """[{'setting', 'value', 'fast', 'plain': ms, 'ratio'}]: a weight step of the default preset with one setting changed."""
-    rows = []
+def growth(device, repeats):
+    """{'setting', 'value', 'fast', 'plain': ms, 'ratio'} of a weight step, default preset, one setting changed at a time."""
     for name, value in ((name, value) for name, values in GROWTH.items() for value in values):
         forms = bs.pair(bs.settings('search', 'default', **{name: value}), device)
-        rows.append(row({'setting': name, 'value': value}, bs.take_turns(forms, 'weight_step', device, 2, repeats)))
+        yield row({'setting': name, 'value': value}, bs.take_turns(forms, 'weight_step', device, 2, repeats))
         del forms  # before the next pair is built
-    return rows
 
 
 def row(names, times):
@@ -127,23 +124,36 @@ def main(argv=None):
              'versions': f'python {platform.python_version()}, torch {torch.__version__}', 'preset': args.preset}
     if args.counts:
         found |= {'device': 'no device: operations counted on tensors without numbers', 'counts': counts(args.preset)}
-    elif args.sampled:
-        utils.set_threads(args.threads)
-        device = utils.choose_device(args.device)
+        return write(found, args.json)
+    utils.set_threads(args.threads)
+    device = utils.choose_device(args.device)
+    found['device'] = utils.describe_device(device)
+    if args.sampled:
         changes = {'batch_size': args.batch_size} if args.batch_size else {}
-        found |= {'device': utils.describe_device(device), 'sampled': benchmark_sampled.compare(
-            args.preset, device, args.warmup, args.repeats, args.threads, **changes)}
-    else:
-        utils.set_threads(args.threads)
-        device = utils.choose_device(args.device)
-        found |= {'device': utils.describe_device(device),
-                  'rows': measure(args.preset, device, args.warmup, args.repeats, steps),
-                  'memory': [bs.memory(form, args.preset, device, args.threads) for form in FORMS],
-                  'growth': [] if args.no_growth else growth(device, max(3, args.repeats // 2))}
+        found['sampled'] = benchmark_sampled.compare(args.preset, device, args.warmup, args.repeats, args.threads, **changes)
+        return write(found, args.json)
+    parts = {'rows': measure(args.preset, device, args.warmup, args.repeats, steps),
+             'memory': (bs.memory(form, args.preset, device, args.threads) for form in FORMS),
+             'growth': () if args.no_growth else growth(device, max(3, args.repeats // 2))}
+    found |= {name: [] for name in parts}
+    for name, rows in parts.items():
+        for figures in rows:
+            found[name].append(figures)
+            keep(found, args.json)  # a run that is stopped keeps what it has measured
+    write(found, args.json)
+
+
+def write(found: dict, path: Path | None):
+    """Prints the tables, and keeps them."""
     print(benchmark_report.markdown(found))
-    if args.json:
-        utils.write_json(args.json, found)
-        args.json.with_suffix('.md').write_text(benchmark_report.markdown(found))
+    keep(found, path)
+
+
+def keep(found: dict, path: Path | None):
+    """Writes the figures to path and their tables to .md beside it."""
+    if path:
+        utils.write_json(path, found)
+        path.with_suffix('.md').write_text(benchmark_report.markdown(found))
 
 
 if __name__ == '__main__':

@@ -84,6 +84,19 @@ def test_only_the_steps_that_are_named_are_measured(tiny, tmp_path, monkeypatch)
         benchmark.main(['--steps', 'weight'])
 
 
+def test_a_run_that_is_stopped_keeps_what_it_has_measured(tiny, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(benchmark_steps, 'memory', stopped)
+    path = tmp_path / 'run.json'
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(['--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1', '--json', str(path),
+                        '--steps', 'weight_step'])
+    found = json.loads(path.read_text())
+    assert [row['step'] for row in found['rows']] == ['weight_step'] and found['memory'] == []
+    assert path.with_suffix('.md').read_text() == benchmark_report.markdown(found)
+
+
 def test_a_folder_that_is_not_there_is_said_before_an_hour_is_spent(tmp_path):
     with pytest.raises(benchmark.utils.UserError, match='--json'):
         benchmark.main(['--json', str(tmp_path / 'none' / 'run.json')])
