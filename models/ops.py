@@ -58,8 +58,8 @@ class PoolBN(nn.Sequential):
 class AvgPool(nn.AvgPool2d):
     """The mean of those positions of a 3x3 window that lie within the map.
 
-    A GPU pads first. PyTorch's own padding gives wrong gradients there, without a word, if maps are in channels_last
-    (https://github.com/pytorch/pytorch/issues/188344; seen with torch 2.11 on an H100).
+    On a GPU the map is padded first. PyTorch's own padding gives wrong gradients there, without a warning, if maps are in
+    channels_last (https://github.com/pytorch/pytorch/issues/188344; seen with torch 2.11 on an H100).
     """
 
     def __init__(self, stride):

@@ -1,16 +1,16 @@
 """Speed, memory and operations of search and retraining, in the fast and the plain form of the same networks, in one run.
 
-    python scripts/benchmark.py [--preset paper] [--device cuda] [--json FILE]
+    python scripts/benchmark.py [--preset paper] [--device cuda] [--steps weight_step,augment_step] [--json FILE]
     python scripts/benchmark.py --counts --preset paper [--json FILE]
     python scripts/benchmark.py --sampled --preset paper [--json FILE]
 
 The plain form is what DARTS' code does: eager, contiguous, float32, a loop over edges and operations, and for order 2 a second
 network. The fast form is what search.py and augment.py do on this device. The forms take turns after a warm-up; times are
 medians. alpha_step_2 is DARTS' finite difference. DARTS' code has no exact product, so that "alpha_step_2 exact" has the same
-Architect in both forms. --counts needs no GPU, and counts what a GPU waits for. --sampled compares the two relaxations instead.
+Architect in both forms. --counts needs no GPU: it counts the operations that one is sent. --sampled compares the two
+relaxations instead.
 """
 import argparse
-import gc
 import os
 import platform
 import shlex
@@ -46,7 +46,7 @@ def measure(preset, device, warmup, repeats, steps=tuple(benchmark_report.STEPS)
         forms = bs.pair(config, device, **more)
         yield row({'step': name}, bs.take_turns(forms, name.split()[0], device, warmup, repeats))
         del forms
-        gc.collect()
+        bs.free()
 
 
 def growth(device, repeats):
@@ -54,13 +54,14 @@ def growth(device, repeats):
     for name, value in ((name, value) for name, values in GROWTH.items() for value in values):
         forms = bs.pair(bs.settings('search', 'default', **{name: value}), device)
         yield row({'setting': name, 'value': value}, bs.take_turns(forms, 'weight_step', device, 2, repeats))
-        del forms  # before the next pair is built
+        del forms
+        bs.free()  # before the next pair is built
 
 
 def row(names, times):
     """A row of times in ms, None where memory was too small; then there is no ratio either."""
     found = {**names, **{form: t and 1e3 * t for form, t in times.items()}}
-    found['ratio'] = found['plain'] / found['fast'] if found['plain'] and found['fast'] else None
+    found['ratio'] = benchmark_report.ratio(found['plain'], found['fast'])
     fast, plain, ratio = (benchmark_report.number(found[name], digits) for name, digits in
                           (('fast', 1), ('plain', 1), ('ratio', 2)))
     print(*names.values(), f'fast {fast} ms, plain {plain} ms, ratio {ratio}', flush=True)
@@ -117,6 +118,8 @@ def main(argv=None):
             raise utils.UserError(f'--{name} must be from {low} to {high}')
     if unknown := set(steps := args.steps.split(',')) - set(benchmark_report.STEPS):
         raise utils.UserError(f'--steps: {", ".join(sorted(unknown))} is none of {", ".join(benchmark_report.STEPS)}')
+    if args.steps != parser.get_default('steps') and (args.counts or args.sampled):
+        raise utils.UserError('--steps has no effect with --counts and --sampled: leave it out')
     if args.json and not args.json.parent.is_dir():
         raise utils.UserError(f'--json {args.json}: {args.json.parent} is not a folder')
     found = {'command': shlex.join(['python', 'scripts/benchmark.py', *(sys.argv[1:] if argv is None else argv)]),
@@ -130,7 +133,9 @@ def main(argv=None):
     found['device'] = utils.describe_device(device)
     if args.sampled:
         changes = {'batch_size': args.batch_size} if args.batch_size else {}
-        found['sampled'] = benchmark_sampled.compare(args.preset, device, args.warmup, args.repeats, args.threads, **changes)
+        for figures in benchmark_sampled.compare(args.preset, device, args.warmup, args.repeats, args.threads, **changes):
+            found['sampled'] = figures
+            keep(found, args.json)
         return write(found, args.json)
     parts = {'rows': measure(args.preset, device, args.warmup, args.repeats, steps),
              'memory': (bs.memory(form, args.preset, device, args.threads) for form in FORMS),
@@ -139,7 +144,7 @@ def main(argv=None):
     for name, rows in parts.items():
         for figures in rows:
             found[name].append(figures)
-            keep(found, args.json)  # a run that is stopped keeps what it has measured
+            keep(found, args.json)
     write(found, args.json)
 
 
@@ -150,7 +155,7 @@ def write(found: dict, path: Path | None):
 
 
 def keep(found: dict, path: Path | None):
-    """Writes the figures to path and their tables to .md beside it."""
+    """Writes the figures to path and their tables to .md beside it: at once, so that a run that is stopped keeps them."""
     if path:
         utils.write_json(path, found)
         path.with_suffix('.md').write_text(benchmark_report.markdown(found))

@@ -1,4 +1,4 @@
-"""Counts the operations that a step sends to a GPU, which waits for every one of them; needs no GPU.
+"""Counts the operations that a step sends to a GPU; needs no GPU.
 
 Tensors are fake: they have sizes but no numbers (FakeTensorMode). They are CPU tensors, since autograd refuses to go backward
 on a `cuda` device that is not there; the forms for a GPU are forced, and a call of a library recurrence counts as the one

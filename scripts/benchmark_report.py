@@ -20,6 +20,11 @@ def number(value, digits: int) -> str:
     return 'out of memory' if value is None else f'{value:.{digits}f}'
 
 
+def ratio(a: float | None, b: float | None) -> float | None:
+    """a / b; None if one of them did not fit into memory."""
+    return a / b if a and b else None
+
+
 def markdown(found: dict) -> str:
     """All tables of one run."""
     lines = [f'`{found["command"]}`', '',
@@ -33,9 +38,11 @@ def markdown(found: dict) -> str:
     if 'sampled' in found:
         forms = ['softmax', 'gumbel', 'uniform']
         rows = [(f'{STEPS[row["step"]]}, ms', [row[form] for form in forms], 1) for row in found['sampled']['steps']]
-        rows.append(('peak memory of a search, MiB', [m['peak_mib'] for m in found['sampled']['memory']], 0))
+        if len(found['sampled']['memory']) == len(forms):
+            rows.append(('peak memory of a search, MiB', [m['peak_mib'] for m in found['sampled']['memory']], 0))
         lines += [*table(['', 'softmax', 'sampled: gumbel', 'sampled: uniform', 'softmax / gumbel', 'softmax / uniform'],
-                         [[what, *(f'{v:.{digits}f}' for v in values), *(f'**{values[0] / v:.2f}**' for v in values[1:])]
+                         [[what, *(number(v, digits) for v in values),
+                           *(f'**{number(ratio(values[0], v), 2)}**' for v in values[1:])]
                           for what, values, digits in rows]), '']
     if found.get('growth'):
         lines += [*table(['weight step, default preset but for', '', 'fast, ms', 'plain, ms', 'ratio'],
@@ -50,13 +57,14 @@ def markdown(found: dict) -> str:
 
 def summary(runs: list) -> str:
     """One table of several runs: ms of the fast form, and how many times as long, or as large, the plain form is."""
+    def cell(fast, plain, unit):
+        return f'{number(fast, 0)} {unit}, {number(ratio(plain, fast), 1)}x' if fast and plain else 'out of memory'
     rows = []
     for found in runs:
-        by_step, (fast, plain) = {r['step']: r for r in found['rows']}, (m['peak_mib'] for m in found['memory'])
+        by_step, memory = {r['step']: r for r in found['rows']}, [m['peak_mib'] for m in found['memory']]
         rows.append([found['device'], found['preset'],
-                     *(f'{number(by_step[s]["fast"], 0)} ms, {number(by_step[s]["ratio"], 1)}x' if s in by_step
-                       else 'not measured' for s in STEPS),
-                     f'{fast:.0f} MiB, {plain / fast:.1f}x'])
+                     *(cell(by_step[s]['fast'], by_step[s]['plain'], 'ms') if s in by_step else 'not measured' for s in STEPS),
+                     cell(*memory, 'MiB') if len(memory) == 2 else 'not measured'])
     return '\n'.join(table(['device', 'preset', *STEPS.values(), 'peak memory'], rows))
 
 

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 from models.sampled import Sampler
 from scripts import benchmark_steps as bs
+from scripts.benchmark_report import number
 
 FORMS = ('softmax', 'gumbel', 'uniform')  # the mixture, and the two ways to draw a path
 
@@ -26,13 +27,20 @@ class SampledSteps(bs.Steps):
         super().alpha_step_1()
 
 
-def compare(preset: str, device, warmup: int, repeats: int, threads: int, **changes) -> dict:
-    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': bs.memory of each form}. changes: of settings."""
-    forms, rows = [SampledSteps(form, bs.settings('search', preset, **changes), device) for form in FORMS], []
+def compare(preset: str, device, warmup: int, repeats: int, threads: int, **changes):
+    """{'steps': [{'step', 'softmax', 'gumbel', 'uniform': ms}], 'memory': bs.memory of each form}, whenever it has grown.
+
+    changes: of settings.
+    """
+    forms = [SampledSteps(form, bs.settings('search', preset, **changes), device) for form in FORMS]
+    found = {'steps': [], 'memory': []}
     for step in ('weight_step', 'alpha_step_1'):
         times = bs.take_turns(forms, step, device, warmup, repeats)
-        rows.append({'step': step, **{form: 1e3 * t for form, t in times.items()}})
-        print(step, *(f'{form} {1e3 * t:.1f} ms' for form, t in times.items()), flush=True)
+        found['steps'].append({'step': step, **{form: t and 1e3 * t for form, t in times.items()}})
+        print(step, *(f'{form} {number(ms, 1)} ms' for form, ms in found['steps'][-1].items() if form != 'step'), flush=True)
+        yield found
     del forms
-    return {'steps': rows, 'memory': [bs.memory(form, preset, device, threads, SampledSteps, **changes)
-                                       for form in FORMS]}
+    bs.free()
+    for form in FORMS:
+        found['memory'].append(bs.memory(form, preset, device, threads, SampledSteps, **changes))
+        yield found

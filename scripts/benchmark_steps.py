@@ -120,9 +120,14 @@ def take_turns(forms: list, step: str, device, warmup: int, repeats: int) -> dic
                 found[steps.form] = None
             if found[steps.form] is None:  # after the exception, which holds the step's tensors
                 steps.net.zero_grad(set_to_none=True)
-                gc.collect()
-                torch.cuda.empty_cache()
+                free()
     return {form: times and statistics.median(times[warmup:]) for form, times in found.items()}
+
+
+def free():
+    """Gives memory of what is no longer used back to the GPU, for other networks and processes."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def memory(form, preset, device, threads, steps=Steps, **changes) -> dict:

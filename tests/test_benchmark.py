@@ -95,6 +95,11 @@ def test_a_run_that_is_stopped_keeps_what_it_has_measured(tiny, tmp_path, monkey
     found = json.loads(path.read_text())
     assert [row['step'] for row in found['rows']] == ['weight_step'] and found['memory'] == []
     assert path.with_suffix('.md').read_text() == benchmark_report.markdown(found)
+    assert benchmark_report.summary([found]).splitlines()[2].count('not measured') == 5
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(['--sampled', '--device', 'cpu', '--threads', '1', '--warmup', '1', '--repeats', '1',
+                        '--json', str(path)])
+    assert [row['step'] for row in json.loads(path.read_text())['sampled']['steps']] == ['weight_step', 'alpha_step_1']
 
 
 def test_a_folder_that_is_not_there_is_said_before_an_hour_is_spent(tmp_path):
@@ -142,3 +147,7 @@ def test_a_step_that_does_not_fit_into_memory_has_no_time_and_the_others_go_on(c
     found = {'command': 'c', 'device': 'd', 'machine': 'm', 'versions': 'v', 'preset': 'p', 'rows': [row], 'memory': []}
     assert 'plain out of memory ms' in capsys.readouterr().out
     assert f'| weight step | {row["fast"]:.1f} | out of memory | **out of memory** |' in benchmark_report.markdown(found)
+    assert '| p | out of memory | not measured |' in benchmark_report.summary([found])
+    sampled = {'steps': [{'step': 'weight_step', 'softmax': None, 'gumbel': 2., 'uniform': 1.}], 'memory': []}
+    text = benchmark_report.markdown({**found, 'sampled': sampled, 'rows': []})
+    assert '| weight step, ms | out of memory | 2.0 | 1.0 | **out of memory** | **out of memory** |' in text

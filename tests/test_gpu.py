@@ -66,17 +66,18 @@ def run(net, X, y, device, autocast=False):
 def test_every_cnn_operation_in_both_layouts(op, stride, layout):
     """Gradients too: PyTorch's average pooling with padding has wrong ones in channels_last.
 
-    In float64: in float32 some input lies so near to zero that rounding moves it across the kink of a ReLU.
+    The tolerance lets rounding move an input across the kink of a ReLU, which changes gradients by 0.2% here. It could be
+    smaller in float64, but then cuDNN's convolutions take no channels_last.
     """
-    net, x = OPS[op](8, stride, True).double(), torch.randn(4, 8, 13, 18, dtype=torch.double)
-    direction, found = torch.randn(net(x).shape, dtype=torch.double), []
+    net, x = OPS[op](8, stride, True), torch.randn(4, 8, 13, 18)
+    direction, found = torch.randn(net(x).shape), []
     for device, its in (('cpu', torch.contiguous_format), ('cuda', layout)):
         its_net = copy.deepcopy(net).to(device, memory_format=its)
         its_x = x.to(device, memory_format=its, copy=True).requires_grad_()
         y = its_net(its_x)
         inputs = [its_x, *its_net.parameters()]
         found.append([t.cpu() for t in (y, *torch.autograd.grad((y * direction.to(device)).sum(), inputs))])
-    assert_same(found[1], found[0], 1e-8)
+    assert_same(found[1], found[0], 1e-2)
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['contiguous', 'channels_last'])
@@ -87,7 +88,7 @@ def test_discrete_network_of_every_operation(seq_op, layout):
     net, (X, y) = AugmentCNN(None, 1, 4, 3, 3, False, genotype, C_rnn=6), batch(torch.float)
     expected = run(net, X, y, 'cpu')
     net.to(memory_format=layout)
-    assert_same(run(net, X, y, 'cuda'), expected, 1e-3)
+    assert_same(run(net, X, y, 'cuda'), expected, 1e-2)  # as above
     assert_same(run(net, X, y, 'cuda', autocast=True)[:1], expected[:1], .1)
 
 

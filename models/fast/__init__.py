@@ -1,7 +1,8 @@
 """What makes search and retraining fast. Everything here computes what models/search_cells.py and models/ops.py say.
 
-A CPU waits for memory, so cells share what depends on a state alone and keep few maps (folding, depthwise). A GPU waits for
-operations to be launched, so cells put edges side by side in one tensor (side_by_side).
+A CPU waits for memory, so cells share what depends on a state alone and keep few maps (folding, depthwise). On a GPU every
+operation has to be launched, which takes longer than to compute a small map, so cells put edges side by side in one tensor
+(side_by_side). At the paper's sizes maps are not small: docs/benchmarks/h100.md.
 """
 from torch import Tensor
 
