@@ -170,7 +170,8 @@ print([(u.label, u.speaker, u.gender) for u in datasets.scan('lab', 'lab')])
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_predictions():
-    models = {'searched on nEMO': 'transferred', 'random search on nEMO, same minutes': 'random_transferred',
+    models = {'searched on each fold': 'searched',
+              'searched on nEMO': 'transferred', 'random search on nEMO, same minutes': 'random_transferred',
               'random genotype': 'random', 'CNN-GRU (`cnn_gru`)': 'cnn_gru', 'CNN-GRU, matched': 'cnn_gru_matched',
               'CNN-LSTM with attention, of the paper, matched': 'cnn_lstm_att_matched', 'linear SVM': 'svm',
               "linear SVM on openSMILE's ComParE functionals": 'svm_compare'}
@@ -181,20 +182,22 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_predictions():
         scores = uas(corpus)
         for row, model in (on_log_mel if corpus.endswith('paper') else models).items():
             cells = re.search(rf'^\| {re.escape(row)} \|(.*)\|$', text, re.M)[1].split('|')
-            found = scores[model]
+            found = scores.get(model, [])
             deviation = f' ± {statistics.stdev(found):.1f}' if len(set(found)) > 1 else ''
-            assert cells[i % 4].strip() == f'{statistics.mean(found):.1f}{deviation}'
+            assert cells[i % 4].strip() == (f'{statistics.mean(found):.1f}{deviation}' if found else ''), (row, corpus)
 
 
 def uas(corpus):
-    """{model: [UA of a seed in percent, ...]} of the committed predictions."""
+    """{model: [UA of a seed in percent, ...]} of the committed predictions of seeds that have all folds."""
     rows, found = defaultdict(lambda: ([], [])), defaultdict(list)
     with open(ROOT / 'docs' / 'results' / corpus / 'predictions.csv', newline='') as f:
         for row in csv.DictReader(f):
             for values, column in zip(rows[row['model'], row['seed']], ('label', 'predicted')):
                 values.append(row[column])
+    whole = max(len(labels) for labels, _ in rows.values())
     for (model, _), (labels, predicted) in rows.items():
-        found[model].append(100 * recall_score(labels, predicted, average='macro', labels=sorted(set(labels))))
+        if len(labels) == whole:
+            found[model].append(100 * recall_score(labels, predicted, average='macro', labels=sorted(set(labels))))
     return found
 
 
