@@ -1,6 +1,7 @@
 """Processes that start at the same moment on one run or one cache."""
 import os
 import shutil
+import signal
 import time
 from types import SimpleNamespace
 
@@ -19,7 +20,10 @@ DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d',
 
 
 def at_once(n, do, last=lambda: None):
-    """Exit codes of n forks that call do(i) at the same moment; 2 for a UserError. last(): called when one is left."""
+    """Exit codes of n forks that call do(i) at the same moment; 2 for a UserError. last(): called when one is left.
+
+    A fork that is still there after a minute is killed. PyTorch's FFT can hang in a fork of a process that has used it.
+    """
     ready, go = os.pipe(), os.pipe()
     pids = []
     for i in range(n):
@@ -48,6 +52,9 @@ def at_once(n, do, last=lambda: None):
                 codes[pid] = os.waitstatus_to_exitcode(status)
         if len(codes) == n - 1 or time.monotonic() > deadline:
             last()
+        if time.monotonic() > deadline + 30:
+            for pid in {*pids} - {*codes}:
+                os.kill(pid, signal.SIGKILL)
         time.sleep(.01)
     return [codes[pid] for pid in pids]
 
