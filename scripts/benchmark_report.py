@@ -34,7 +34,8 @@ def markdown(found: dict) -> str:
                        [[STEPS[r['step']], number(r['fast'], 1), number(r['plain'], 1), f'**{number(r["ratio"], 2)}**']
                         for r in found['rows']])
         lines += ['', *table(['in a process of its own', 'peak memory of an order-1 search, MiB', 'building and first step, s'],
-                             [[m['form'], f'{m["peak_mib"]:.0f}', f'{m["first_step_s"]:.1f}'] for m in found['memory']]), '']
+                             [[m['form'], number(m['peak_mib'], 0), number(m['first_step_s'], 1)]
+                              for m in found['memory']]), '']
     if 'sampled' in found:
         forms = ['softmax', 'gumbel', 'uniform']
         rows = [(f'{STEPS[row["step"]]}, ms', [row[form] for form in forms], 1) for row in found['sampled']['steps']]

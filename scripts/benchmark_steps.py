@@ -133,6 +133,7 @@ def free():
 def memory(form, preset, device, threads, steps=Steps, **changes) -> dict:
     """In a process of its own: seconds of building and first step, and peak MiB of an order-1 search step.
 
+    Both are None if the step needs more memory than the GPU has.
     steps: class of the steps. changes: of the preset's settings.
     """
     context = multiprocessing.get_context('spawn')
@@ -145,7 +146,16 @@ def memory(form, preset, device, threads, steps=Steps, **changes) -> dict:
     return queue.get()
 
 
-def _memory(queue, form, preset, device, threads, steps, changes):
+def _memory(queue, form, *args):
+    try:
+        peak, first = _peak(form, *args)
+    except torch.OutOfMemoryError:
+        peak = first = None
+    queue.put({'form': form, 'peak_mib': peak, 'first_step_s': first})
+
+
+def _peak(form, preset, device, threads, steps, changes) -> tuple:
+    """(peak MiB, seconds of building and first step) of this process."""
     utils.set_threads(threads)
     device, began = torch.device(device), time.perf_counter()
     if device.type == 'cuda':
@@ -157,7 +167,7 @@ def _memory(queue, form, preset, device, threads, steps, changes):
         steps.weight_step()
         steps.alpha_step_1()
     peak = torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else resident('VmHWM') - start
-    queue.put({'form': form, 'peak_mib': peak / 2 ** 20, 'first_step_s': first})
+    return peak / 2 ** 20, first
 
 
 def resident(field: str) -> int:

@@ -151,3 +151,19 @@ def test_a_step_that_does_not_fit_into_memory_has_no_time_and_the_others_go_on(c
     sampled = {'steps': [{'step': 'weight_step', 'softmax': None, 'gumbel': 2., 'uniform': 1.}], 'memory': []}
     text = benchmark_report.markdown({**found, 'sampled': sampled, 'rows': []})
     assert '| weight step, ms | out of memory | 2.0 | 1.0 | **out of memory** | **out of memory** |' in text
+
+
+class Large(benchmark_steps.Steps):
+    """Steps of a network that never fits."""
+
+    def alpha_step_1(self):
+        raise torch.OutOfMemoryError
+
+
+def test_a_search_that_does_not_fit_into_memory_has_no_peak_and_the_others_go_on():
+    found = [benchmark_steps.memory('plain', 'default', torch.device('cpu'), 1, steps, **TINY, **TINY_SEARCH)
+             for steps in (Large, benchmark_steps.Steps)]
+    assert found[0] == {'form': 'plain', 'peak_mib': None, 'first_step_s': None} and found[1]['peak_mib'] > 0
+    text = benchmark_report.markdown({'command': 'c', 'device': 'd', 'machine': 'm', 'versions': 'v', 'preset': 'p',
+                                      'rows': [], 'memory': found})
+    assert '| plain | out of memory | out of memory |' in text
