@@ -52,7 +52,7 @@ def main(argv=None):
         print(text)
         if not own.dry_run:
             utils.write_aside(path / 'report.md', lambda f: f.write(text.encode()))
-            spread_report.write(path, found)
+            spread_report.write(path / 'spread.png', found)
             print(f'report: {path / "report.md"}')
 
 

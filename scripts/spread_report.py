@@ -1,6 +1,8 @@
-"""The report and the figure of scripts/spread.py. As a program it draws the figure of finished trainings anew:
+"""The report and the figure of scripts/spread.py. As a program it draws the figure of finished trainings anew, or one of
+several folders, such as bands of parameters, if only the networks differ:
 
     python scripts/spread_report.py docs/search/nemo
+    python scripts/spread_report.py docs/search/nemo-speech-5k docs/search/nemo-speech-20k -o bands.png
 """
 import argparse
 import sys
@@ -10,6 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import config as cf  # noqa: E402
 from scripts.spread_statistics import (  # noqa: E402
     DIFFERENCE,
     better_half,
@@ -28,6 +31,8 @@ CANDIDATES = (8, 300)  # networks among which a search chooses
 TABLES = (1, 5)  # folds of the tables for which the report counts seeds
 AXES = {'parameters': 'parameters', 'latency_ms': 'ms for an utterance of 3 s on one CPU thread, features excluded'}
 MARKERS = '^sDvPX<>ph*'  # of hand-made networks
+COLOURS = 'tab:blue', 'tab:green', 'tab:orange', 'tab:purple', 'tab:brown', 'tab:cyan'  # of genotypes, a colour a folder
+MAY_DIFFER = {'name', 'seed', *cf.names_of(cf.SpaceSettings, cf.NetworkSettings)} - {'dropout'}  # within one figure
 
 
 def table(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int],
@@ -130,62 +135,89 @@ def _hand_made(rows):
     yield ''
 
 
-def draw(rows: list[dict]):
+def draw(*groups: list[dict], names=()):
     """UA of every training against parameters, and against latency if it was measured, as a matplotlib Figure.
 
     A solid line joins the trainings of one network. A dashed line joins the sizes of one hand-made network; in the panel of
-    latency they are told apart by their thousands of parameters.
+    latency they are told apart by their thousands of parameters. groups: the rows of a folder each; names: of several folders.
     """
     from matplotlib.figure import Figure  # slow to import
     from matplotlib.ticker import LogLocator
-    panels = [(column, label) for column, label in AXES.items() if any(row.get(column) for row in rows)]
+    panels = [(column, label) for column, label in AXES.items() if any(row.get(column) for rows in groups for row in rows)]
     figure = Figure(figsize=(.5 + 5.5 * len(panels), 4.8), layout='constrained')
-    names = dict.fromkeys(row['architecture'] for row in rows)
+    networks = {}  # {(number of the folder, or None for hand-made ones; name): rows}
+    for i, rows in enumerate(groups):
+        for row in rows:
+            networks.setdefault((i if row['genotype'] else None, row['architecture']), []).append(row)
     for axes, (column, label) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         axes.set(xscale='log', xlabel=label, ylabel='UA, %' if column == 'parameters' else '')
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter('{x:,g}')
         axes.xaxis.set_minor_formatter('')
         hand_made = {}  # {name: [(x, mean UA)]}
-        for name in names:
-            its = [row for row in rows if row['architecture'] == name and row.get(column)]
+        for (group, name), its in networks.items():
+            its = [row for row in its if row.get(column)]
             if not its:
                 continue
-            x, ua, drawn = [row[column] for row in its], [100 * row['ua'] for row in its], bool(its[0]['genotype'])
-            family = 'random genotypes' if drawn else f'{name.partition(":")[0]}, hand-made'
-            if not drawn:
+            x, ua = [row[column] for row in its], [100 * row['ua'] for row in its]
+            if group is None:
+                family, colour = f'{name.partition(":")[0]}, hand-made', 'tab:red'
                 hand_made.setdefault(family, []).append((x[0], np.mean(ua)))
+                marker = MARKERS[list(hand_made).index(family) % len(MARKERS)]
                 if column != 'parameters':
                     axes.annotate(f'{its[0]["parameters"] / 1000:.0f} k', (x[0], max(ua)), (0, 5), textcoords='offset points',
-                                  ha='center', color='tab:red', fontsize=8)
-            marker = 'o' if drawn else MARKERS[list(hand_made).index(family) % len(MARKERS)]
-            axes.plot(x, ua, f'{marker}-', color='tab:blue' if drawn else 'tab:red', ms=4, lw=.7, alpha=.7, label=family)
+                                  ha='center', color=colour, fontsize=8)
+            else:
+                family = f'random genotypes of {names[group]}' if len(groups) > 1 else 'random genotypes'
+                colour, marker = COLOURS[group % len(COLOURS)], 'o'
+            axes.plot(x, ua, f'{marker}-', color=colour, ms=4, lw=.7, alpha=.7, label=family)
             axes.plot(x[0], np.mean(ua), '_', color='black', ms=12, label='mean')
         for points in hand_made.values():
             axes.plot(*zip(*sorted(points)), '--', color='tab:red', lw=1)
     labels = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(labels.values(), labels, loc='outside upper center', ncols=len(labels), fontsize=9, frameon=False)
+    figure.legend(labels.values(), labels, loc='outside upper center', ncols=3 if len(groups) > 1 else len(labels), fontsize=9,
+                  frameon=False)
     return figure
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description='Draw the figure of scripts/spread.py anew: spread.png.', allow_abbrev=False)
-    parser.add_argument('folder', type=Path, help='folder with trainings.csv, such as runs/spread/NAME')
-    path = parser.parse_args(argv).folder
+    parser = argparse.ArgumentParser(description='Draw the figure of scripts/spread.py anew: spread.png, or one figure of '
+                                     'several folders.', allow_abbrev=False)
+    parser.add_argument('folder', type=Path, nargs='+', help='folder with trainings.csv, such as runs/spread/NAME')
+    parser.add_argument('-o', '--out', type=Path, metavar='FILE', help='the figure, which several folders need')
+    args = parser.parse_args(argv)
     import utils
     from scripts import spread_plan, trainings  # these load torch
     advice = 'name a folder of scripts/spread.py'
-    if not (rows := trainings.read_rows(path / 'trainings.csv', spread_plan.COLUMNS, advice)):
-        raise utils.UserError(f'{path}/trainings.csv does not exist or has no rows: {advice}')
-    write(path, rows)
-    print(f'figure: {path / "spread.png"}')
+    groups = []
+    for path in args.folder:
+        groups.append(trainings.read_rows(path / 'trainings.csv', spread_plan.COLUMNS, advice))
+        if not groups[-1]:
+            raise utils.UserError(f'{path}/trainings.csv does not exist or has no rows: {advice}')
+    if len(groups) > 1:
+        if not args.out:
+            raise utils.UserError('name the figure of several folders: -o FILE')
+        check_alike(args.folder)
+    path = args.out or args.folder[0] / 'spread.png'
+    write(path, *groups, names=[folder.name for folder in args.folder])
+    print(f'figure: {path}')
 
 
-def write(folder: Path, rows: list[dict]):
-    """Writes spread.png."""
+def check_alike(folders: list[Path]):
+    """UserError if the folders differ in data, features or training, and not only in the networks that were trained."""
     import utils  # loads torch
-    figure = draw(rows)
-    utils.write_aside(folder / 'spread.png', lambda f: figure.savefig(f, dpi=110, format='png'))
+    first, *others = [utils.read_yaml_file(folder / 'settings.yaml') for folder in folders]
+    for folder, settings in zip(folders[1:], others):
+        for name in sorted({*first, *settings} - MAY_DIFFER):
+            if utils.recorded(first, name) != utils.recorded(settings, name):
+                raise utils.UserError(f'{folder}: its {name} differs from that of {folders[0]}, so scores cannot be compared')
+
+
+def write(path: Path, *groups: list[dict], names=()):
+    """Writes the figure."""
+    import utils  # loads torch
+    figure = draw(*groups, names=names)
+    utils.write_aside(path, lambda f: figure.savefig(f, dpi=110, format='png'))
 
 
 if __name__ == '__main__':

@@ -190,3 +190,31 @@ def test_the_figure_is_drawn_anew_from_committed_trainings(tmp_path, capsys):
     for folder, why in ((tmp_path / 'none', 'does not exist'), (other, 'is damaged: name a folder')):
         with pytest.raises(UserError, match=f'/trainings.csv {why}'):
             spread_report.main([str(folder)])
+
+
+def test_bands_are_drawn_together_if_nothing_else_differs(tmp_path, capsys):
+    kept = spread.Path(__file__).parent.parent / 'docs/search/nemo-speech-20k'
+    small, large, out = tmp_path / 'small', tmp_path / 'large', tmp_path / 'bands.png'
+    settings = (kept / 'settings.yaml').read_text()
+    for folder in (small, large):
+        folder.mkdir()
+        (folder / 'trainings.csv').write_text((kept / 'trainings.csv').read_text())
+    (small / 'settings.yaml').write_text(settings)
+    (large / 'settings.yaml').write_text(settings.replace('band: 15000-25000', 'band: 60000-100000'))
+    with pytest.raises(UserError, match='name the figure of several folders: -o FILE'):
+        spread_report.main([str(small), str(large)])
+    spread_report.main([str(small), str(large), '-o', str(out)])
+    assert f'figure: {out}' in capsys.readouterr().out and out.stat().st_size > 1000
+    rows = list(spread.read_rows(kept / 'trainings.csv', []).values())
+    drawn, made = ([row for row in rows if bool(row['genotype']) is genotypes] for genotypes in (True, False))
+    axes = spread_report.draw(drawn, drawn[:6] + made, names=['small', 'large']).axes[0]
+    found = {label: [line for line in axes.lines if line.get_label() == label] for label in axes.get_legend_handles_labels()[1]}
+    assert {label: sum(len(line.get_xdata()) for line in lines) for label, lines in found.items() if label != 'mean'} == {
+        'random genotypes of small': len(drawn), 'random genotypes of large': 6, 'cnn_gru, hand-made': len(made)}
+    assert len({line.get_color() for lines in found.values() for line in lines}) == 4
+    (large / 'settings.yaml').write_text(settings.replace('prosody: true', 'prosody: false'))
+    with pytest.raises(UserError, match='large: its prosody differs from that of .*small, so scores cannot be compared'):
+        spread_report.main([str(small), str(large), '-o', str(out)])
+    (large / 'settings.yaml').unlink()
+    with pytest.raises((UserError, FileNotFoundError), match='settings.yaml'):
+        spread_report.main([str(small), str(large), '-o', str(out)])
