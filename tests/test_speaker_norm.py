@@ -95,6 +95,37 @@ def test_training_moments_are_those_of_the_latest_recordings():
     assert unheard.isfinite().all()
 
 
+def filled_up(x, n, corpus):
+    """Mean and deviation of x (windows, C) of n recordings and of as many of the corpus' moments as make ten."""
+    w, (mean, std), var = n / 10, corpus, x.var(dim=0, unbiased=False) + speaker_norm.VARIANCE_FLOOR
+    both = w * x.mean(dim=0) + (1 - w) * mean
+    return both, (w * (var + x.mean(dim=0) ** 2) + (1 - w) * (std ** 2 + mean ** 2) - both ** 2).sqrt()
+
+
+def test_in_training_three_recordings_are_shrunk_towards_all():
+    norm, x = speaker_norm.SpeakerNorm(2, 2).double(), torch.randn(15, 2, dtype=torch.double)
+    speaker = (torch.arange(15) >= 12).long()
+    x[12:] += 3.
+    found = norm(x, speaker)
+    mean, std = filled_up(x[12:], 3, norm.corpus())
+    torch.testing.assert_close(found[12:], (x[12:] - mean) / std)
+    torch.testing.assert_close(found[:12], (x[:12] - x[:12].mean(dim=0)) / (
+        x[:12].var(dim=0, unbiased=False) + speaker_norm.VARIANCE_FLOOR).sqrt())
+
+
+@pytest.mark.parametrize('name', ['cnn_gru', 'discrete', 'supernet'])
+def test_at_test_three_recordings_are_shrunk_whatever_their_windows(name):
+    net, data, seen = network(name), corpus(), []
+    scores(net, data)
+    norm_of(net).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for X, _ in data.scoring_windows(7):
+        net(*X)
+    own = torch.cat(seen).detach()[data.speaker[data.window_owner] == 2]
+    assert len(own) > 3 == int((data.speaker == 2).sum())
+    for found, expected in zip(norm_of(net).adapted, filled_up(own, 3, norm_of(net).corpus()), strict=True):
+        torch.testing.assert_close(found[2], expected, rtol=1e-3, atol=1e-5)
+
+
 def test_the_batch_takes_part_in_the_gradient():
     norm, speaker = speaker_norm.SpeakerNorm(3, 2).double(), torch.arange(8) % 2
     norm(torch.randn(20, 3, dtype=torch.double), torch.arange(20) % 2)
