@@ -8,6 +8,7 @@ from conftest import ROOT
 from test_table import cells
 
 sys.path.insert(0, str(ROOT / 'scripts'))
+import contrast  # noqa: E402
 import table as tables  # noqa: E402
 
 # UA, WA and macro F1 of searched minus each model, as first published.
@@ -22,19 +23,36 @@ PUBLISHED = {
                       'cnn_gru_matched': '-1.2 -0.9 -1.0', 'svm': '+12.4 +13.8 +14.3'}}
 
 
-@pytest.mark.parametrize('corpus', PUBLISHED)
+RESULTS = ROOT / 'docs' / 'results'
+
+
+@pytest.mark.parametrize('corpus', sorted(path.parent.name for path in RESULTS.glob('*/table.csv')))
 def test_committed_predictions_give_the_committed_tables(corpus, tmp_path):
     """Scores to the last digit; intervals are drawn anew."""
-    kept = ROOT / 'docs' / 'results' / corpus
+    kept = RESULTS / corpus
     tables.make(kept, tmp_path, figures=False)
     now, then = pd.read_csv(tmp_path / 'table.csv'), pd.read_csv(kept / 'table.csv')
     drawn = [name for name in then if name.endswith(('_low', '_high'))]
     pd.testing.assert_frame_equal(now.drop(columns=drawn), then.drop(columns=drawn), rtol=1e-12, atol=0)
     np.testing.assert_allclose(now[drawn], then[drawn], atol=.005)
     for text in ((tmp_path / 'table.md').read_text(), (kept / 'table.md').read_text()):
-        for model, said in PUBLISHED[corpus].items():
+        for model, said in PUBLISHED.get(corpus, {}).items():
             rest = cells(text, model, 'searched minus | WA')
             assert [cells(text, model, 'searched minus | seeds')[2], rest[0], rest[3]] == said.split()
+
+
+@pytest.mark.parametrize('setting, seeds', [('speaker', '1-4'), ('corpus', '1-3')])
+def test_committed_predictions_give_the_committed_contrasts(setting, seeds, tmp_path):
+    """Differences and p to the last digit shown; ends of intervals to 0.2 points."""
+    folders = [RESULTS / (corpus if setting == 'corpus' else f'{corpus}-speaker') for corpus in ('emodb', 'ravdess')]
+    contrast.main([*map(str, folders), '--model', 'transferred', '--minus', 'random_transferred,cnn_gru_matched',
+                   '--seeds', seeds, '-o', str(tmp_path / 'rows.md')])
+    paths = tmp_path / 'rows.md', RESULTS / f'{setting}-contrasts.md'
+    found, kept = (pd.read_csv(path, sep='|', dtype=str) for path in paths)
+    interval = next(name for name in kept if 'interval' in name)
+    pd.testing.assert_frame_equal(found.drop(columns=interval), kept.drop(columns=interval))
+    ends = [[[float(end) for end in cell.split(' to ')] for cell in rows[interval][1:]] for rows in (found, kept)]
+    np.testing.assert_allclose(*ends, atol=.2)
 
 
 @pytest.mark.parametrize('corpus, model, score', [
@@ -44,5 +62,5 @@ def test_committed_predictions_give_the_committed_tables(corpus, tmp_path):
     ('ravdess-paper', 'cnn_gru', (0.6178385416666667, 0.6194444444444445, 0.6159568831317133)),
 ])
 def test_scores_are_those_first_published(corpus, model, score):
-    row = pd.read_csv(ROOT / 'docs' / 'results' / corpus / 'table.csv').set_index('model').loc[model]
+    row = pd.read_csv(RESULTS / corpus / 'table.csv').set_index('model').loc[model]
     assert tuple(row[['ua', 'wa', 'macro_f1']]) == score

@@ -17,6 +17,7 @@ from utils import UserError
 
 ARGS = ['--name', 's', '--dataset', 'manifest', '--epochs', '4', '--lr', '0.1', '--folds', '3', '--train_on_dev', *SMALL,
         '--n_nodes', '1', '--rnn_nodes', '1', '--architectures', '2', '--seeds', '2', '--workers', '1', '--threads', '1']
+SEARCH = spread.Path(__file__).parent.parent / 'docs' / 'search'
 
 
 @pytest.fixture(scope='module')
@@ -133,12 +134,17 @@ def test_folds_and_hand_made():
             spread_plan.baselines(spread_plan.configure(['--name', 's', '--hand_made', text])[0], config, ['angry', 'sad'])
 
 
+@pytest.mark.parametrize('folder', sorted(path.parent for path in SEARCH.glob('nemo*/trainings.csv')
+                                          if (path.parent / 'spread.png').exists()), ids=lambda path: path.name)
+def test_committed_reports_are_those_of_the_committed_trainings(folder):
+    rows = list(spread.read_rows(folder / 'trainings.csv', []).values())
+    assert spread_report.report(rows, 12, 3, [2]) == (folder / 'report.md').read_text()
+
+
 def test_committed_report_and_page_are_those_of_the_committed_trainings():
-    folder = spread.Path(__file__).parent.parent / 'docs' / 'search'
-    rows = list(spread.read_rows(folder / 'nemo' / 'trainings.csv', []).values())
+    rows = list(spread.read_rows(SEARCH / 'nemo' / 'trainings.csv', []).values())
     text = spread_report.report(rows, 12, 3, [2])
-    assert text == (folder / 'nemo' / 'report.md').read_text()
-    page = (folder.parent / 'search.md').read_text()
+    page = (SEARCH.parent / 'search.md').read_text()
     estimates = re.findall(r'^\| (.*?) \| (.*) \|$', text, re.M)[2:]
     assert len(estimates) > 12
     for name, numbers in estimates:
@@ -171,7 +177,7 @@ def test_rows_of_earlier_versions_have_no_latency(whole, tmp_path):
 
 
 def test_the_figure_is_drawn_anew_from_committed_trainings(tmp_path, capsys):
-    kept = spread.Path(__file__).parent.parent / 'docs/search/nemo-speech-20k/trainings.csv'
+    kept = SEARCH / 'nemo-speech-20k/trainings.csv'
     (tmp_path / 'trainings.csv').write_text(kept.read_text())
     spread_report.main([str(tmp_path)])
     assert f'figure: {tmp_path}/spread.png' in capsys.readouterr().out and (tmp_path / 'spread.png').stat().st_size > 1000
@@ -193,7 +199,7 @@ def test_the_figure_is_drawn_anew_from_committed_trainings(tmp_path, capsys):
 
 
 def test_bands_are_drawn_together_if_nothing_else_differs(tmp_path, capsys):
-    kept = spread.Path(__file__).parent.parent / 'docs/search/nemo-speech-20k'
+    kept = SEARCH / 'nemo-speech-20k'
     small, large, out = tmp_path / 'small', tmp_path / 'large', tmp_path / 'bands.png'
     settings = (kept / 'settings.yaml').read_text()
     for folder in (small, large):
