@@ -243,6 +243,26 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
         search.main(['--name', 'n', *argv[:-2]])
 
 
+@pytest.mark.parametrize('last_rung', [[], ['--last_rung', '0']], ids=['rungs', 'at once'])
+def test_random_candidates_of_a_search_that_was_interrupted_are_as_many(last_rung, small_corpus, tmp_path, monkeypatch):
+    """Trainings of before the interruption count; draws are repeated and count once; what was lost does not count."""
+    monkeypatch.chdir(tmp_path)
+    argv = [*ARGS, '--data_path', str(small_corpus), '--relaxation', 'none', '--finalist_epochs', '4', '--tournament_minutes',
+            '17', *last_rung]
+    clock = iter(range(0, 10_000, 30))
+    monkeypatch.setattr(finalists, 'time', SimpleNamespace(time=lambda: next(clock)))
+    search.main(['--name', 'whole', *argv])
+    assert len(read('whole')[0]['finalists']) > 3
+    for call in (2, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(finalists, 'train', killed(train, call, []))
+            with pytest.raises(KeyboardInterrupt):
+                search.main(['--name', f'killed-{call}', *argv])
+        close_all()
+        search.main(['--name', f'killed-{call}', *argv, '--resume'])
+        assert read(f'killed-{call}') == read('whole')
+
+
 def test_a_one_shot_search_trains_w_on_all_data_and_leaves_alpha(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [*ARGS, '--data_path', str(small_corpus), *'--epochs 2 --finalist_epochs 4 --candidates 6'.split(),
