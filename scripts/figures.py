@@ -8,6 +8,8 @@ from experiment import MODELS
 from jobs import MATCHED, RANDOM, TRANSFERS
 from matplotlib.figure import Figure
 
+from scripts.spread_report import AXES
+
 COLOURS = ['#d62728', '#17becf', '#000000', '#ffd700', '#000080',
            '#1f77b4', '#8c564b', '#e377c2', '#bcbd22', '#ff7f0e', '#9467bd', '#2ca02c', '#7f7f7f', '#006400']
 MARKERS = 'Dph*8o<>Pv^s'  # not as many as colours, so that each of 84 models has a pair of its own
@@ -103,14 +105,20 @@ def of_spread(summaries, results) -> Figure:
 
 
 def against_costs(summaries, results) -> Figure:
-    """UA against parameters, and against minutes of search and training. Vertical bars are the 95% intervals over speakers."""
-    figure = Figure(figsize=(13, 4.6), layout='constrained')
+    """UA against parameters, against minutes of search and training, and against latency if scripts/latency.py measured it.
+
+    Vertical bars are the 95% intervals over speakers.
+    """
     unit, spent = minutes(summaries, results)
     unknown = any(row['model'] in TRANSFERS and np.isnan(row['search_minutes']) for row in summaries)
     cost = f'{unit} of a run' + ', without the search on another corpus' * unknown
-    panels = (('parameters (models of nearly the same size are drawn side by side)', lambda row: row['params']),
-              (cost, lambda row: spent[row['model']]))
-    for axes, (label, value) in zip(figure.subplots(1, 2, sharey=True), panels):
+    panels = [('parameters (models of nearly the same size are drawn side by side)', lambda row: row['params']),
+              (cost, lambda row: spent[row['model']])]
+    if results.latency:
+        panels.append((f'{AXES["latency_ms"]} (no SVM)', lambda row: np.mean(
+            [results.latency.get((row['model'], *pair), np.nan) for pair in row['pairs']])))
+    figure = Figure(figsize=(2.4 + 5.3 * len(panels), 4.6), layout='constrained')
+    for axes, (label, value) in zip(figure.subplots(1, len(panels), sharey=True), panels):
         rows, places = sorted((row for row in summaries if value(row) > 0), key=value), []
         for row in rows:
             places.append(max(value(row), places[-1] * SIDE_BY_SIDE if places else 0))

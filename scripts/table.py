@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class Results:
     labels: list[str]
     counts: dict  # {(model, seed, fold): the speakers' confusion matrices (n_speakers, n_classes, n_classes)}
     plan: dict  # plan.json, or {}
+    latency: dict = field(default_factory=dict)  # {(model, seed, fold): ms}, of latency.csv if there is one
 
     def finished(self, model: str) -> pd.DataFrame:
         """The finished runs of a model, by seed and fold."""
@@ -91,7 +92,15 @@ def read(folder: Path, **only: list | None) -> Results:
     if lacking := [key for key in finished.itertuples(index=False, name=None) if key not in counts]:
         model, seed, fold = lacking[0]
         raise UserError(f'{folder}/predictions.csv lacks the run {model}-f{fold}-s{seed}: {REMAKE}')
-    return Results(folder.name, runs, predictions, sorted(labels), counts, plan)
+    return Results(folder.name, runs, predictions, sorted(labels), counts, plan, read_latency(folder / 'latency.csv'))
+
+
+def read_latency(path: Path) -> dict[tuple[str, int, int], float]:
+    """{(model, seed, fold): ms}, as scripts/latency.py measured it; {} if it did not. UserError."""
+    if not path.exists():
+        return {}
+    rows = read_table(path, {'model': str, 'seed': int, 'fold': int, 'latency_ms': float}, 'scripts/latency.py makes it anew')
+    return rows.set_index(KEY)['latency_ms'].to_dict()
 
 
 def choose(pairs: Iterable, folds: list[int]) -> list[tuple[int, int]]:

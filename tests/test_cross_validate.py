@@ -19,6 +19,8 @@ import config as cf
 import genotypes as gt
 
 import experiment as ex  # isort: skip  (scripts/, which desk made importable)
+import figures  # isort: skip
+import latency  # isort: skip
 import options  # isort: skip
 import table as tables  # isort: skip
 
@@ -335,3 +337,17 @@ def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
     assert abs(found['lstm_matched']['n_params'] / found['searched']['n_params'] - 1) < .1
     again = subprocess.run(argv, capture_output=True, text=True)  # the finished runs' settings are found equal
     assert again.returncode == 0 and 'jobs have ended' not in again.stdout, again.stdout + again.stderr
+    latency.main(['runs/cv/x'])
+    timed = rows('latency.csv')
+    assert [(row['model'], row['seed'], row['fold']) for row in timed] == [(model, '4', '1') for model in models[:3]]
+    assert all(0 < float(row['latency_ms']) < 1000 for row in timed)
+    assert len(figures.against_costs(*reversed(analysed(tmp_path / 'runs/cv/x'))).axes) == 3
+    with pytest.raises(cf.UserError, match='searched-f1-s4 has .* parameters, but .* with these settings'):
+        latency.main(['runs/cv/x', '--init_channels', '3'])
+    assert rows('latency.csv') == timed
+
+
+def analysed(folder):
+    """(results, rows of its models)"""
+    results, parts, _ = tables.analyse(folder)
+    return results, parts[0][1]
