@@ -112,7 +112,7 @@ def against_costs(summaries, results) -> Figure:
     unit, spent = minutes(summaries, results)
     unknown = any(row['model'] in TRANSFERS and np.isnan(row['search_minutes']) for row in summaries)
     cost = f'{unit} of a run' + ', without the search on another corpus' * unknown
-    panels = [('parameters (models of nearly the same size are drawn side by side)', lambda row: row['params']),
+    panels = [('parameters (of nearly the same size: side by side)', lambda row: row['params']),
               (cost, lambda row: spent[row['model']])]
     if results.latency:
         panels.append((f'{AXES["latency_ms"]} (no SVM)', lambda row: np.mean(
@@ -128,9 +128,8 @@ def against_costs(summaries, results) -> Figure:
             axes.errorbar([x], [100 * row['ua']], bars, ls='', capsize=2, elinewidth=1, ms=7, label=title(row),
                           **style(row['model']))
         axes.set(xscale='log', xlabel=label)
-        chance_line(axes, results)
     axes = figure.axes[0]
-    axes.set(ylim=(0, None), ylabel='UA, %')
+    axes.set(ylabel='UA, %')
     handles = dict(zip(*reversed(figure.axes[1].get_legend_handles_labels())))
     handles |= dict(zip(*reversed(axes.get_legend_handles_labels())))
     if handles:
@@ -147,7 +146,8 @@ def minutes(summaries, results) -> tuple[str, dict[str, float]]:
     found = {}
     for model, some in runs.items():
         cores = [int(match[1] or 1) for match in matches[model]] if on_cpus else 1
-        found[model] = float(np.mean((some['minutes'] + some['search_minutes'].fillna(0)) * cores))
+        # nan, and no point, if a run has not recorded its minutes
+        found[model] = float(np.mean((some['minutes'] + some['search_minutes'].fillna(0)).to_numpy() * cores))
     return 'core-minutes' if on_cpus else 'minutes', found
 
 
