@@ -146,3 +146,10 @@ def test_a_path_that_ends_in_none_gives_alpha_no_gradient(order, hessian):
 def test_the_temperature_falls_linearly():
     assert [sampled.temperature(epoch, 3) for epoch in (1, 2, 3)] == pytest.approx([10., 5.05, .1])
     assert sampled.temperature(1, 1) == 10.
+    net = supernet(3)
+    draw = sampler(net)
+    for epoch in (1, draw.config.epochs):
+        draw.before_alphas(epoch)
+        taus = {path.keywords['tau'] for path in net.paths.values()}
+        assert taus == {sampled.temperature(epoch, draw.config.epochs)}
+    assert draw.config.epochs > 1
