@@ -27,7 +27,7 @@ FLOOR = 1e-6  # power added before a logarithm
 
 
 @cache
-def _constants():
+def constants():
     """Window (FRAME,), autocorrelation of the window (FRAME,), and mel filters (N_FFT // 2 + 1, N_MELS)."""
     window = torch.hann_window(FRAME)
     own = torch.fft.irfft(torch.fft.rfft(window, N_FFT).abs().square())[:FRAME]
@@ -40,25 +40,35 @@ def extract(wave: Tensor, hop_length: int, time_pool: int) -> Tensor:
 
     Frames are those of datasets.features.extract; of time_pool frames the mean is kept.
     """
-    window, window_autocorrelation, mel = _constants()
+    window, window_autocorrelation, mel = constants()
     frames = F.pad(wave[None], (FRAME // 2, FRAME // 2), mode='reflect')[0].unfold(0, FRAME, hop_length)  # (n, FRAME)
-    power = frames.square().mean(dim=1)  # (n,)
     spectrum = torch.fft.rfft((frames - frames.mean(dim=1, keepdim=True)) * window, N_FFT).abs().square()
-    pitch, height = pitch_of(torch.fft.irfft(spectrum)[:, :FRAME], window_autocorrelation)
-    voicing = torch.sigmoid(SLOPE * (height - VOICED))
-    bands = torch.log(spectrum @ mel + FLOOR)
-    flux = F.pad((bands[1:] - bands[:-1]).clamp_min(0.).mean(dim=1), (1, 0))
-    rows = torch.stack([filled(pitch, voicing, hop_length), voicing, torch.log(power + FLOOR), flux,
-                        torch.log(height / (1. - height))])  # (5, n)
+    rows = of_frames(frames, spectrum, torch.fft.irfft(spectrum)[:, :FRAME], window_autocorrelation, mel, hop_length)
     rows = F.avg_pool1d(rows[None], time_pool, ceil_mode=True)[0] if time_pool > 1 else rows
     ahead, behind = F.pad(rows, (0, 1), mode='replicate'), F.pad(rows, (1, 0), mode='replicate')
     return torch.cat([rows, (ahead[:, 1:] - behind[:, :-1]) / 2])
 
 
+def of_frames(frames: Tensor, spectrum: Tensor, autocorrelation: Tensor, window_autocorrelation: Tensor, mel: Tensor,
+              hop_length: int, exists: Tensor | float = 1.) -> Tensor:
+    """The rows of every frame without their differences, (5, n).
+
+    frames: (n, FRAME). spectrum: power of the windowed frames, (n, N_FFT // 2 + 1); autocorrelation: theirs, (n, lags) of lags
+    from 0 to a period of F0_MIN and one more. The next two are of `constants`. exists: (n,), 0 for what lies beyond the end.
+    """
+    power = frames.square().mean(dim=1)  # (n,)
+    pitch, height = pitch_of(autocorrelation, window_autocorrelation)
+    voicing = torch.sigmoid(SLOPE * (height - VOICED))
+    bands = torch.log(spectrum @ mel + FLOOR)
+    flux = F.pad((bands[1:] - bands[:-1]).clamp_min(0.).mean(dim=1), (1, 0))
+    return torch.stack([filled(pitch, voicing * exists, hop_length), voicing, torch.log(power + FLOOR), flux,
+                        torch.log(height / (1. - height))])
+
+
 def pitch_of(autocorrelation: Tensor, of_window: Tensor) -> tuple[Tensor, Tensor]:
     """Natural logarithm of F0 in Hz, and the height of its peak, in (0, 1): two tensors (n,).
 
-    autocorrelation: (n, FRAME), of windowed frames. of_window: (FRAME,), at lag 0 it is 1.
+    autocorrelation: (n, lags), of windowed frames. of_window: (FRAME,), at lag 0 it is 1.
     """
     low, high = math.ceil(SAMPLE_RATE / F0_MAX), math.floor(SAMPLE_RATE / F0_MIN)  # samples
     energy = autocorrelation[:, :1] + SILENCE ** 2 * FRAME

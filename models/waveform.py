@@ -3,6 +3,7 @@
 It computes what models/predictor.py does. torch.export cannot cut a wave at a place that depends on its samples: what trimming
 removes is masked instead.
 """
+import copy
 import math
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 import config as cf
 from config import SAMPLE_RATE, UserError
-from datasets import encoders
+from datasets import encoders, prosody
+from datasets.dataset import Inputs, with_differences
 from datasets.features import FLOOR, MIN_SAMPLES, N_FFT, TRIM_FRAME, TRIM_HOP, WIN_LENGTH, mel_spectrogram
 from models.predictor import Predictor
 
@@ -21,13 +23,36 @@ PIECE = encoders.PIECE * SAMPLE_RATE  # samples that an exported encoder reads a
 SHORTEST = SAMPLE_RATE // 10  # samples, more than one frame of any encoder that is known
 MIN_FRAMES = 2  # of a recording; torch.export would fix a number that may be 1
 QUIETEST = 1e-5  # amplitude below which librosa.amplitude_to_db does not go
-KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'duration'}  # settings that this module computes
+KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'embedding', 'prosody', 'deltas',
+         'duration'}  # settings that this module computes
+
+
+def names_speaker(predictor: Predictor) -> bool:
+    """Whether the exported network takes the speaker as an input.
+
+    With --embedding speaker it does not, for two vectors of the inside of the network belong to a speaker too. It is then for
+    the speaker whom the predictor knows.
+    """
+    return predictor.needs_speaker and predictor.net.speaker_norm is None
+
+
+class Standardised(nn.Module):
+    """What a speaker's features, or embedding, are when that speaker is fixed: (x - mean) / std."""
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer('mean', mean.clone())
+        self.register_buffer('std', std.clone())
+
+    def forward(self, x: Tensor, speaker: Tensor | None = None) -> Tensor:
+        return (x - self.mean) / self.std
 
 
 class Frames(nn.Module):
     """Frames (1, D, T), or (1, L, D, T) of L layers, float32 -> probabilities (1, n_classes).
 
-    A network that normalises speakers also takes the mean and deviation of the speaker's features, (n_rows, 1) each.
+    A network that normalises speakers also takes the mean and deviation of the speaker's features, (n_rows, 1) each, if it
+    `names_speaker`.
     """
 
     def __init__(self, predictor: Predictor):
@@ -35,6 +60,12 @@ class Frames(nn.Module):
         self.config, self.net = predictor.config, predictor.net
         self.register_buffer('mean', predictor.mean)
         self.register_buffer('std', predictor.std)
+        self.features_of_speaker = None
+        if predictor.net.speaker_norm is not None:
+            norm = predictor.net.speaker_norm
+            self.net = copy.deepcopy(predictor.net)
+            self.net.speaker_norm = Standardised(*(norm.corpus() if norm.adapted is None else norm.adapted))
+            self.features_of_speaker = Standardised(*predictor.moments)
 
     def forward(self, frames: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
         x = torch.cat(frames[0].unbind()) if frames.ndim > 3 else frames[0]  # (n_rows, T)
@@ -45,13 +76,15 @@ class Frames(nn.Module):
         """Features (n_rows, T), of which n_frames exist -> the mean of the probabilities of their windows, (1, n_classes)."""
         if speaker_mean is not None:
             x = ((x - speaker_mean) / speaker_std).half().float()
-        x, valid, there = self.windows(x, n_frames)
-        p = torch.softmax(self.net(x, valid)[0], dim=1)
+        if self.features_of_speaker is not None:
+            x = self.features_of_speaker(x).half().float()
+        X, there = self.windows(x, n_frames)
+        p = torch.softmax(self.net(*X)[0], dim=1)
         p = torch.where(there[:, None], p, 0.).sum(dim=0, keepdim=True)
         return p / p.sum()
 
-    def windows(self, x: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows as SpeechDataset scores them: x as in Inputs, valid (N, size), and which of the N windows exist."""
+    def windows(self, x: Tensor, n_frames: Tensor) -> tuple[Inputs, Tensor]:
+        """Windows as SpeechDataset scores them, and which of the N windows exist."""
         size, T = self.config.n_frames, x.shape[1]
         n_windows = torch.div(n_frames + size - 1, size, rounding_mode='floor')
         # One more window than there is, and its number as a plain one: torch.export would fix a number that may be 1, and
@@ -68,11 +101,16 @@ class Frames(nn.Module):
         valid = (t >= 0) & (t < n_frames)
         x = x[:, t.clamp(0, T - 1)]  # (F, N, size)
         x = ((x - self.mean[:, :, None]) / self.std[:, :, None]).masked_fill(~valid, 0.)
-        x = x.transpose(0, 1)  # (N, n_rows, size)
-        if not self.config.frames:
-            return x[:, None], valid, there
-        shape = frames_shape(self.config)
-        return x.unflatten(1, shape if len(shape) > 1 else (*shape, 1)), valid, there
+        x, rows = x.transpose(0, 1), None  # (N, n_rows, size)
+        if self.config.frames:
+            shape = frames_shape(self.config)
+            x = x.unflatten(1, shape if len(shape) > 1 else (*shape, 1))
+        else:
+            n_rows = self.config.n_rows
+            x, rows = x[:, None, :n_rows], x[:, n_rows:] if self.config.prosody else None
+            x = with_differences(x, valid) if self.config.deltas else x
+        return Inputs(x, valid, rows), there
+
 
 class Waveform(Frames):
     """(1, n_samples) float32 at SAMPLE_RATE -> probabilities (1, n_classes); n_samples must be MIN_SAMPLES or more.
@@ -96,6 +134,7 @@ class Waveform(Frames):
         self.register_buffer('mel', mel_spectrogram(config.n_mels, config.hop_length).mel_scale.fb.T.clone())  # (F, n_bins)
         dct = torchaudio.functional.create_dct(config.n_mels, config.n_mels, 'ortho').T if config.features == 'mfcc' else None
         self.register_buffer('dct', dct)
+        self.prosody = Prosody(config) if config.prosody else None
 
     def forward(self, waveform: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
         return self.scored(*self.features(waveform[0]), speaker_mean, speaker_std)
@@ -104,10 +143,8 @@ class Waveform(Frames):
         """(n_samples,) -> (F, T) rounded to float16 as in the cache, and how many of the T frames exist."""
         hop, pool, n = self.config.hop_length, self.config.time_pool, wave.shape[0]
         first, length = self.trimmed(wave)
-        i = (torch.arange(n + WIN_LENGTH, device=wave.device) - WIN_LENGTH // 2).abs()  # reflected at the beginning
-        i = torch.where(i < length, i, 2 * (length - 1) - i)  # and at the end
-        wave = wave[(first + i).clamp(0, n - 1)]
-        re, im = F.conv1d(wave[None, None], self.dft, stride=hop)[0].chunk(2)  # the short-time Fourier transform
+        padded = reflected(wave, first, length, torch.arange(n + WIN_LENGTH, device=wave.device) - WIN_LENGTH // 2)
+        re, im = F.conv1d(padded[None, None], self.dft, stride=hop)[0].chunk(2)  # the short-time Fourier transform
         x = torch.log(self.mel @ (re.square() + im.square()) + FLOOR)  # (F, T)
         if self.dct is not None:
             x = self.dct @ x
@@ -119,6 +156,8 @@ class Waveform(Frames):
             x = F.pad(x, (0, T_pooled * pool - T), value=-torch.inf)
             x = F.max_pool2d(x[None], (1, pool))[0]
             n_frames = (n_frames + pool - 1) // pool
+        if self.prosody is not None:
+            x = torch.cat([x, self.prosody(wave, first, length)])
         return x.half().float(), n_frames
 
     def trimmed(self, wave: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +178,52 @@ class Waveform(Frames):
         return first, torch.minimum(end, torch.maximum(last, first + MIN_SAMPLES)) - first
 
 
+def reflected(wave: Tensor, first: Tensor, length: Tensor, i: Tensor) -> Tensor:
+    """Samples i of the part of a wave (n_samples,) that trimming keeps, which is reflected at its beginning and at its end."""
+    i = i.abs()
+    i = torch.where(i < length, i, 2 * (length - 1) - i)
+    return wave[(first + i).clamp(0, wave.shape[0] - 1)]
+
+
+class Prosody(nn.Module):
+    """datasets.prosody.extract of the part of a wave that trimming keeps. Its Fourier transforms are products with matrices.
+
+    (n_samples,), its first sample, its number of samples -> (n_prosody, T). Frames beyond its end have no meaning.
+    """
+
+    def __init__(self, config: cf.FeatureSettings):
+        super().__init__()
+        self.hop, self.pool = config.hop_length, config.time_pool
+        window, window_autocorrelation, mel = prosody.constants()
+        taps, bins = (torch.arange(n, dtype=torch.float64) for n in (prosody.FRAME, prosody.N_FFT // 2 + 1))
+        phase = 2 * torch.pi * taps[:, None] * bins / prosody.N_FFT
+        both = torch.cat([phase.cos(), phase.sin()], dim=1)  # (FRAME, 2 n_bins)
+        self.register_buffer('dft', (both * window[:, None]).float())
+        lags = SAMPLE_RATE // int(prosody.F0_MIN) + 2
+        twice = torch.where((bins == 0) | (bins == bins[-1]), 1., 2.)
+        self.register_buffer('inverse', (phase[:lags].cos() * twice / prosody.N_FFT).T.float())  # (n_bins, lags)
+        self.register_buffer('of_window', window_autocorrelation)
+        self.register_buffer('mel', mel)
+
+    def forward(self, wave: Tensor, first: Tensor, length: Tensor) -> Tensor:
+        T = wave.shape[0] // self.hop + 1
+        t = torch.arange(T, device=wave.device)
+        taps = torch.arange(prosody.FRAME, device=wave.device) - prosody.FRAME // 2
+        frames = reflected(wave, first, length, t[:, None] * self.hop + taps)  # (T, FRAME)
+        re, im = ((frames - frames.mean(dim=1, keepdim=True)) @ self.dft).chunk(2, dim=1)
+        spectrum = re.square() + im.square()
+        n_frames = 1 + length // self.hop
+        exists = (t < n_frames).float()
+        x = prosody.of_frames(frames, spectrum, spectrum @ self.inverse, self.of_window, self.mel, self.hop, exists)
+        if self.pool > 1:  # the mean of those that exist
+            room = (T + self.pool - 1) // self.pool * self.pool - T
+            x, share = (F.avg_pool1d(F.pad(y[None], (0, room)), self.pool)[0] for y in (x * exists, exists[None]))
+            x, n_frames = x / share.clamp_min(1. / self.pool), (n_frames + self.pool - 1) // self.pool
+        t = torch.arange(x.shape[1], device=wave.device)
+        ahead, behind = torch.minimum(t + 1, n_frames - 1), (t - 1).clamp_min(0)
+        return torch.cat([x, (x[:, ahead] - x[:, behind]) / 2])
+
+
 def exported(predictor: Predictor) -> torch.export.ExportedProgram:
     """The Waveform of a predictor, or its Frames, for recordings of any length. UserError if it cannot be exported."""
     config = predictor.config
@@ -150,12 +235,18 @@ def exported(predictor: Predictor) -> torch.export.ExportedProgram:
         module = Waveform(predictor)
         arguments = [torch.randn(1, round(2.5 * config.duration * SAMPLE_RATE) + N_FFT)]
         shapes = [{1: torch.export.Dim('n_samples', min=MIN_SAMPLES)}]
-    if predictor.needs_speaker:
+    if names_speaker(predictor):
         # Tensors of their own: export would take the module's mean and std for the inputs if they were the same objects.
         arguments += [torch.zeros_like(predictor.mean), torch.ones_like(predictor.std)]
         shapes += [None, None]
     with torch.no_grad():
         return torch.export.export(module.eval(), tuple(arguments), dynamic_shapes=tuple(shapes))
+
+
+def bands(config: cf.FeatureSettings) -> str:
+    """The rows of a recording's features, in words."""
+    more = ', differences' * config.deltas + ', prosody' * config.prosody
+    return f'{config.features}, {config.n_mels} bands{more}'
 
 
 def frames_shape(config: cf.FeatureSettings) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from config import SAMPLE_RATE, UserError  # noqa: E402
 from datasets.dataset import scaled  # noqa: E402
 from datasets.features import MIN_SAMPLES  # noqa: E402
 from models.predictor import Predictor, load, read_best  # noqa: E402
-from models.waveform import MIN_FRAMES, PIECE, exported, exported_encoder, for_onnx, frames_shape  # noqa: E402
+from models.waveform import MIN_FRAMES, PIECE, bands, exported, exported_encoder, for_onnx, frames_shape, names_speaker  # noqa: E402
 from scripts.card import card  # noqa: E402
 from scripts.predict import OF_FRAMES, SUFFIXES, complain, recordings  # noqa: E402
 
@@ -63,12 +63,12 @@ def main(argv: list[str] | None = None):
     elif predictor.needs_speaker:
         predictor = of_nobody(predictor)
     with quiet():
-        moments = predictor.moments if predictor.needs_speaker else ()
+        moments = predictor.moments if names_speaker(predictor) else ()
         names = ['frames' if predictor.config.frames else 'waveform', *(SPEAKER if moments else ())]
         write, run = rendered(exported(predictor), suffix, names, 'probabilities', metadata(predictor), moments)
         check(predictor, run)
         encoder, why = encoder_of(predictor, run, suffix) if predictor.config.features == 'encoder' else (None, '')
-    utils.write_aside(out, write)
+        utils.write_aside(out, write)
     page = out.with_suffix('.md')
     utils.write_aside(page, lambda f: f.write(card(args.run, read_best(args.run), predictor, out).encode()))
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB, classes {", ".join(predictor.labels)}; the model card is {page}')
@@ -92,8 +92,6 @@ def need_onnx():
 
 def of_nobody(predictor: Predictor) -> Predictor:
     """A predictor whose speaker, unless the user of the file names another, is the average of the training speakers."""
-    if predictor.net.speaker_norm is not None:
-        raise UserError('a network trained with --embedding speaker cannot be exported; scripts/predict.py runs it')
     if predictor.prior is None:
         raise UserError('this best.pt was made before statistics of the corpus were kept in it: name a folder with recordings '
                         'of one speaker, --speaker_files FOLDER')
@@ -126,7 +124,7 @@ def metadata(predictor: Predictor) -> dict[str, str]:
         names += ['encoder', 'encoder_revision', 'encoder_layers'] * (config.features == 'encoder')
         return facts | {name: str(getattr(config, name)) for name in names}
     return {**facts, 'sample_rate': str(SAMPLE_RATE), 'min_samples': str(MIN_SAMPLES), 'trim_db': str(config.trim_db),
-            'features': f'{config.features}, {config.n_mels} bands, a frame every {config.hop_ms * config.time_pool:g} ms'}
+            'features': f'{bands(config)}, a frame every {config.hop_ms * config.time_pool:g} ms'}
 
 
 def rendered(program: torch.export.ExportedProgram, suffix: str, inputs: list[str], output: str, facts: dict,

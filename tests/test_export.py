@@ -9,7 +9,9 @@ import torch
 import config as cf
 import genotypes as gt
 import utils
+from datasets.dataset import Inputs
 from datasets.readers import synthetic
+from models import speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.predictor import Predictor, load
@@ -34,18 +36,25 @@ def best_of(model, genotype=EVERY_KIND, **settings):
     settings = dict(n_mels=16, hop_ms=16., time_pool=2, duration=.8, init_channels=2, layers=3, rnn_channels=4, params=600,
                     model=model) | settings
     config = cf.AugmentConfig(name='x', **settings)
+    n_rows = config.n_rows + config.inputs.get('n_prosody', 0)
     if model == 'genotype':
         net = AugmentCNN(None, C=2, n_classes=3, n_layers=3, auxiliary=True, genotype=genotype, C_rnn=4, n_layers_rnn=1,
                          stem_multiplier=config.stem_multiplier, **config.inputs)
     else:
         net = make_baseline(model, config.height, config.n_frames, 3, 0., config.params, **config.inputs)
+    speaker_norm.added(net, config, 2)
     with torch.no_grad():
         for _ in range(15):  # batch norm of a network that was trained
-            net(.5 + 2 * torch.randn(6, *window_shape(config, config.n_frames)))
+            rows = torch.randn(6, n_rows - config.n_rows, config.n_frames) if config.prosody else None
+            net(*Inputs(.5 + 2 * torch.randn(6, *window_shape(config, config.n_frames)), prosody=rows,
+                        speaker=torch.arange(6) % 2))
+    if net.speaker_norm is not None:  # of two speakers with ten recordings each
+        mean = .1 * torch.randn(2, net.speaker_norm.sums.shape[1] // 2)
+        net.speaker_norm.sums = torch.cat([torch.ones(2, 1), mean, mean.square() + 25.], dim=1) * 10
     for x in net.linear.parameters():
         x.data *= 8 if x.ndim == 2 else 0  # classes depend on the recording
-    return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((config.n_rows, 1), -5.),
-                std=torch.full((config.n_rows, 1), 3.), prior=[torch.full((config.n_rows, 1), x) for x in (-5., 2.)],
+    return dict(settings=settings, weights=net.state_dict(), labels=LABELS, mean=torch.full((n_rows, 1), -5.),
+                std=torch.full((n_rows, 1), 3.), prior=[torch.full((n_rows, 1), x) for x in (-5., 2.)],
                 genotype=gt.to_str(genotype) if model == 'genotype' else None, auxiliary=model == 'genotype',
                 format=utils.FORMAT)
 
@@ -62,20 +71,39 @@ def expected(predictor, wave):
     return np.array(list(predictor(wave).probabilities.values()))
 
 
+ALL = dict(normalise='speaker', embedding='speaker', prosody=True, deltas=True)
 CASES = [*[(name, {}) for name in cf.ANY_INPUT], ('genotype', {'trim_db': 30.}), ('cnn_gru', {'features': 'mfcc'}),
-         ('lstm', {'time_pool': 1, 'hop_ms': 10., 'trim_db': 40.}), ('cnn', {'time_pool': 3, 'trim_db': 40.})]
+         ('lstm', {'time_pool': 1, 'hop_ms': 10., 'trim_db': 40.}), ('cnn', {'time_pool': 3, 'trim_db': 40.}),
+         ('genotype', {'prosody': True, 'trim_db': 30.}), ('cnn_gru', {'prosody': True, 'time_pool': 3, 'trim_db': 40.}),
+         ('genotype', {'deltas': True}), ('cnn_gru', {**ALL, 'trim_db': 30.}), ('genotype', {**ALL, 'time_pool': 1})]
 
 
 @pytest.mark.parametrize('model, settings', CASES)
 @torch.no_grad()
 def test_the_module_computes_what_the_predictor_does(model, settings):
-    predictor = Predictor(best_of(model, **settings))
+    best = best_of(model, **settings)
+    predictor = Predictor(best)
+    if predictor.needs_speaker:  # mean and std of features that are normalised already
+        predictor = export.of_nobody(Predictor({**best, 'mean': 0 * best['mean'], 'std': 1 + 0 * best['std']}))
     module, spread = Waveform(predictor), []
     for wave in waves():
         found = module(torch.from_numpy(wave)[None])[0].numpy()
         np.testing.assert_allclose(found, expected(predictor, wave), atol=1e-4)
         spread.append(found)
     assert np.ptp(spread, axis=0).max() > .01  # the probabilities do depend on the wave
+
+
+@pytest.mark.parametrize('time_pool', [1, 2, 3])
+@torch.no_grad()
+def test_features_are_those_of_the_cache(time_pool):
+    """Prosody too, whose frames beyond the end of the trimmed wave lend no pitch."""
+    predictor = Predictor(best_of('cnn_gru', prosody=True, trim_db=30., time_pool=time_pool))
+    module = Waveform(predictor)
+    for wave in waves():
+        found, n_frames = module.features(torch.from_numpy(wave))
+        expected = predictor.features(wave)[0].astype(np.float32)
+        assert expected.shape == (len(predictor.mean), n_frames)
+        np.testing.assert_allclose(found[:, :n_frames], expected, rtol=2e-3, atol=2e-3)  # float16
 
 
 @pytest.mark.parametrize('shape', ['1x16', '3x4'])
@@ -142,6 +170,35 @@ def test_an_onnx_file_takes_any_wave_and_perhaps_a_speaker(onnx_file):
         np.testing.assert_allclose(somebody, expected(of_speaker(onnx_file, other), wave), atol=1e-4)
         differ.append(np.abs(nobody - somebody).max())
     assert max(differ) > .02  # of silence they are equal
+
+
+@pytest.mark.parametrize('suffix', ['.pt2', '.onnx'])
+@torch.no_grad()
+def test_of_one_speaker_with_prosody_and_a_normalised_embedding(suffix, tmp_path):
+    """The file is for the speaker of --speaker_files; without that, for the average of the training speakers."""
+    if suffix == '.onnx':
+        for name in ('onnx', 'onnxscript', 'onnxruntime'):
+            pytest.importorskip(name)
+    best = best_of('genotype', SMALLER, trim_db=30., duration=.4, **ALL)
+    torch.save({**best, 'mean': 0 * best['mean'], 'std': 1 + 0 * best['std']}, tmp_path / 'best.pt')
+    (tmp_path / 'voice').mkdir()
+    for i in range(10):
+        soundfile.write(tmp_path / f'voice/{i}.wav', synthetic.synthesise(i % 4, LABELS[i % 3], i), 16_000)
+    argv, found = [str(tmp_path), *['--torch_export'] * (suffix == '.pt2'), '--out'], {}
+    cases = [('voice', ['--speaker_files', str(tmp_path / 'voice')]), ('nobody', [])][:2 if suffix == '.pt2' else 1]
+    for name, more in cases:  # ONNX takes long
+        file = tmp_path / f'{name}{suffix}'
+        export.main([*argv, str(file), *more])
+        predictor = load(tmp_path)
+        predictor = predictor.of_speaker(sorted((tmp_path / 'voice').iterdir())) if more else export.of_nobody(predictor)
+        compute = export.run_onnx(file.read_bytes(), 'waveform') if suffix == '.onnx' else export.run_program(
+            torch.export.load(file))
+        found[name] = [compute(wave) for wave in waves()]
+        np.testing.assert_allclose(found[name], [expected(predictor, wave) for wave in waves()], atol=2e-4)
+        page = file.with_suffix('.md').read_text()
+        assert 'speaker_mean' not in page and '16 bands, differences, prosody' in page
+        assert ('one, of --speaker_files' in page) is bool(more)
+    assert len(found) == 1 or np.abs(np.subtract(*found.values())).max() > .02
 
 
 @pytest.mark.speech
