@@ -27,13 +27,19 @@ KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'e
          'duration'}  # settings that this module computes
 
 
-def names_speaker(predictor: Predictor) -> bool:
-    """Whether the exported network takes the speaker as an input.
+def takes_speaker(predictor: Predictor) -> bool:
+    """Whether the speaker can be an input of the exported network: with --normalise speaker, but not --embedding speaker too.
 
-    With --embedding speaker it does not, for two vectors of the inside of the network belong to a speaker too. It is then for
-    the speaker whom the predictor knows.
+    The embedding of a speaker is inside of the network, so nobody could compute its moments.
     """
     return predictor.needs_speaker and predictor.net.speaker_norm is None
+
+
+def whose(predictor: Predictor) -> str:
+    """The speaker whom the predictor knows, in words."""
+    if predictor.moments is predictor.prior:
+        return 'a voice of which nothing is known (the average of the training speakers)'
+    return 'the one whose recordings were given, and no other'
 
 
 class Standardised(nn.Module):
@@ -51,21 +57,23 @@ class Standardised(nn.Module):
 class Frames(nn.Module):
     """Frames (1, D, T), or (1, L, D, T) of L layers, float32 -> probabilities (1, n_classes).
 
-    A network that normalises speakers also takes the mean and deviation of the speaker's features, (n_rows, 1) each, if it
-    `names_speaker`.
+    A network that `takes_speaker` also takes the mean and deviation of the speaker's features, (F, 1) each. Any other that
+    normalises speakers, and with `fixed` all of them, are for the predictor's speaker. UserError if it has none.
     """
 
-    def __init__(self, predictor: Predictor):
+    def __init__(self, predictor: Predictor, fixed: bool = False):
         super().__init__()
+        fixed = predictor.needs_speaker and (fixed or not takes_speaker(predictor))
+        if fixed:
+            predictor.check_speaker()
         self.config, self.net = predictor.config, predictor.net
         self.register_buffer('mean', predictor.mean)
         self.register_buffer('std', predictor.std)
-        self.features_of_speaker = None
+        self.features_of_speaker = Standardised(*predictor.moments) if fixed else None
         if predictor.net.speaker_norm is not None:
             norm = predictor.net.speaker_norm
             self.net = copy.deepcopy(predictor.net)
             self.net.speaker_norm = Standardised(*(norm.corpus() if norm.adapted is None else norm.adapted))
-            self.features_of_speaker = Standardised(*predictor.moments)
 
     def forward(self, frames: Tensor, speaker_mean: Tensor | None = None, speaker_std: Tensor | None = None) -> Tensor:
         x = torch.cat(frames[0].unbind()) if frames.ndim > 3 else frames[0]  # (n_rows, T)
@@ -73,7 +81,7 @@ class Frames(nn.Module):
         return self.scored(x, torch.full((), x.shape[1], device=x.device), speaker_mean, speaker_std)
 
     def scored(self, x: Tensor, n_frames: Tensor, speaker_mean: Tensor | None, speaker_std: Tensor | None) -> Tensor:
-        """Features (n_rows, T), of which n_frames exist -> the mean of the probabilities of their windows, (1, n_classes)."""
+        """Features (F, T), of which n_frames exist -> the mean of the probabilities of their windows, (1, n_classes)."""
         if speaker_mean is not None:
             x = ((x - speaker_mean) / speaker_std).half().float()
         if self.features_of_speaker is not None:
@@ -118,8 +126,8 @@ class Waveform(Frames):
     UserError if the features are of a kind that this module does not compute.
     """
 
-    def __init__(self, predictor: Predictor):
-        super().__init__(predictor)
+    def __init__(self, predictor: Predictor, fixed: bool = False):
+        super().__init__(predictor, fixed)
         defaults = cf.FeatureSettings()
         for name, value in cf.pick(self.config, cf.FeatureSettings).items():
             if name not in KNOWN and value != getattr(defaults, name):
@@ -224,18 +232,21 @@ class Prosody(nn.Module):
         return torch.cat([x, (x[:, ahead] - x[:, behind]) / 2])
 
 
-def exported(predictor: Predictor) -> torch.export.ExportedProgram:
-    """The Waveform of a predictor, or its Frames, for recordings of any length. UserError if it cannot be exported."""
+def exported(predictor: Predictor, fixed: bool = False) -> torch.export.ExportedProgram:
+    """The Waveform of a predictor, or its Frames, for recordings of any length. UserError if it cannot be exported.
+
+    fixed: the predictor's speaker is inside, and no input.
+    """
     config = predictor.config
     if config.frames:
-        module, size = Frames(predictor), math.ceil(2.5 * config.n_frames) + 1
+        module, size = Frames(predictor, fixed), math.ceil(2.5 * config.n_frames) + 1
         arguments = [torch.randn(1, *frames_shape(config), size)]
         shapes = [{arguments[0].ndim - 1: torch.export.Dim('n_frames', min=MIN_FRAMES)}]
     else:
-        module = Waveform(predictor)
+        module = Waveform(predictor, fixed)
         arguments = [torch.randn(1, round(2.5 * config.duration * SAMPLE_RATE) + N_FFT)]
         shapes = [{1: torch.export.Dim('n_samples', min=MIN_SAMPLES)}]
-    if names_speaker(predictor):
+    if takes_speaker(predictor) and not fixed:
         # Tensors of their own: export would take the module's mean and std for the inputs if they were the same objects.
         arguments += [torch.zeros_like(predictor.mean), torch.ones_like(predictor.std)]
         shapes += [None, None]

@@ -12,7 +12,7 @@ import utils
 from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
 from models.training import tested_parameters
-from models.waveform import MIN_FRAMES, bands, frames_shape, names_speaker
+from models.waveform import MIN_FRAMES, bands, frames_shape, takes_speaker, whose
 from scripts.significance import count, interval
 
 LICENCES = {  # of the corpora, as their authors state them; a network made from one may be bound by it
@@ -38,13 +38,11 @@ def card(run: str, best: dict, predictor: Predictor, file: Path) -> str:
         f'| input | {_input(config)} |',
         f'| output | `probabilities`, float32 (1, {len(predictor.labels)}), of the classes in this order: '
         f'{", ".join(predictor.labels)} |']
-    if names_speaker(predictor):
+    if takes_speaker(predictor) and file.suffix == '.onnx':
         lines.append(f'| optional inputs | `speaker_mean`, `speaker_std`, ({len(predictor.mean)}, 1): statistics of the '
-                     'speaker\'s features. Without them those that the file was made with |')
+                     f'speaker\'s features. Without them: {whose(predictor)} |')
     elif predictor.needs_speaker:
-        nobody = predictor.net.speaker_norm.adapted is None
-        whose = 'the average of the training speakers' if nobody else 'one, of --speaker_files'
-        lines.append(f'| speaker | {whose}; the file is for no other |')
+        lines.append(f'| speaker | {whose(predictor)} |')
     lines += [f'| features | {_features(config)}; normalised by {config.normalise} |',
               f'| windows | {config.duration:g} s; a longer recording is scored on several, whose probabilities are averaged |',
               f'| parameters | {tested_parameters(predictor.net):,} |',

@@ -28,7 +28,7 @@ from config import SAMPLE_RATE, UserError  # noqa: E402
 from datasets.dataset import scaled  # noqa: E402
 from datasets.features import MIN_SAMPLES  # noqa: E402
 from models.predictor import Predictor, load, read_best  # noqa: E402
-from models.waveform import MIN_FRAMES, PIECE, bands, exported, exported_encoder, for_onnx, frames_shape, names_speaker  # noqa: E402
+from models.waveform import MIN_FRAMES, PIECE, bands, exported, exported_encoder, for_onnx, frames_shape, takes_speaker, whose  # noqa: E402
 from scripts.card import card  # noqa: E402
 from scripts.predict import OF_FRAMES, SUFFIXES, complain, recordings  # noqa: E402
 
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None):
                         'where the training found it')
     args = parser.parse_args(argv)
     out, suffix = Path(args.out), '.pt2' if args.torch_export else '.onnx'
+    beside = out.with_suffix(f'.encoder{suffix}')
     if out.suffix != suffix:
         raise UserError(f'--out {out}: must end in {suffix}')
     if not out.parent.is_dir():
@@ -63,18 +64,19 @@ def main(argv: list[str] | None = None):
     elif predictor.needs_speaker:
         predictor = of_nobody(predictor)
     with quiet():
-        moments = predictor.moments if names_speaker(predictor) else ()
+        fixed = args.torch_export  # its inputs cannot be left out
+        moments = predictor.moments if takes_speaker(predictor) and not fixed else ()
         names = ['frames' if predictor.config.frames else 'waveform', *(SPEAKER if moments else ())]
-        write, run = rendered(exported(predictor), suffix, names, 'probabilities', metadata(predictor), moments)
+        write, run = rendered(exported(predictor, fixed), suffix, names, 'probabilities', metadata(predictor), moments)
         check(predictor, run)
         encoder, why = encoder_of(predictor, run, suffix) if predictor.config.features == 'encoder' else (None, '')
         utils.write_aside(out, write)
+        if encoder:
+            utils.write_aside(beside, encoder)
     page = out.with_suffix('.md')
     utils.write_aside(page, lambda f: f.write(card(args.run, read_best(args.run), predictor, out).encode()))
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB, classes {", ".join(predictor.labels)}; the model card is {page}')
     if encoder:
-        beside = out.with_suffix(f'.encoder{suffix}')
-        utils.write_aside(beside, encoder)
         print(f'{beside}: {beside.stat().st_size / 1e6:.1f} MB, the encoder: its output `frames` is the input of {out}')
     elif predictor.config.frames:
         print(f'its input is frames{why}; docs/encoders.md says how to make them')
@@ -91,7 +93,7 @@ def need_onnx():
 
 
 def of_nobody(predictor: Predictor) -> Predictor:
-    """A predictor whose speaker, unless the user of the file names another, is the average of the training speakers."""
+    """The predictor for a voice of which nothing is known: it has the average of the training speakers. UserError."""
     if predictor.prior is None:
         raise UserError('this best.pt was made before statistics of the corpus were kept in it: name a folder with recordings '
                         'of one speaker, --speaker_files FOLDER')
@@ -119,6 +121,8 @@ def metadata(predictor: Predictor) -> dict[str, str]:
     """What a user of the file must know, as texts."""
     config = predictor.config
     facts = {'classes': json.dumps(predictor.labels), 'normalise': config.normalise, 'window_seconds': str(config.duration)}
+    if predictor.needs_speaker:
+        facts['speaker'] = whose(predictor)
     if config.frames:
         names = ['features', 'frame_shape', 'frames_per_s']
         names += ['encoder', 'encoder_revision', 'encoder_layers'] * (config.features == 'encoder')
@@ -135,7 +139,7 @@ def rendered(program: torch.export.ExportedProgram, suffix: str, inputs: list[st
     """
     if suffix == '.pt2':
         extra = {'metadata.json': json.dumps(facts)}
-        return lambda f: torch.export.save(program, f, extra_files=extra), run_program(program, moments)
+        return lambda f: torch.export.save(program, f, extra_files=extra), run_program(program)
     model = onnx_model(program, inputs, output, facts, moments)
     return lambda f: f.write(model), run_onnx(model, inputs[0])
 
@@ -157,9 +161,9 @@ def onnx_model(program: torch.export.ExportedProgram, inputs: list[str], output:
         raise UserError(f'ONNX cannot hold this network ({str(error)[:150]}); try --torch_export') from None
 
 
-def run_program(program: torch.export.ExportedProgram, moments: tuple = ()) -> Run:
+def run_program(program: torch.export.ExportedProgram) -> Run:
     module = program.module()
-    return lambda x: module(torch.from_numpy(x)[None], *moments)[0].detach().numpy()
+    return lambda x: module(torch.from_numpy(x)[None])[0].detach().numpy()
 
 
 def run_onnx(model: bytes, name: str) -> Run:

@@ -3,9 +3,10 @@
     python scripts/latency.py runs/cv/emodb
     python scripts/latency.py docs/results/emodb-speaker --config configs/speech.yaml
 
-Settings are those of FOLDER/config.yaml, or flags of augment.py. Builds the network of every finished run, with new weights,
-and writes FOLDER/latency.csv: a row a run, the median time in ms of a forward pass over an utterance of 3 s. Features are
-left out, so an SVM, which spends its time on them, has no row. Then scripts/table.py draws the figure.
+Settings are those of FOLDER/config.yaml, or flags of augment.py; they must be those of the experiment. Builds the network of
+every finished run, with new weights, and writes FOLDER/latency.csv: a row a run, the median time in ms of a forward pass over
+an utterance of 3 s. Features are left out, so an SVM, which spends its time on them, has no row. Then scripts/table.py draws
+the figure.
 """
 import argparse
 import sys
@@ -40,7 +41,8 @@ def main(argv=None):
 def measure(results: tables.Results, values: dict):
     """A DataFrame with a row for each finished run of a network. values: settings of augment.py.
 
-    UserError if a network has not as many parameters as its run, because the settings are not those of the experiment.
+    UserError if a network has not as many parameters as its run, because the settings are not those of the experiment. What
+    changes no parameter, such as hop_ms, cannot be checked.
     """
     import pandas as pd
 
@@ -59,9 +61,9 @@ def measure(results: tables.Results, values: dict):
             if (found := n_parameters(config, results.labels, genotype)) != run.n_params:
                 raise UserError(f'{model}-f{run.fold}-s{run.seed} has {run.n_params:,.0f} parameters, but {found:,} with these '
                                 'settings: give those of the experiment, such as --config FILE')
-            rows.append({'model': model, 'seed': run.seed, 'fold': run.fold,
+            rows.append({'model': model, 'seed': run.seed, 'fold': run.fold, 'n_params': found,
                          'latency_ms': round(latency_ms(config, results.labels, genotype), 3)})
-    return pd.DataFrame(rows, columns=['model', 'seed', 'fold', 'latency_ms'])
+    return pd.DataFrame(rows, columns=['model', 'seed', 'fold', 'n_params', 'latency_ms'])
 
 
 if __name__ == '__main__':

@@ -148,7 +148,8 @@ def draw(*groups: list[dict], names=()):
     networks = {}  # {(number of the folder, or None for hand-made ones; name): rows}
     for i, rows in enumerate(groups):
         for row in rows:
-            networks.setdefault((i if row['genotype'] else None, row['architecture']), []).append(row)
+            its = networks.setdefault((i if row['genotype'] else None, row['architecture']), [])
+            its += [row] * (row not in its)  # several folders may hold the same trainings of hand-made networks
     for axes, (column, label) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         axes.set(xscale='log', xlabel=label, ylabel='UA, %' if column == 'parameters' else '')
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -197,15 +198,21 @@ def main(argv=None):
     if len(groups) > 1:
         if not args.out:
             raise utils.UserError('name the figure of several folders: -o FILE')
-        check_alike(args.folder)
+        check_alike(args.folder, groups)
     path = args.out or args.folder[0] / 'spread.png'
-    write(path, *groups, names=[folder.name for folder in args.folder])
+    write(path, *groups, names=[str(folder) if len({f.name for f in args.folder}) < len(args.folder) else folder.name
+                              for folder in args.folder])
     print(f'figure: {path}')
 
 
-def check_alike(folders: list[Path]):
+def check_alike(folders: list[Path], groups: list[list[dict]]):
     """UserError if the folders differ in data, features or training, and not only in the networks that were trained."""
     import utils  # loads torch
+    trained = [sorted({row['fold'] for row in rows}) for rows in groups]
+    for folder, folds in zip(folders[1:], trained[1:]):
+        if folds != trained[0]:
+            raise utils.UserError(f'{folder} has trainings of folds {folds}, and {folders[0]} of {trained[0]}, so scores '
+                                  'cannot be compared')
     first, *others = [utils.read_yaml_file(folder / 'settings.yaml') for folder in folders]
     for folder, settings in zip(folders[1:], others):
         for name in sorted({*first, *settings} - MAY_DIFFER):

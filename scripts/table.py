@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import significance as sig  # noqa: E402
 import table_text  # noqa: E402
 from experiment import COLUMNS, publish, rank, read_table  # noqa: E402
-from jobs import SEARCHED, TRANSFERRED  # noqa: E402
+from jobs import SEARCHED, SVMS, TRANSFERRED  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -42,7 +42,7 @@ class Results:
     labels: list[str]
     counts: dict  # {(model, seed, fold): the speakers' confusion matrices (n_speakers, n_classes, n_classes)}
     plan: dict  # plan.json, or {}
-    latency: dict = field(default_factory=dict)  # {(model, seed, fold): ms}, of latency.csv if there is one
+    latency: dict = field(default_factory=dict)  # {(model, seed, fold): ms}, of latency.csv; `analyse` reads it
 
     def finished(self, model: str) -> pd.DataFrame:
         """The finished runs of a model, by seed and fold."""
@@ -92,15 +92,26 @@ def read(folder: Path, **only: list | None) -> Results:
     if lacking := [key for key in finished.itertuples(index=False, name=None) if key not in counts]:
         model, seed, fold = lacking[0]
         raise UserError(f'{folder}/predictions.csv lacks the run {model}-f{fold}-s{seed}: {REMAKE}')
-    return Results(folder.name, runs, predictions, sorted(labels), counts, plan, read_latency(folder / 'latency.csv'))
+    return Results(folder.name, runs, predictions, sorted(labels), counts, plan)
 
 
-def read_latency(path: Path) -> dict[tuple[str, int, int], float]:
-    """{(model, seed, fold): ms}, as scripts/latency.py measured it; {} if it did not. UserError."""
+def read_latency(path: Path, results: Results) -> dict[tuple[str, int, int], float]:
+    """{(model, seed, fold): ms} of all runs of networks, as scripts/latency.py measured them. UserError if it is damaged.
+
+    {} without the file, or if it lacks a run or is of another network; the latter is said on stderr.
+    """
     if not path.exists():
         return {}
-    rows = read_table(path, {'model': str, 'seed': int, 'fold': int, 'latency_ms': float}, 'scripts/latency.py makes it anew')
-    return rows.set_index(KEY)['latency_ms'].to_dict()
+    columns = {**dict.fromkeys(KEY[1:], int), 'model': str, 'n_params': int, 'latency_ms': float}
+    found = read_table(path, columns, 'scripts/latency.py makes it anew').set_index(KEY)
+    finished = results.runs[(results.runs['state'] == 'finished') & ~results.runs['model'].isin(SVMS)].set_index(KEY)
+    sizes = found['n_params'].reindex(finished.index)
+    if lacking := [key for key, size in sizes.items() if size != finished.loc[key, 'n_params']]:
+        model, seed, fold = lacking[0]
+        print(f'NOTE: {path} lacks {len(lacking)} of {len(finished)} runs, such as {model}-f{fold}-s{seed}, so UA against '
+              'latency is not drawn: scripts/latency.py measures it anew', file=sys.stderr)
+        return {}
+    return found['latency_ms'].to_dict()
 
 
 def choose(pairs: Iterable, folds: list[int]) -> list[tuple[int, int]]:
@@ -185,6 +196,7 @@ def compare(results: Results, folds: list[int], ours: str) -> list[dict]:
 def analyse(folder: Path, clean: list[int] | None = None, **only: list | None) -> tuple[Results, list, list[int]]:
     """(results, parts, clean folds); parts as table_text.page takes them."""
     results = read(Path(folder), **only)
+    results.latency = read_latency(Path(folder, 'latency.csv'), results)
     folds, clean = sorted({*results.runs['fold']}), clean or results.plan.get('clean_folds', [])
     parts = [(some, [row for model in results.models() if (row := summarise(results, model, some))],
               [row for ours in (TRANSFERRED, SEARCHED) for row in compare(results, some, ours)])

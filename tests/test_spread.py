@@ -221,6 +221,11 @@ def test_bands_are_drawn_together_if_nothing_else_differs(tmp_path, capsys):
     (large / 'settings.yaml').write_text(settings.replace('prosody: true', 'prosody: false'))
     with pytest.raises(UserError, match='large: its prosody differs from that of .*small, so scores cannot be compared'):
         spread_report.main([str(small), str(large), '-o', str(out)])
+    (large / 'settings.yaml').write_text(settings)
+    (large / 'trainings.csv').write_text((kept / 'trainings.csv').read_text().replace(',2,2', ',1,2'))
+    with pytest.raises(UserError, match=r'large has trainings of folds \[1, 2\], and .*small of \[2\], so scores'):
+        spread_report.main([str(small), str(large), '-o', str(out)])
+    (large / 'trainings.csv').write_text((kept / 'trainings.csv').read_text())
     (large / 'settings.yaml').unlink()
     with pytest.raises((UserError, FileNotFoundError), match='settings.yaml'):
         spread_report.main([str(small), str(large), '-o', str(out)])

@@ -230,19 +230,25 @@ def test_ua_against_parameters_and_minutes(device, unit, factor):
     assert figures.against_costs(parts[0][1], results).axes[1].get_xlabel() == f'{unit} of a run'
 
 
-def test_ua_against_latency_is_drawn_where_it_was_measured():
+def test_ua_against_latency_is_drawn_where_all_of_it_was_measured(capsys):
     make(asked('searched', 'cnn', 'svm'))
     pairs = list(itertools.product((0, 1), (1, 2, 3)))
     ms = {('searched', *pair): 2. + i for i, pair in enumerate(pairs)} | {('cnn', *pair): 1. for pair in pairs}
-    lines = [{**dict(zip(('model', 'seed', 'fold'), key)), 'latency_ms': value} for key, value in ms.items()]
+    lines = [{**dict(zip(('model', 'seed', 'fold'), key)), 'n_params': 1000 + 10 * key[1] + key[2], 'latency_ms': value}
+             for key, value in ms.items()]
     pd.DataFrame(lines).to_csv(X / 'latency.csv', index=False)
     results, parts, _ = tables.analyse(X)
     assert results.latency == ms
     axes = figures.against_costs(parts[0][1], results).axes[2]
     found = {box.get_label(): box[0].get_xdata()[0] for box in axes.containers}
     assert found == {'cnn': 1., 'searched': pytest.approx(4.5)} and 'one CPU thread' in axes.get_xlabel()
+    for wrong in (lines[:-1], [{**lines[0], 'n_params': 7}, *lines[1:]]):
+        pd.DataFrame(wrong).to_csv(X / 'latency.csv', index=False)
+        results, parts, _ = tables.analyse(X)
+        assert len(figures.against_costs(parts[0][1], results).axes) == 2
+        assert 'latency.csv lacks 1 of 12 runs, such as' in capsys.readouterr().err
     (X / 'latency.csv').write_text('model,seed,fold\nsearched,0,1\n')
-    with pytest.raises(UserError, match='x/latency.csv is damaged .*latency_ms is missing.*: scripts/latency.py makes it anew'):
+    with pytest.raises(UserError, match='x/latency.csv is damaged .*n_params is missing.*: scripts/latency.py makes it anew'):
         tables.analyse(X)
 
 
