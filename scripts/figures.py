@@ -7,6 +7,7 @@ import significance as sig
 from experiment import MODELS
 from jobs import MATCHED, RANDOM, TRANSFERS
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from scripts.spread_report import AXES
 
@@ -128,6 +129,9 @@ def against_costs(summaries, results) -> Figure:
             axes.errorbar([x], [100 * row['ua']], bars, ls='', capsize=2, elinewidth=1, ms=7, label=title(row),
                           **style(row['model']))
         axes.set(xscale='log', xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter('{x:,g}')
+        axes.xaxis.set_minor_formatter('')
     axes = figure.axes[0]
     axes.set(ylabel='UA, %')
     handles = dict(zip(*reversed(figure.axes[1].get_legend_handles_labels())))
