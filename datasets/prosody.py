@@ -18,6 +18,7 @@ VERSION = 1  # part of the cache key; raise it when the arithmetic below changes
 FRAME = 1_024  # samples (64 ms): three periods of 50 Hz
 N_FFT = 2 * FRAME  # the autocorrelation does not wrap around
 F0_MIN, F0_MAX = 60., 500.  # Hz
+LAGS = math.ceil(SAMPLE_RATE / F0_MAX), math.floor(SAMPLE_RATE / F0_MIN)  # samples, shortest and longest period
 OCTAVE_COST = .02  # that a peak loses with every octave of its lag: of two equal peaks the shorter lag wins
 SILENCE = 1e-4  # root of the mean square, full scale 1, added to the energy: below it nothing is voiced
 VOICED, SLOPE = .5, 10.  # height of a peak that is voiced with probability 1/2; steepness of the logistic curve there
@@ -54,7 +55,7 @@ def of_frames(frames: Tensor, spectrum: Tensor, autocorrelation: Tensor, window_
     """The rows of every frame without their differences, (5, n).
 
     frames: (n, FRAME). spectrum: power of the windowed frames, (n, N_FFT // 2 + 1); autocorrelation: theirs, (n, lags) of lags
-    from 0 to a period of F0_MIN and one more. The next two are of `constants`. exists: (n,), 0 for what lies beyond the end.
+    from 0 to LAGS[1] + 1. The next two are of `constants`. exists: (n,), 0 for what lies beyond the end.
     """
     power = frames.square().mean(dim=1)  # (n,)
     pitch, height = pitch_of(autocorrelation, window_autocorrelation)
@@ -70,7 +71,7 @@ def pitch_of(autocorrelation: Tensor, of_window: Tensor) -> tuple[Tensor, Tensor
 
     autocorrelation: (n, lags), of windowed frames. of_window: (FRAME,), at lag 0 it is 1.
     """
-    low, high = math.ceil(SAMPLE_RATE / F0_MAX), math.floor(SAMPLE_RATE / F0_MIN)  # samples
+    low, high = LAGS
     energy = autocorrelation[:, :1] + SILENCE ** 2 * FRAME
     r = autocorrelation[:, low - 1:high + 2] / energy / of_window[low - 1:high + 2]
     before, here, after = r[:, :-2], r[:, 1:-1], r[:, 2:]

@@ -109,7 +109,7 @@ class Frames(nn.Module):
         valid = (t >= 0) & (t < n_frames)
         x = x[:, t.clamp(0, T - 1)]  # (F, N, size)
         x = ((x - self.mean[:, :, None]) / self.std[:, :, None]).masked_fill(~valid, 0.)
-        x, rows = x.transpose(0, 1), None  # (N, n_rows, size)
+        x, rows = x.transpose(0, 1), None  # (N, F, size)
         if self.config.frames:
             shape = frames_shape(self.config)
             x = x.unflatten(1, shape if len(shape) > 1 else (*shape, 1))
@@ -207,7 +207,7 @@ class Prosody(nn.Module):
         phase = 2 * torch.pi * taps[:, None] * bins / prosody.N_FFT
         both = torch.cat([phase.cos(), phase.sin()], dim=1)  # (FRAME, 2 n_bins)
         self.register_buffer('dft', (both * window[:, None]).float())
-        lags = SAMPLE_RATE // int(prosody.F0_MIN) + 2
+        lags = prosody.LAGS[1] + 2  # from 0, and one more than the longest
         twice = torch.where((bins == 0) | (bins == bins[-1]), 1., 2.)
         self.register_buffer('inverse', (phase[:lags].cos() * twice / prosody.N_FFT).T.float())  # (n_bins, lags)
         self.register_buffer('of_window', window_autocorrelation)

@@ -149,7 +149,8 @@ def draw(*groups: list[dict], names=()):
     for i, rows in enumerate(groups):
         for row in rows:
             its = networks.setdefault((i if row['genotype'] else None, row['architecture']), [])
-            its += [row] * (row not in its)  # several folders may hold the same trainings of hand-made networks
+            if row not in its:  # several folders may hold the same trainings of hand-made networks
+                its.append(row)
     for axes, (column, label) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
         axes.set(xscale='log', xlabel=label, ylabel='UA, %' if column == 'parameters' else '')
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -188,6 +189,8 @@ def main(argv=None):
     parser.add_argument('-o', '--out', type=Path, metavar='FILE', help='the figure, which several folders need')
     args = parser.parse_args(argv)
     import utils
+    if args.out and args.out.suffix != '.png':
+        raise utils.UserError(f'--out {args.out}: must end in .png')
     from scripts import spread_plan, trainings  # these load torch
     advice = 'name a folder of scripts/spread.py'
     groups = []
@@ -199,9 +202,8 @@ def main(argv=None):
         if not args.out:
             raise utils.UserError('name the figure of several folders: -o FILE')
         check_alike(args.folder, groups)
-    path = args.out or args.folder[0] / 'spread.png'
-    write(path, *groups, names=[str(folder) if len({f.name for f in args.folder}) < len(args.folder) else folder.name
-                              for folder in args.folder])
+    path, names = args.out or args.folder[0] / 'spread.png', [folder.name for folder in args.folder]
+    write(path, *groups, names=names if len({*names}) == len(names) else [*map(str, args.folder)])
     print(f'figure: {path}')
 
 

@@ -104,6 +104,8 @@ def read_latency(path: Path, results: Results) -> dict[tuple[str, int, int], flo
         return {}
     columns = {**dict.fromkeys(KEY[1:], int), 'model': str, 'n_params': int, 'latency_ms': float}
     found = read_table(path, columns, 'scripts/latency.py makes it anew').set_index(KEY)
+    if found.index.has_duplicates:
+        raise UserError(f'{path} is damaged (a run is there twice): scripts/latency.py makes it anew')
     finished = results.runs[(results.runs['state'] == 'finished') & ~results.runs['model'].isin(SVMS)].set_index(KEY)
     sizes = found['n_params'].reindex(finished.index)
     if lacking := [key for key, size in sizes.items() if size != finished.loc[key, 'n_params']]:

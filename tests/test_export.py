@@ -108,15 +108,17 @@ def test_features_are_those_of_the_cache(time_pool):
 
 
 @pytest.mark.parametrize('shape', ['1x16', '3x4'])
+@pytest.mark.parametrize('embedding', ['none', 'speaker'])
 @pytest.mark.parametrize('model', ['genotype', *cf.BASELINES])
 @torch.no_grad()
-def test_of_frames(model, shape):
-    settings = dict(features='frames', frame_shape=shape, normalise='speaker', params=0 if model == cf.ONE_SIZE else 600)
+def test_of_frames(model, embedding, shape):
+    settings = dict(features='frames', frame_shape=shape, normalise='speaker', embedding=embedding,
+                    params=0 if model == cf.ONE_SIZE else 600)
     best = best_of(model, **settings)
     predictor = export.of_nobody(Predictor({**best, 'mean': .1 + 0 * best['mean'], 'std': 2 + 0 * best['std']}))
     module, found = Frames(predictor), []
     for x, expected in export.of_frames(predictor):
-        found.append(module(torch.from_numpy(x)[None], *predictor.moments)[0].numpy())
+        found.append(module(torch.from_numpy(x)[None], *(predictor.moments if embedding == 'none' else ()))[0].numpy())
         np.testing.assert_allclose(found[-1], expected, atol=1e-5)
     assert len(found) == 3 and np.ptp(found, axis=0).max() > 1e-3
 

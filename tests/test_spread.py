@@ -207,13 +207,15 @@ def test_bands_are_drawn_together_if_nothing_else_differs(tmp_path, capsys):
         (folder / 'trainings.csv').write_text((kept / 'trainings.csv').read_text())
     (small / 'settings.yaml').write_text(settings)
     (large / 'settings.yaml').write_text(settings.replace('band: 15000-25000', 'band: 60000-100000'))
+    with pytest.raises(UserError, match='bands.jpg: must end in .png'):
+        spread_report.main([str(small), str(large), '-o', 'bands.jpg'])
     with pytest.raises(UserError, match='name the figure of several folders: -o FILE'):
         spread_report.main([str(small), str(large)])
     spread_report.main([str(small), str(large), '-o', str(out)])
     assert f'figure: {out}' in capsys.readouterr().out and out.stat().st_size > 1000
     rows = list(spread.read_rows(kept / 'trainings.csv', []).values())
     drawn, made = ([row for row in rows if bool(row['genotype']) is genotypes] for genotypes in (True, False))
-    axes = spread_report.draw(drawn, drawn[:6] + made, names=['small', 'large']).axes[0]
+    axes = spread_report.draw(drawn + made, drawn[:6] + made, names=['small', 'large']).axes[0]
     found = {label: [line for line in axes.lines if line.get_label() == label] for label in axes.get_legend_handles_labels()[1]}
     assert {label: sum(len(line.get_xdata()) for line in lines) for label, lines in found.items() if label != 'mean'} == {
         'random genotypes of small': len(drawn), 'random genotypes of large': 6, 'cnn_gru, hand-made': len(made)}

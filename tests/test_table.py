@@ -247,6 +247,9 @@ def test_ua_against_latency_is_drawn_where_all_of_it_was_measured(capsys):
         results, parts, _ = tables.analyse(X)
         assert len(figures.against_costs(parts[0][1], results).axes) == 2
         assert 'latency.csv lacks 1 of 12 runs, such as' in capsys.readouterr().err
+    pd.DataFrame([*lines, lines[0]]).to_csv(X / 'latency.csv', index=False)
+    with pytest.raises(UserError, match='x/latency.csv is damaged .a run is there twice'):
+        tables.analyse(X)
     (X / 'latency.csv').write_text('model,seed,fold\nsearched,0,1\n')
     with pytest.raises(UserError, match='x/latency.csv is damaged .*n_params is missing.*: scripts/latency.py makes it anew'):
         tables.analyse(X)
