@@ -4,20 +4,25 @@
     python scripts/rank_correlation.py runs/search/cv/emodb/f1-s0 runs/augment/cv/emodb/*-f1-s* --data_path DIR
     python scripts/rank_correlation.py runs/search/cv/nemo/f1-s0 runs/search/cv/nemo/draws-f1-s* --data_path DIR
     python scripts/rank_correlation.py runs/search/nemo --trainings runs/spread/nemo --data_path DIR
+    python scripts/rank_correlation.py runs/search/nemo --other runs/search/nemo-seed1 --networks 60 --data_path DIR
 
 The first form draws networks from the search's space and trains each with several seeds, as the tournament of search.py does;
 every training is a row of runs/ranks/NAME/trainings.csv, and the same command continues after an interruption. Another search
 of the same fold and space is compared with the same trainings if it is given the same --name. The second form takes networks
-that were retrained before; the third, the random networks that searches with --relaxation none trained to the end. The last
+that were retrained before; the third, the random networks that searches with --relaxation none trained to the end. The fourth
 takes the trainings of scripts/spread.py, which are scored on test speakers. Every network is also scored with the weights of
 the supernet on dev speakers, as candidates are; cells that it lacks and the supernet has are those of the alphas. A tau near 0
-means that the genotype a search ends with is no better than a random one. The interval is a bootstrap over networks. Scores
-and a figure go to runs/ranks/NAME, as supernet.csv and supernet.png.
+means that the genotype a search ends with is no better than a random one.
+
+The last form trains nothing: it asks whether another search, such as one with another seed, scores networks alike. Where two
+supernets do not agree, neither can rank what is retrained. The interval is a bootstrap over networks. Scores and a figure go to
+runs/ranks/NAME, as supernet.csv and supernet.png.
 """
 import argparse
 import pickle
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,24 +47,22 @@ NAMED = 10  # networks that are named where some are passed over
 
 def main(argv=None):
     args = parse(argv)
-    settings = read(args.search / 'config.yaml', utils.read_settings)
-    known = {f.name: settings[f.name] for f in fields(cf.SearchConfig) if f.name in settings}
-    config = cf.build('search', cf.Given({**known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache,
-                                          'config': args.config}))
+    settings, config = settings_of(args.search, args)
     networks, passed = trained_before(args, settings, config) if args.trainings else retrained(args.runs, settings)
-    judged = 'test' if args.trainings else 'dev'
+    judged = 'test' if args.trainings else rank_report.OTHER if args.other else 'dev'
+    if args.other:
+        other, its_config = settings_of(args.other, args)
+        check_same(args.other, other, args.search, settings, SAME, 'a search')
     if not args.networks:
         check_number(networks, passed, args)
     utils.set_threads(config.threads)
     data = datasets.load(config, ('train', 'dev'))
-    utils.set_seed(config.seed)
-    net = search.make_net(config, data, [range(len(data.sets['train']))], settings['format'])
-    net.pools_padding = settings['format'] < 2
-    with cf.contents_of(args.search / 'checkpoint.pt', 'name the folder of a finished search'):
-        net.load_state_dict(read(args.search / 'checkpoint.pt', read_weights))
-    if args.networks:
+    net = supernet(args.search, settings, config, data)
+    if args.other:
+        networks = scored_by(supernet(args.other, other, its_config, data), args, config, data)
+    elif args.networks:
         networks = trained(args, config, data)
-    scorer, rows = Scorer(net, data, config, utils.autocast(torch.device('cpu'), False)), []
+    scorer, rows = scorer_of(net, data, config), []
     for name, genotype, measured in tqdm(networks, 'networks', disable=None, leave=False):
         try:
             rows.append(rank_report.Row(str(name), bool(genotype.rnn), measured, scorer.score(with_all_cells(genotype, net))))
@@ -71,10 +74,48 @@ def main(argv=None):
     rank_report.report(rows, judged)
     folder = Path('runs', 'ranks', args.name or config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    utils.write_csv(folder / 'supernet.csv', rank_report.COLUMNS, rank_report.csv_rows(rows))
+    utils.write_csv(folder / 'supernet.csv', rank_report.columns(judged), rank_report.csv_rows(rows))
     figure = rank_report.draw(rows, judged)
     utils.write_aside(folder / 'supernet.png', lambda f: figure.savefig(f, dpi=110, format='png'))
     print(f'figure: {folder / "supernet.png"}')
+
+
+def settings_of(folder: Path, args) -> tuple[dict, cf.SearchConfig]:
+    """The settings of a search as they are on record, and as this version reads them. UserError."""
+    settings = read(folder / 'config.yaml', utils.read_settings)
+    if settings.get('relaxation') == 'none':
+        raise utils.UserError(f'{folder} is of a search with --relaxation none, which trains no supernet: name another')
+    if not (folder / 'genotype.json').exists():
+        raise utils.UserError(f'{folder} is not finished, for it has no genotype.json: continue the search with --resume')
+    known = {f.name: settings[f.name] for f in fields(cf.SearchConfig) if f.name in settings}
+    return settings, cf.build('search', cf.Given({**known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache,
+                                                  'config': args.config}))
+
+
+def supernet(folder: Path, settings: dict, config, data):
+    """The supernet of a finished search. UserError."""
+    utils.set_seed(config.seed)
+    net = search.make_net(config, data, [range(len(data.sets['train']))], settings['format'])
+    net.pools_padding = settings['format'] < 2
+    with cf.contents_of(folder / 'checkpoint.pt', 'name the folder of a finished search'):
+        net.load_state_dict(read(folder / 'checkpoint.pt', read_weights))
+    return net
+
+
+def scorer_of(net, data, config) -> Scorer:
+    return Scorer(net, data, config, utils.autocast(torch.device('cpu'), False))
+
+
+def scored_by(net, args, config, data) -> list:
+    """[(name, Genotype, [score])] of networks drawn from the space, scored with the weights of another supernet.
+
+    config: of the first supernet, so that both are scored on the same utterances.
+    """
+    scorer, found = scorer_of(net, data, config), []
+    for network in tqdm(draw(args, config, data), f'networks, {args.other}', disable=None, leave=False):
+        score = scorer.score(with_all_cells(network.genotype, net))
+        found.append((network.name, network.genotype, [{**score, 'parameters': network.parameters}]))
+    return found
 
 
 def with_all_cells(genotype: gt.Genotype, net) -> gt.Genotype:
@@ -90,7 +131,10 @@ def parse(argv):
                         'unfinished ones are passed over and counted; or of search.py --relaxation none')
     parser.add_argument('--trainings', type=Path, help='folder of scripts/spread.py, such as runs/spread/NAME: take its '
                         'genotypes, with their trainings on the fold of the search')
-    parser.add_argument('--networks', type=int, default=0, help='draw and train this many networks instead')
+    parser.add_argument('--networks', type=int, default=0, help='draw and train this many networks instead; with --other, '
+                        'draw and score them')
+    parser.add_argument('--other', type=Path, help='folder of another finished search of the same fold and space: does its '
+                        'supernet score networks alike?')
     parser.add_argument('--seeds', type=int, help='trainings of each network (default: 2)')
     parser.add_argument('--band', help='LOW-HIGH: draw networks that have this many parameters')
     parser.add_argument('--config', help='YAML file whose augment section says how to train')
@@ -100,11 +144,16 @@ def parse(argv):
     parser.add_argument('--data_path', help='folder of the corpus')
     parser.add_argument('--cache', default='.cache', help='folder of extracted features (default: %(default)s)')
     args = parser.parse_args(argv)
+    if args.other and not args.networks:
+        raise utils.UserError(f'--other {args.other}: say how many networks to score with --networks')
     if sum(map(bool, (args.networks, args.runs, args.trainings))) != 1:
         raise utils.UserError('name folders of augment.py, or a folder of scripts/spread.py with --trainings, or say how many '
                               'networks to train with --networks')
-    unused = [name for name in ('seeds', 'band', 'config', 'epochs') if getattr(args, name) is not None]
-    if unused and not args.networks:
+    used = ('band',) if args.other else ('seeds', 'band', 'config', 'epochs') if args.networks else ()
+    unused = [name for name in ('seeds', 'band', 'config', 'epochs') if getattr(args, name) is not None and name not in used]
+    if unused and args.other:
+        raise utils.UserError(f'--{unused[0]} has no effect with --other, which trains nothing: leave it out')
+    if unused:
         raise utils.UserError(f'--{unused[0]} has an effect with --networks alone, which trains: leave it out')
     args.seeds, args.epochs = 2 if args.seeds is None else args.seeds, args.epochs or 0
     if args.networks and not (2 <= args.networks <= spread_plan.MOST and 1 <= args.seeds <= spread_plan.MOST):
@@ -114,12 +163,20 @@ def parse(argv):
     return args
 
 
+def training_of(args, config) -> cf.AugmentConfig:
+    """How networks are trained. Its seed is 0: other searches, with other seeds, are compared with the same networks."""
+    training = replace(recipe(config), seed=0)
+    return replace(training, epochs=args.epochs or training.epochs, name='ranks', band=args.band or training.band)
+
+
+def draw(args, config, data) -> list[spread_plan.Network]:
+    """Networks drawn from the space of the search and the band, the same for every search of that space."""
+    return spread_plan.draw(SimpleNamespace(architectures=args.networks), training_of(args, config), data.labels)
+
+
 def trained(args, config, data) -> list:
     """[(name, Genotype, [scores of every seed])] of networks drawn from the space and trained, those on disk not again."""
-    training = replace(recipe(config), seed=0)  # other searches, with other seeds, are compared with the same networks
-    training = replace(training, epochs=args.epochs or training.epochs, name='ranks', band=args.band or training.band)
-    own = SimpleNamespace(architectures=args.networks)
-    networks = spread_plan.draw(own, training, data.labels)
+    training, networks = training_of(args, config), draw(args, config, data)
     path = Path('runs', 'ranks', args.name or config.name)
     with trainings.locked(path):
         kept = {name: value for name, value in asdict(training).items() if name not in utils.MAY_CHANGE}
@@ -133,6 +190,14 @@ def trained(args, config, data) -> list:
             for network in networks]
 
 
+def check_same(folder: Path, its: dict, search: Path, settings: dict, names: Iterable[str], what: str):
+    """UserError if what is in `folder`, with its settings, has another corpus, space or other `names` than the search."""
+    pairs = {name: (utils.recorded(its, name), utils.recorded(settings, name)) for name in (*names, *SPACE)}
+    if others := [f'{name} {there}, not {here}' for name, (there, here) in pairs.items() if there != here]:
+        raise utils.UserError(f'{folder} has other settings than {search} ({"; ".join(others)}): name {what} of the '
+                              'same corpus, features and space')
+
+
 def trained_before(args, settings, config):
     """The genotypes that scripts/spread.py trained on the search's fold, and the networks that are passed over.
 
@@ -144,10 +209,7 @@ def trained_before(args, settings, config):
     if 'fold' in its:
         raise utils.UserError(f'{folder} has trainings of this program: repeat its command, with this search, --networks and '
                               '--name')
-    pairs = {name: (utils.recorded(its, name), utils.recorded(settings, name)) for name in (*SAME, *SPACE) if name != 'fold'}
-    if others := [f'{name} {there}, not {here}' for name, (there, here) in pairs.items() if there != here]:
-        raise utils.UserError(f'{folder} has other settings than {args.search} ({"; ".join(others)}): name trainings of the '
-                              'same corpus, features and space')
+    check_same(folder, its, args.search, settings, [name for name in SAME if name != 'fold'], 'trainings')
     if its.get('digest') != datasets.digest(datasets.select(config)[0]):
         raise utils.UserError(f'utterances, labels or speakers of {config.data_path} are not those of {folder}: name the '
                               'corpus of its trainings with --data_path')

@@ -5,15 +5,15 @@ from typing import NamedTuple
 import numpy as np
 
 BOOTSTRAP = 2000
-COLUMNS = ('architecture', 'loss_retrained', 'ua_retrained', 'loss_supernet', 'ua_supernet')
+OTHER = 'other supernet'  # in place of the set on which retrained networks were scored
 MEASURES = {'loss': 'log-loss', 'ua': 'UA'}
 
 
 class Row(NamedTuple):
-    """A network that was retrained and scored in the supernet."""
+    """A network that was scored in the supernet, and retrained or scored in another supernet."""
     name: str
     recurrent: bool  # has SeqNN cells
-    measured: list[dict]  # scores of its trainings: {'ua'}, or {'ua', 'loss', 'parameters'}
+    measured: list[dict]  # scores of its trainings, or the one elsewhere: {'ua'}, or {'ua', 'loss', 'parameters'}
     scores: dict  # in the supernet
 
     def mean(self, measure: str) -> float:
@@ -27,20 +27,21 @@ class Row(NamedTuple):
 
 
 def report(rows: list[Row], judged: str):
-    """Prints a table and the correlations. judged: the set on which the retrained networks were scored."""
+    """Prints a table and the correlations. judged: the set on which the retrained networks were scored, or OTHER."""
     with_loss = has_loss(rows)
     rows = sorted(rows, key=lambda row: -row.mean('ua'))
-    where = 'all on dev' if judged == 'dev' else f'retrained: {judged}, supernet: dev'
-    head = ['UA retrained', *['loss retrained'] * with_loss, 'UA in the supernet', 'loss in the supernet', f'network; {where}']
+    where = f'retrained: {judged}, supernet: dev' if judged == 'test' else 'all on dev'
+    done = what_was_done(judged)
+    head = [f'UA {done}', *[f'loss {done}'] * with_loss, 'UA in the supernet', 'loss in the supernet', f'network; {where}']
     print(f'| {" | ".join(head)} |\n{"|---" * len(head)}|')
     for row in rows:
         loss = [f'{row.mean("loss"):.3f}'] if with_loss else []
         cells = [f'{100 * row.mean("ua"):.1f}', *loss, f'{100 * row.scores["ua"]:.1f}', f'{row.scores["loss"]:.3f}', row.text()]
         print(f'| {" | ".join(cells)} |')
-    print_taus(rows, 'networks', with_loss)
+    print_taus(rows, 'networks', with_loss, done)
     recurrent = [row for row in rows if row.recurrent]
     if 2 <= len(recurrent) < len(rows):
-        print_taus(recurrent, 'networks with SeqNN cells', with_loss)
+        print_taus(recurrent, 'networks with SeqNN cells', with_loss, done)
     if with_loss:
         seeds = np.array([[one['loss'] for one in row.measured] for row in rows]).T
         taus = [kendall(a, b) for a, b in itertools.combinations(seeds, 2)]
@@ -48,11 +49,16 @@ def report(rows: list[Row], judged: str):
             print(f'two seeds of the retraining, by loss: {np.mean(taus):.2f}')
 
 
-def print_taus(rows: list[Row], what: str, with_loss: bool):
+def what_was_done(judged: str) -> str:
+    """With what the scores in the supernet are compared, as words behind UA or loss."""
+    return 'in the other supernet' if judged == OTHER else 'retrained'
+
+
+def print_taus(rows: list[Row], what: str, with_loss: bool, done: str):
     """Prints tau by UA, by UA and loss, and by loss."""
     ua, loss = ([row.scores[measure] for row in rows] for measure in ('ua', 'loss'))
     measured = [row.mean('ua') for row in rows]
-    pairs = [('UA', measured, ua), ('UA retrained and loss in the supernet, from low to high', measured, [-x for x in loss])]
+    pairs = [('UA', measured, ua), (f'UA {done} and loss in the supernet, from low to high', measured, [-x for x in loss])]
     if with_loss:
         pairs.append(('loss', [row.mean('loss') for row in rows], loss))
     for by, x, y in pairs:
@@ -88,8 +94,14 @@ def interval(x, y) -> tuple[float, float]:
     return tuple(np.nanpercentile(taus, [2.5, 97.5])) if np.isfinite(taus).any() else (np.nan, np.nan)
 
 
+def columns(judged: str) -> tuple[str, ...]:
+    """Of supernet.csv."""
+    first = 'other_supernet' if judged == OTHER else 'retrained'
+    return ('architecture', f'loss_{first}', f'ua_{first}', 'loss_supernet', 'ua_supernet')
+
+
 def csv_rows(rows: list[Row]) -> list[tuple]:
-    """A row of COLUMNS for every network; no loss of trainings without one."""
+    """A row of `columns` for every network; no loss of trainings without one."""
     with_loss = has_loss(rows)
     return [(row.name, round(row.mean('loss'), 6) if with_loss else '', round(row.mean('ua'), 6),
              round(row.scores['loss'], 6), round(row.scores['ua'], 6)) for row in rows]
@@ -101,8 +113,8 @@ def draw(rows: list[Row], judged: str):
     measure, scale = ('loss', 1) if has_loss(rows) else ('ua', 100)
     unit = MEASURES[measure] + ', %' * (measure == 'ua')
     figure = Figure(figsize=(5.6, 4.4), layout='constrained')
-    axes = figure.add_subplot(xlabel=f'{unit} retrained, {judged} speakers; a bar spans the seeds',
-                              ylabel=f'{unit} in the supernet, dev speakers')
+    across = f'{what_was_done(judged)}, ' + ('dev speakers' if judged == OTHER else f'{judged} speakers; a bar spans the seeds')
+    axes = figure.add_subplot(xlabel=f'{unit} {across}', ylabel=f'{unit} in the supernet, dev speakers')
     for recurrent, label, colour, marker in ((True, 'with SeqNN cells', 'tab:blue', 'o'),
                                              (False, 'without SeqNN cells', 'tab:orange', 's')):
         its = [row for row in rows if row.recurrent == recurrent]

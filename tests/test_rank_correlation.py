@@ -183,6 +183,43 @@ def test_the_program_takes_trainings_of_spread(small_corpus, tmp_path, monkeypat
     assert '(rnn:300), a normal cell with other nodes or operations than the supernet 1 (1)' in said
 
 
+def test_two_supernets_are_compared_without_training(small_corpus, tmp_path, monkeypatch, capsys):
+    """A supernet agrees with itself, in every digit, and has other scores than that of another seed."""
+    monkeypatch.chdir(tmp_path)
+    small = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech', '--epochs', '1']
+    for seed in '01':
+        search.main(['--name', f's{seed}', *small, '--relaxation', 'sampled', '--seed', seed])
+    for name, setting, value in (('fold2', 'fold', 2), ('draws', 'relaxation', 'none')):
+        path = Path(shutil.copytree('runs/search/s1', f'runs/search/{name}'), 'config.yaml')
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), setting: value}))
+    monkeypatch.setattr(spread, 'train', None)
+
+    def scored(search, other, *more):
+        capsys.readouterr()
+        rank_correlation.main([f'runs/search/{search}', '--other', f'runs/search/{other}', '--data_path', str(small_corpus),
+                               '--networks', '6', *more])
+        return capsys.readouterr().out, pd.read_csv(f'runs/ranks/{search}/supernet.csv')
+    said, found = scored('s0', 's0')
+    assert [*found] == ['architecture', 'loss_other_supernet', 'ua_other_supernet', 'loss_supernet', 'ua_supernet']
+    assert [*found['loss_other_supernet']] == [*found['loss_supernet']] and 'networks, by loss: 1.00 (' in said
+    said, found = scored('s0', 's1')
+    assert '| UA in the other supernet | loss in the other supernet | UA in the supernet |' in said and 'retrain' not in said
+    tau = kendalltau(found['loss_other_supernet'], found['loss_supernet']).statistic
+    assert f'Kendall tau, 6 networks, by loss: {tau:.2f} (' in said and len({*found['loss_supernet']}) > 3
+    assert not np.allclose(found['loss_other_supernet'], found['loss_supernet'])
+    assert not Path('runs/ranks/s0/trainings.csv').exists()
+    Path('runs/search/s1/genotype.json').rename('elsewhere.json')
+    for search_, other, more, why in (
+            ('s0', 'fold2', (), r'runs/search/fold2 has other settings than runs/search/s0 \(fold 2, not 1\): name a search'),
+            ('draws', 's0', (), 'runs/search/draws is of a search with --relaxation none, which trains no supernet'),
+            ('s0', 's1', (), 'runs/search/s1 is not finished, for it has no genotype.json: continue the search with --resume'),
+            ('s0', 'x', (), 'runs/search/x/config.yaml: cannot be read'),
+            ('s0', 's1', ('--seeds', '2'), '--seeds has no effect with --other, which trains nothing: leave it out'),
+            ('s0', 's1', ('--networks', '0'), '--other runs/search/s1: say how many networks to score with --networks')):
+        with pytest.raises(UserError, match=f'^{why}'):
+            scored(search_, other, *more)
+
+
 def test_trainings_of_another_corpus_or_space_are_refused(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1', '--folds', '3', '--data_path',
