@@ -19,13 +19,9 @@ supernets do not agree, neither can rank what is retrained. The interval is a bo
 runs/ranks/NAME, as supernet.csv and supernet.png.
 """
 import argparse
-import pickle
 import sys
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
@@ -37,11 +33,9 @@ import genotypes as gt  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
 from models.candidates import Scorer  # noqa: E402
-from models.finalists import recipe  # noqa: E402
-from scripts import rank_report, spread, spread_plan, trainings  # noqa: E402
+from scripts import rank_report, spread_plan  # noqa: E402
+from scripts.rank_networks import SAME, check_same, draw, read, retrained, trained, trained_before  # noqa: E402
 
-SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
-SPACE = tuple(f.name for f in fields(cf.SpaceSettings) if f.name != 'band')
 NAMED = 10  # networks that are named where some are passed over
 
 
@@ -72,7 +66,8 @@ def main(argv=None):
     if passed:
         print(f'{counted(passed)}\n')
     rank_report.report(rows, judged)
-    folder = Path('runs', 'ranks', args.name or config.name)
+    default = f'{config.name}-{args.other.resolve().name}' if args.other else config.name
+    folder = Path('runs', 'ranks', args.name or default)
     folder.mkdir(parents=True, exist_ok=True)
     utils.write_csv(folder / 'supernet.csv', rank_report.columns(judged), rank_report.csv_rows(rows))
     figure = rank_report.draw(rows, judged)
@@ -140,7 +135,7 @@ def parse(argv):
     parser.add_argument('--config', help='YAML file whose augment section says how to train')
     parser.add_argument('--epochs', type=int, help='epochs of a training (default: as many as the file says)')
     parser.add_argument('--name', help='folder in runs/ranks for trainings, scores and figure (default: the name of '
-                        'the search)')
+                        'the search, with --other the names of both)')
     parser.add_argument('--data_path', help='folder of the corpus')
     parser.add_argument('--cache', default='.cache', help='folder of extracted features (default: %(default)s)')
     args = parser.parse_args(argv)
@@ -163,131 +158,6 @@ def parse(argv):
     return args
 
 
-def training_of(args, config) -> cf.AugmentConfig:
-    """How networks are trained. Its seed is 0: other searches, with other seeds, are compared with the same networks."""
-    training = replace(recipe(config), seed=0)
-    return replace(training, epochs=args.epochs or training.epochs, name='ranks', band=args.band or training.band)
-
-
-def draw(args, config, data) -> list[spread_plan.Network]:
-    """Networks drawn from the space of the search and the band, the same for every search of that space."""
-    return spread_plan.draw(SimpleNamespace(architectures=args.networks), training_of(args, config), data.labels)
-
-
-def trained(args, config, data) -> list:
-    """[(name, Genotype, [scores of every seed])] of networks drawn from the space and trained, those on disk not again."""
-    training, networks = training_of(args, config), draw(args, config, data)
-    path = Path('runs', 'ranks', args.name or config.name)
-    with trainings.locked(path):
-        kept = {name: value for name, value in asdict(training).items() if name not in utils.MAY_CHANGE}
-        trainings.check_settings(path, {**kept, 'digest': data.digest}, True)
-        rows = spread.read_rows(path / 'trainings.csv', networks)
-        jobs = [(network, config.fold, seed) for network in networks for seed in range(args.seeds)]
-        left = [job for job in jobs if spread.key(*job) not in rows]
-        print(f'{len(jobs) - len(left)} of {len(jobs)} trainings finished', flush=True)
-        spread.train_all(left, rows, path / 'trainings.csv', training, 'dev')
-    return [(network.name, network.genotype, [rows[spread.key(network, config.fold, seed)] for seed in range(args.seeds)])
-            for network in networks]
-
-
-def check_same(folder: Path, its: dict, search: Path, settings: dict, names: Iterable[str], what: str):
-    """UserError if what is in `folder`, with its settings, has another corpus, space or other `names` than the search."""
-    pairs = {name: (utils.recorded(its, name), utils.recorded(settings, name)) for name in (*names, *SPACE)}
-    if others := [f'{name} {there}, not {here}' for name, (there, here) in pairs.items() if there != here]:
-        raise utils.UserError(f'{folder} has other settings than {search} ({"; ".join(others)}): name {what} of the '
-                              'same corpus, features and space')
-
-
-def trained_before(args, settings, config):
-    """The genotypes that scripts/spread.py trained on the search's fold, and the networks that are passed over.
-
-    Returns [(name, Genotype, [scores of every seed])] and {reason: names}. UserError if corpus, features or space are not those
-    of the search.
-    """
-    folder, advice, fold = args.trainings, 'name a folder of scripts/spread.py', config.fold
-    its = read(folder / 'settings.yaml', cf.read_yaml_file, advice)
-    if 'fold' in its:
-        raise utils.UserError(f'{folder} has trainings of this program: repeat its command, with this search, --networks and '
-                              '--name')
-    check_same(folder, its, args.search, settings, [name for name in SAME if name != 'fold'], 'trainings')
-    if its.get('digest') != datasets.digest(datasets.select(config)[0]):
-        raise utils.UserError(f'utterances, labels or speakers of {config.data_path} are not those of {folder}: name the '
-                              'corpus of its trainings with --data_path')
-    every = trainings.read_rows(folder / 'trainings.csv', spread_plan.COLUMNS, advice)
-    rows = [row for row in every if row['fold'] == fold]
-    if not rows:
-        folds = ' '.join(map(str, sorted({row['fold'] for row in every}))) or 'none'
-        raise utils.UserError(f'{folder}/trainings.csv has no training on fold {fold} of {args.search}; it has folds {folds}')
-    found, passed = [], {}
-    counts = Counter(row['architecture'] for row in rows)
-    for name, n in counts.items():
-        measured = [row for row in rows if row['architecture'] == name]
-        if not measured[0]['genotype']:
-            passed.setdefault('no genotype', []).append(name)
-        elif n < max(counts.values()):
-            passed.setdefault('some seeds not trained', []).append(name)
-        else:
-            with cf.contents_of(folder / 'trainings.csv', advice):
-                found.append((name, gt.from_str(measured[0]['genotype']), measured))
-    too = ', with dev speakers among those they trained on' * bool(its.get('train_on_dev'))
-    print(f'fold {fold}: the retrained networks are scored on test speakers{too}; the supernet is scored on dev speakers')
-    return found, passed
-
-
-def retrained(folders, settings):
-    """The runs that retrained a genotype on the search's fold and features, each genotype once, and those passed over.
-
-    Returns [(folder, Genotype, [{'ua': on dev}]), ...] and {reason: folders}. UserError if a folder does not exist.
-    """
-    found, passed, seen, recipe = [], {}, set(), None
-    for folder in folders:
-        if (folder / 'candidates.json').exists():
-            its_recipe, some = drawn(folder, settings)
-            if recipe not in (None, its_recipe):
-                raise utils.UserError(f'{folder} has networks of another recipe than the folder before it: leave it out')
-            recipe = its_recipe
-            for name, genotype, measured in some:
-                if gt.to_str(genotype) not in seen:
-                    found.append((name, genotype, measured))
-                seen.add(gt.to_str(genotype))
-            continue
-        if folder.is_dir() and not (folder / 'results.json').exists():
-            passed.setdefault('not finished', []).append(folder)
-            continue
-        results = read(folder / 'results.json', cf.read_json)
-        its = read(folder / 'config.yaml', utils.read_settings)
-        with cf.contents_of(folder / 'results.json', 'name folders of finished runs'):
-            text = results.get('genotype')
-            others = [name for name in SAME if utils.recorded(its, name) != utils.recorded(settings, name)]
-            if not text:
-                why = 'no genotype'
-            elif others:
-                why = f'other {" ".join(others)}'
-            elif results['dev_ua'] is None:
-                why = 'trained on dev (--no-train_on_dev leaves a dev UA)'
-            elif text in seen:
-                why = 'a genotype that another run has'
-            else:
-                seen.add(text)
-                found.append((folder, gt.from_str(text), [{'ua': results['dev_ua']}]))
-                continue
-        passed.setdefault(why, []).append(folder)
-    return found, passed
-
-
-def drawn(folder, settings):
-    """Recipe and [(name, Genotype, [scores on dev])] of what search.py --relaxation none trained to the end. UserError."""
-    its, tree = read(folder / 'config.yaml', utils.read_settings), read(folder / 'candidates.json', cf.read_json)
-    others = [name for name in (*SAME, *SPACE) if utils.recorded(its, name) != utils.recorded(settings, name)]
-    if others or its.get('relaxation') != 'none':
-        raise utils.UserError(f'{folder} is no search with --relaxation none of the same space and data' + (
-            f': it has another {" ".join(others)}' if others else '') + '; leave it out')
-    with cf.contents_of(folder / 'candidates.json', 'leave its folder out'):
-        return tree['recipe'], [(f'{folder.name}-{i}', gt.from_str(row['genotype']), [{**one, 'parameters': row['parameters']}])
-                                for i, row in enumerate(tree['finalists'], 1) for one in row['trainings']
-                                if one['epochs'] == tree['recipe']['epochs'] and one['loss'] is not None]
-
-
 def check_number(networks, passed, args):
     """UserError if there are too few networks to rank."""
     if len(networks) < 2:
@@ -305,15 +175,6 @@ def counted(passed):
 
 def read_weights(path):
     return torch.load(path, map_location='cpu', weights_only=True)['net']
-
-
-def read(path, parse, advice='name folders of finished runs'):
-    """parse(path). UserError if the file cannot be read."""
-    try:
-        return parse(path)
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, utils.UserError) as error:
-        why = str(error).removeprefix(f'{path}: ')
-        raise utils.UserError(f'{path}: cannot be read ({cf.one_line(why, 200)}); {advice}') from None
 
 
 if __name__ == '__main__':

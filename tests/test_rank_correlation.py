@@ -19,7 +19,7 @@ import datasets
 import genotypes as gt
 import search
 from datasets.dataset import SpeechDataset
-from scripts import rank_correlation, rank_report, spread, spread_plan
+from scripts import rank_correlation, rank_networks, rank_report, spread, spread_plan
 from utils import UserError
 
 GENOTYPE = gt.Genotype([[('sep_conv_3x3', 0), ('max_pool_3x3', 1)], [('skip_connect', 2), ('dil_conv_3x3', 0)]], range(2, 4),
@@ -198,7 +198,7 @@ def test_two_supernets_are_compared_without_training(small_corpus, tmp_path, mon
         capsys.readouterr()
         rank_correlation.main([f'runs/search/{search}', '--other', f'runs/search/{other}', '--data_path', str(small_corpus),
                                '--networks', '6', *more])
-        return capsys.readouterr().out, pd.read_csv(f'runs/ranks/{search}/supernet.csv')
+        return capsys.readouterr().out, pd.read_csv(f'runs/ranks/{search}-{other}/supernet.csv')
     said, found = scored('s0', 's0')
     assert [*found] == ['architecture', 'loss_other_supernet', 'ua_other_supernet', 'loss_supernet', 'ua_supernet']
     assert [*found['loss_other_supernet']] == [*found['loss_supernet']] and 'networks, by loss: 1.00 (' in said
@@ -207,7 +207,7 @@ def test_two_supernets_are_compared_without_training(small_corpus, tmp_path, mon
     tau = kendalltau(found['loss_other_supernet'], found['loss_supernet']).statistic
     assert f'Kendall tau, 6 networks, by loss: {tau:.2f} (' in said and len({*found['loss_supernet']}) > 3
     assert not np.allclose(found['loss_other_supernet'], found['loss_supernet'])
-    assert not Path('runs/ranks/s0/trainings.csv').exists()
+    assert not [*Path('runs/ranks').rglob('trainings.csv')]
     Path('runs/search/s1/genotype.json').rename('elsewhere.json')
     for search_, other, more, why in (
             ('s0', 'fold2', (), r'runs/search/fold2 has other settings than runs/search/s0 \(fold 2, not 1\): name a search'),
@@ -235,7 +235,7 @@ def test_trainings_of_another_corpus_or_space_are_refused(small_corpus, tmp_path
         Path('t/settings.yaml').write_text(yaml.safe_dump({**its, 'digest': digest, **changed}))
         Path('t/trainings.csv').write_text(f'{",".join(spread_plan.COLUMNS)}\n{rows}')
         with pytest.raises(UserError, match=message):
-            rank_correlation.trained_before(args, settings, config)
+            rank_networks.trained_before(args, settings, config)
     refused('no training on fold 1 of s; it has folds none')
     refused(r't has other settings than s \(normalise speaker, not corpus; n_nodes 2, not 1\)', normalise='speaker', n_nodes=2)
     refused('utterances, labels or speakers of .* are not those of t', digest='0')
@@ -245,7 +245,7 @@ def test_trainings_of_another_corpus_or_space_are_refused(small_corpus, tmp_path
     refused('not what it should hold', '0,x,9,0,1,0,.5,1,1,\n')
     args.trainings = Path('none')
     with pytest.raises(UserError, match='none/settings.yaml: cannot be read .* name a folder of scripts/spread.py'):
-        rank_correlation.trained_before(args, settings, config)
+        rank_networks.trained_before(args, settings, config)
 
 
 def test_tau_of_networks_with_recurrent_cells_and_the_figure(capsys):
