@@ -100,23 +100,26 @@ class SepConv(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """ReLU - two 1x1 convolutions of stride 2 - batch norm. (N, C_in, F, T) -> (N, C_out, ceil(F / 2), ceil(T / 2)).
+    """ReLU - two 1x1 convolutions, of every second row and column - batch norm.
 
-    The first convolution reads even rows and columns, the second reads odd ones, after a zero is appended to an odd F or T.
+    (N, C_in, F, T) -> (N, C_out, ceil(F / 2), ceil(T / 2)). The first convolution reads even rows and columns, the second reads
+    odd ones, after a zero is appended to an odd F or T. They have no stride: for fewer than 8 channels in `channels_last`,
+    oneDNN's gradient of a 1x1 convolution with one writes past its memory on CPUs with AVX2 alone (uxlfoundation/oneDNN#6035).
     """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True):
         super().__init__()
-        self.even = nn.Conv2d(C_in, C_out - C_out // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False) if C_out > 1 else None
+        self.even = nn.Conv2d(C_in, C_out - C_out // 2, 1, bias=False)
+        self.odd = nn.Conv2d(C_in, C_out // 2, 1, bias=False) if C_out > 1 else None
         self.bn = BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
+        y = self.even(x[:, :, ::2, ::2])
         if self.odd is None:
-            return self.bn(self.even(x))
-        shifted = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
-        return self.bn(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+            return self.bn(y)
+        odd = F.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return self.bn(torch.cat([y, self.odd(odd)], dim=1))
 
 
 class AxisReduce(nn.Module):
