@@ -103,8 +103,8 @@ class FactorizedReduce(nn.Module):
     """ReLU - two 1x1 convolutions, of every second row and column - batch norm.
 
     (N, C_in, F, T) -> (N, C_out, ceil(F / 2), ceil(T / 2)). The first convolution reads even rows and columns, the second reads
-    odd ones, after a zero is appended to an odd F or T. They have no stride: for fewer than 8 channels in `channels_last`,
-    oneDNN's gradient of a 1x1 convolution with one writes past its memory on CPUs with AVX2 alone (uxlfoundation/oneDNN#6035).
+    odd ones, after a zero is appended to an odd F or T. They have no stride: with few channels in `channels_last`, oneDNN's
+    weight gradient of a 1x1 convolution that has one writes past its memory (uxlfoundation/oneDNN#6035).
     """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True):

@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import genotypes as gt
 from models import fast
-from models.ops import OPS, MixedOp, Zero, drop_path
+from models.ops import OPS, FactorizedReduce, MixedOp, Zero, drop_path
 from models.rnn_ops import RNN_OPS
 from models.sync import BatchNorm2d, slow_on_cpu
 
@@ -112,3 +113,50 @@ def test_average_pooling_that_pads_first_is_pytorchs(size, stride, dtype, monkey
     for a, b in zip(*found):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
         assert a.dtype == b.dtype and a.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('C_in, C_out', [(1, 1), (2, 1), (3, 4), (4, 7)])
+@pytest.mark.parametrize('F, T', [(8, 12), (7, 5), (1, 4), (5, 1)])
+def test_the_factorized_reduction_is_two_strided_convolutions(C_in, C_out, F, T):
+    """pt.darts' form: the second convolution reads the map one pixel further; a zero is appended to an odd axis."""
+    op, x = FactorizedReduce(C_in, C_out).double(), torch.randn(3, C_in, F, T, dtype=torch.double, requires_grad=True)
+    x = nn.functional.relu(x)
+    maps = [nn.functional.conv2d(x, op.even.weight, stride=2)]
+    if C_out > 1:
+        maps.append(nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:], op.odd.weight, stride=2))
+    torch.testing.assert_close(op(x), op.bn(torch.cat(maps, dim=1)))
+
+
+@pytest.mark.parametrize('C', [2, 4, 6])
+@pytest.mark.parametrize('name', sorted({*gt.PRIMITIVES, *gt.CNN_OP_SETS['speech']} - {'none'}))
+def test_gradients_in_channels_last_are_those_of_float64(name, C):
+    """A map as large as one of 2 s of speech: oneDNN takes other kernels for small ones, and for few channels."""
+    for stride in (1, 2, *[(1, 2), (2, 1)] * (name in gt.CNN_OP_SETS['speech'])):
+        op, exact = OPS[name](C, stride, True), OPS[name](C, stride, True).double()
+        exact.load_state_dict(op.state_dict())
+        x, found, strided = torch.randn(8, C, 32, 62, dtype=torch.double), [], StridedReductions()
+        maps = x.float().contiguous(memory_format=torch.channels_last)
+        for net, its in ((op.to(memory_format=torch.channels_last), maps.requires_grad_()), (exact, x.requires_grad_())):
+            y = net(its)
+            weights = torch.randn(y.shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+            with strided:
+                y.backward(weights.to(y.dtype))
+            found.append([its.grad, *(p.grad for p in net.parameters())])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-3 * b.abs().max().item() + 1e-9)
+        assert not strided.found
+
+
+class StridedReductions(TorchDispatchMode):
+    """Notes gradients of 1x1 convolutions with a stride, which oneDNN gets wrong (uxlfoundation/oneDNN#6035)."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            weight, stride = args[2], args[4]
+            if weight.shape[1] > 1 and set(weight.shape[2:]) == {1} and set(stride) != {1}:
+                self.found.append((tuple(weight.shape), stride))
+        return func(*args, **(kwargs or {}))
