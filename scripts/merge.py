@@ -1,15 +1,16 @@
-"""Puts experiments that ran apart into one folder, such as parts of one that ran on two machines, and makes its tables.
+"""Combines experiments that ran apart, such as parts of one that ran on two machines, and makes their tables.
 
     python scripts/merge.py runs/cv/here copied/runs/cv/there --to results/emodb
 
-Takes runs.csv, predictions.csv and plan.json of every folder, and config.yaml where there is one. Runs that cannot be compared
-are refused: other utterances, other folds, other settings of a program that both used. `--to` may be one of the folders; it
-then gains the runs of the others.
+Takes runs.csv, predictions.csv and plan.json of every folder, and config.yaml if all have one. Runs that cannot be compared are
+refused: their test utterances, corpora or folds differ, or the settings of a program that made them. `--to` may be one of the
+folders, which then gains the runs of the others. latency.csv is not taken: scripts/latency.py makes it anew.
 """
 import argparse
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -19,14 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import table  # noqa: E402
 from experiment import COLUMNS, publish, rank, read_table, read_yaml  # noqa: E402
-from jobs import PROGRAMS, RANDOM_SEARCH, SEARCHED, SVM, SVMS  # noqa: E402
+from jobs import PROGRAMS, RANDOM_SEARCH, SEARCHED, SVM, SVMS, TRANSFERS  # noqa: E402
 
 import config as cf  # noqa: E402
 from config import UserError  # noqa: E402
 
 STATES = ('finished', 'failed', 'missing')  # the first that a run has in any folder
 WHOLE = ('n_test', 'n_params', 'best_epoch')  # columns of whole numbers
+SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns that are alike in all runs of an experiment
+PLAN = {'runs': list, 'test_speakers': list, 'digest': str, 'clean_folds': list, 'command': str}
 SAME = {'digest': 'other utterances, labels or speakers', 'test_speakers': 'other folds', 'clean_folds': 'other clean folds'}
+SHARED = {f.name for group in (cf.DataSettings, cf.FeatureSettings, cf.DevSettings) for f in fields(group)}  # by all programs
+LEAVE = 'leave its folder out'
 
 
 def main(argv=None):
@@ -34,10 +39,12 @@ def main(argv=None):
     parser.add_argument('folders', type=Path, nargs='+', help='folders with runs.csv and predictions.csv, such as runs/cv/NAME')
     parser.add_argument('--to', type=Path, required=True, help='folder to write to')
     args = parser.parse_args(argv)
-    check_target(args.folders, args.to)
+    check_folders(args.folders, args.to)
     parts = {folder: table.read(folder) for folder in args.folders}
+    check_alike(parts)
     plan = merge_plans({folder: part.plan for folder, part in parts.items()})
-    settings = merge_settings({folder: programs(part.runs['model']) for folder, part in parts.items()})
+    settings = merge_settings({folder: programs(part.runs[part.runs['state'] == STATES[0]]['model'])
+                               for folder, part in parts.items()})
     runs, predictions = merge_runs(args.folders)
 
     # In this order the folder can be read at any moment: predictions without a run are passed over.
@@ -49,16 +56,41 @@ def main(argv=None):
     print(f'{len(runs)} runs of {len(parts)} folders; {args.to}/table.md: {table.make(args.to)}')
 
 
-def check_target(folders: list[Path], to: Path):
-    """UserError if the folder to write to is another experiment, or will be."""
+def check_folders(folders: list[Path], to: Path):
+    """UserError if a folder is named twice, or the one to write to is something else or will be."""
     known = [folder.resolve() for folder in folders]
     if len({*known}) < len(known):
         raise UserError(f'{next(folder for folder in folders if known.count(folder.resolve()) > 1)}: named twice')
+    if len(known) < 2:
+        raise UserError(f'{folders[0]}: name two folders or more')
     if to.resolve().parent == Path('runs', 'cv').resolve():
         raise UserError(f'--to {to}: cross_validate.py keeps its experiments in runs/cv and would repeat all runs; take '
                         'another folder')
-    if to.resolve() not in known and (to / 'runs.csv').exists():
-        raise UserError(f'--to {to} has runs already: name it among the folders too, or take another')
+    if to.resolve() not in known and to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f'--to {to} exists and is not an empty folder: name it among the folders too, or take another')
+
+
+def check_alike(parts: dict[Path, table.Results]):
+    """UserError unless all finished runs have one setting, and those of a fold were tested on the same utterances."""
+    first = {}  # what: (its value, the folder that has it)
+    for folder, part in parts.items():
+        finished = part.runs[part.runs['state'] == STATES[0]]
+        found = [(name, value) for name in SETTING for value in finished[name].dropna().astype(str).unique()]
+        found += [(f'test utterances of fold {fold}', frozenset(zip(some['path'], some['speaker'], some['label'])))
+                  for fold, some in part.predictions.groupby('fold')]
+        for what, value in found:
+            then, other = first.setdefault(what, (value, folder))
+            if value != then:
+                differ = f'{what} is {value} in {folder} and {then} in {other}' if isinstance(value, str) else \
+                    f'the {what} differ between {folder} and {other}'
+                raise UserError(f'{differ}, so these runs cannot be compared: leave one of the folders out')
+    for model in TRANSFERS:  # one genotype serves all folds of a seed
+        runs = pd.concat([part.finished(model).assign(folder=str(folder)) for folder, part in parts.items()])
+        for seed, some in runs.groupby(runs['seed'].to_numpy()):
+            if some['genotype'].nunique() > 1:
+                where = ', '.join(some['folder'].unique())
+                raise UserError(f'{model} has several genotypes for seed {seed} ({where}): one serves all folds of a seed; '
+                                'leave one of the folders out')
 
 
 def programs(models: Iterable[str]) -> set[str]:
@@ -69,62 +101,90 @@ def programs(models: Iterable[str]) -> set[str]:
 
 def merge_plans(plans: dict[Path, dict]) -> dict:
     """One plan.json of several. UserError if corpus or folds differ."""
-    plans = {folder: plan for folder, plan in plans.items() if plan}
-    merged = {}
-    for name, what in SAME.items():
-        found = {folder: plan[name] for folder, plan in plans.items() if plan.get(name)}
-        for folder, value in found.items():
-            if value != merged.setdefault(name, value):
-                raise UserError(f'{folder} has {what} than {next(iter(found))}, so their runs cannot be compared: merge it '
-                                'with others')
-    runs = {(*run,) for plan in plans.values() for run in plan.get('runs', [])}
-    commands = dict.fromkeys(line for plan in plans.values() for line in plan.get('command', '').splitlines())
+    merged, first, runs, commands = {}, {}, set(), {}
+    for folder, plan in plans.items():
+        with cf.contents_of(folder / 'plan.json', LEAVE):
+            for name, kind in PLAN.items():
+                if not isinstance(plan.get(name, kind()), kind):
+                    raise ValueError(f'{name} is {cf.short(plan[name])}')
+            runs |= {(str(model), int(fold), int(seed)) for model, fold, seed in plan.get('runs', [])}
+        commands |= dict.fromkeys(plan.get('command', '').splitlines())
+        for name in SAME:
+            if value := plan.get(name):
+                if value != merged.setdefault(name, value):
+                    raise UserError(f'{folder} has {SAME[name]} than {first[name]}, so these runs cannot be compared: leave '
+                                    'one of the folders out')
+                first.setdefault(name, folder)
     return {'runs': in_order(runs), 'clean_folds': [], **merged, **({'command': '\n'.join(commands)} if commands else {})}
 
 
 def merge_settings(used: dict[Path, set[str]]) -> dict:
-    """One config.yaml of several: of every program, the settings of the folders that used it. UserError if they differ."""
-    merged, first = {}, {}
+    """One config.yaml of several: of every program, the settings of the folders that used it. UserError if they differ.
+
+    {} if a folder has none, which is said on stderr.
+    """
+    merged, shared, complete = {}, {}, True
     for folder, sections in used.items():
         path = folder / 'config.yaml'
-        its = read_yaml(path, 'leave its folder out') if path.exists() else {}
-        for section in sorted(sections & its.keys()):
-            with cf.contents_of(path, 'leave its folder out'):
-                now = dict(its[section] or {})
-            then = merged.setdefault(section, now)
+        if not path.exists():
+            complete = False
+            print(f'NOTE: {folder} has no config.yaml, so its settings were not compared', file=sys.stderr)
+            continue
+        its = read_yaml(path, LEAVE)
+        for section in [section for section in PROGRAMS if section in sections]:
+            with cf.contents_of(path, LEAVE):
+                now = {str(name): value for name, value in (its.get(section) or {}).items()}
+            known = {f.name for f in fields(cf.SECTIONS[section])}
+            then, there = merged.setdefault(section, (now, folder))
             for name in sorted(then.keys() | now.keys()):
-                a, b = (where.get(name, 'its default') for where in (then, now))
-                if a != b:
-                    raise UserError(f'{name} of {PROGRAMS[section]} is {b} in {folder}, but {a} in {first[section]}: their '
-                                    'runs cannot be compared')
-            first.setdefault(section, folder)
-    return {section: merged[section] for section in PROGRAMS if section in merged}
+                check_setting(name, f'{PROGRAMS[section]} in {folder}', now, f'{PROGRAMS[section]} in {there}', then)
+            for name in sorted(SHARED & known):
+                before, where = shared.setdefault(name, (now, f'{PROGRAMS[section]} in {folder}'))
+                check_setting(name, f'{PROGRAMS[section]} in {folder}', now, where, before)
+    return {section: merged[section][0] for section in PROGRAMS if section in merged} if complete else {}
+
+
+def check_setting(name: str, where: str, now: dict, there: str, then: dict):
+    """UserError if two programs, or one in two folders, were given different values."""
+    a, b = (values.get(name, 'its default') for values in (now, then))
+    if a != b:
+        raise UserError(f'{name} is {a} for {where} and {b} for {there}, so these runs cannot be compared: leave one of the '
+                        'folders out')
 
 
 def merge_runs(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """runs.csv and predictions.csv of all folders as text. UserError if a run is finished in two of them and differs."""
     kinds = {'model': str, 'seed': int, 'fold': int}
-    runs = pd.concat([read_table(folder / 'runs.csv', kinds, table.REMAKE).assign(folder=i)
-                      for i, folder in enumerate(folders)]).reindex(columns=[*COLUMNS, 'folder'], fill_value='').fillna('')
+    every = []
+    for i, folder in enumerate(folders):
+        runs = read_table(folder / 'runs.csv', {**kinds, 'state': str}, table.REMAKE).assign(folder=i)
+        if unknown := {*runs['state']} - {*STATES}:
+            raise UserError(f'{folder}/runs.csv is damaged (a state is {cf.short(min(unknown))}): {table.REMAKE}')
+        every.append(runs)
+    runs = pd.concat(every).reindex(columns=[*COLUMNS, 'folder'], fill_value='').fillna('')
     for name in WHOLE:  # 12.0 beside a run without one
         runs[name] = runs[name].str.removesuffix('.0')
-    runs = runs.sort_values('state', key=lambda state: state.map({name: i for i, name in enumerate(STATES)}), kind='stable')
+    runs = runs.sort_values('state', key=lambda state: state.map(STATES.index), kind='stable')
+    finished = runs[runs['state'] == STATES[0]]
+    if finished.empty:
+        raise UserError(f'no run is finished in {" and ".join(map(str, folders))}')
     predictions = pd.concat([read_table(folder / 'predictions.csv', kinds, table.REMAKE).assign(folder=i)
-                             for i, folder in enumerate(folders) if (folder / 'predictions.csv').exists()]).fillna('')
-    said = {(*key,): some.drop(columns=[*table.KEY, 'folder']).to_csv(index=False)
+                             for i, folder in enumerate(folders) if i in {*finished['folder']}]).fillna('')
+    said = {key: some.drop(columns=[*table.KEY, 'folder']).to_csv(index=False)
             for key, some in predictions.groupby([*table.KEY, 'folder'])}
-    for (model, seed, fold), some in runs[runs['state'] == 'finished'].groupby(table.KEY):
-        heard = {said.get((model, seed, fold, i)) for i in some['folder']}
-        if len(some.drop(columns='folder').drop_duplicates()) > 1 or len(heard) > 1:
-            a, b = (folders[i] for i in some['folder'][:2])
-            raise UserError(f'{model}-f{fold}-s{seed} is finished in {a} and in {b}, and its rows differ: two trainings of one '
-                            'run cannot both count; leave one folder out')
+    for key, some in finished.groupby(table.KEY):
+        rows = [(tuple(row.drop('folder')), said.get((*key, row['folder']))) for _, row in some.iterrows()]
+        for row, i in zip(rows, some['folder']):
+            if row != rows[0]:
+                (model, seed, fold), a, b = key, folders[some['folder'].iloc[0]], folders[i]
+                raise UserError(f'{model}-f{fold}-s{seed} is finished in {a} and in {b}, and its rows differ: two trainings of '
+                                'one run cannot both count; leave one of the folders out')
     runs = runs.drop_duplicates(table.KEY)
-    kept = runs.loc[runs['state'] == 'finished', [*table.KEY, 'folder']]
-    predictions = kept.merge(predictions, on=[*table.KEY, 'folder']).drop(columns='folder')
-    places = {key: i for i, key in enumerate(in_order(runs[['model', 'fold', 'seed']].itertuples(index=False, name=None)))}
-    order = [places[key] for key in runs[['model', 'fold', 'seed']].itertuples(index=False, name=None)]
-    return runs.drop(columns='folder').iloc[pd.Series(order).argsort()], predictions
+    predictions = runs.loc[runs['state'] == STATES[0], [*table.KEY, 'folder']].merge(predictions, on=[*table.KEY, 'folder'])
+    keys = [*runs[['model', 'fold', 'seed']].itertuples(index=False, name=None)]
+    places = {key: i for i, key in enumerate(in_order(keys))}
+    order = sorted(range(len(keys)), key=lambda i: places[keys[i]])
+    return runs.drop(columns='folder').iloc[order], predictions.drop(columns='folder')
 
 
 def in_order(runs: Iterable[tuple]) -> list[tuple]:

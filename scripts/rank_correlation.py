@@ -14,9 +14,9 @@ takes the trainings of scripts/spread.py, which are scored on test speakers. Eve
 the supernet on dev speakers, as candidates are; cells that it lacks and the supernet has are those of the alphas. A tau near 0
 means that the genotype a search ends with is no better than a random one.
 
-The last form trains nothing: it asks whether another search, such as one with another seed, scores networks alike. Where two
-supernets do not agree, neither can rank what is retrained. The interval is a bootstrap over networks. Scores and a figure go to
-runs/ranks/NAME, as supernet.csv and supernet.png.
+The last form trains nothing: it tells whether the supernet of another search, such as one with another seed, scores networks
+alike. If the two disagree, at most one of them can be right. The interval is a bootstrap over networks. Scores and a figure go
+to runs/ranks/NAME, as supernet.csv and supernet.png.
 """
 import argparse
 import sys
@@ -36,6 +36,7 @@ from models.candidates import Scorer  # noqa: E402
 from scripts import rank_report, spread_plan  # noqa: E402
 from scripts.rank_networks import SAME, check_same, draw, read, retrained, trained, trained_before  # noqa: E402
 
+SIZES = tuple(f.name for f in fields(cf.NetworkSettings) if f.name != 'dropout')
 NAMED = 10  # networks that are named where some are passed over
 
 
@@ -46,7 +47,7 @@ def main(argv=None):
     judged = 'test' if args.trainings else rank_report.OTHER if args.other else 'dev'
     if args.other:
         other, its_config = settings_of(args.other, args)
-        check_same(args.other, other, args.search, settings, SAME, 'a search')
+        check_same(args.other, other, args.search, settings, (*SAME, *SIZES), 'a search')
     if not args.networks:
         check_number(networks, passed, args)
     utils.set_threads(config.threads)
@@ -81,7 +82,7 @@ def settings_of(folder: Path, args) -> tuple[dict, cf.SearchConfig]:
     if settings.get('relaxation') == 'none':
         raise utils.UserError(f'{folder} is of a search with --relaxation none, which trains no supernet: name another')
     if not (folder / 'genotype.json').exists():
-        raise utils.UserError(f'{folder} is not finished, for it has no genotype.json: continue the search with --resume')
+        raise utils.UserError(f'{folder} is not finished: it has no genotype.json; continue the search with --resume')
     known = {f.name: settings[f.name] for f in fields(cf.SearchConfig) if f.name in settings}
     return settings, cf.build('search', cf.Given({**known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache,
                                                   'config': args.config}))
@@ -139,6 +140,9 @@ def parse(argv):
     parser.add_argument('--data_path', help='folder of the corpus')
     parser.add_argument('--cache', default='.cache', help='folder of extracted features (default: %(default)s)')
     args = parser.parse_args(argv)
+    if args.other and (args.runs or args.trainings):
+        raise utils.UserError(f'--other {args.other} takes no networks that were trained: leave '
+                              f'{args.trainings and "--trainings" or args.runs[0]} out')
     if args.other and not args.networks:
         raise utils.UserError(f'--other {args.other}: say how many networks to score with --networks')
     if sum(map(bool, (args.networks, args.runs, args.trainings))) != 1:

@@ -50,7 +50,7 @@ def report(rows: list[Row], judged: str):
 
 
 def what_was_done(judged: str) -> str:
-    """With what the scores in the supernet are compared, as words behind UA or loss."""
+    """Words that follow UA or loss: where the scores beside the supernet's come from."""
     return 'in the other supernet' if judged == OTHER else 'retrained'
 
 

@@ -45,7 +45,7 @@ def page(results, parts: list, clean: list[int], pictures: list[str]) -> str:
     found = [f'- fold {fold}, seed {seed}: `{text}`' for (seed, fold), text in results.finished(SEARCHED)['genotype'].items()]
     lines += ['## Genotypes found', '\n'.join(found), *operations(results)] if found else []
     lines += ['## Made by', f'Hardware: {"; ".join(sorted({*results.runs["device"].dropna()}))}.']
-    commands = results.plan.get('command', '').splitlines()  # merge.py puts several together
+    commands = str(results.plan.get('command', '')).splitlines()  # merge.py puts several together
     lines += [f'Command{"s" * (len(commands) > 1)}:', '\n'.join(f'    {line}' for line in commands)] if commands else []
     return '\n\n'.join(lines) + '\n'
 

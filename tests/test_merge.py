@@ -77,23 +77,43 @@ def test_finished_before_failed_before_missing():
     assert found['failed']['cnn', 2] == 'ended by SIGKILL' and found['failed'].count() == 1
 
 
-def test_settings_count_for_the_programs_that_were_used():
+def test_settings_count_for_the_programs_that_made_runs(capsys):
     """Two hand-designed networks may come from experiments whose searches, which they do not need, are set differently."""
     text = 'search:\n  epochs: {}\naugment:\n  epochs: {}\nsvm: {{}}\n'
     part('a', asked('cnn'), config=text.format(1, 40))
     part('b', asked('searched'), config=text.format(2, 40))
     part('c', asked('random_search'), config=text.format(3, 40))
     part('d', asked('random'), config='augment: {}\n')
-    merge.main(['a', 'b', '--to', 'ab'])
-    assert Path('ab/config.yaml').read_text() == 'search:\n  epochs: 2\naugment:\n  epochs: 40\n'
-    with pytest.raises(UserError, match='^epochs of search.py is 3 in c, but 2 in b: their runs cannot be compared$'):
-        merge.main(['a', 'b', 'c', '--to', 'e'])
-    with pytest.raises(UserError, match='^epochs of augment.py is its default in d, but 40 in a'):
-        merge.main(['a', 'd', '--to', 'e'])
-    Path('d/config.yaml').write_text('augment: 3\n')
-    with pytest.raises(UserError, match='^d/config.yaml'):
-        merge.main(['a', 'd', '--to', 'e'])
-    assert not Path('e').exists()
+    part('e', asked('random', 'random_search'), config=text.format(4, 40), missing=asked('random_search'))
+    merge.main(['a', 'b', 'e', '--to', 'abe'])
+    assert Path('abe/config.yaml').read_text() == 'search:\n  epochs: 2\naugment:\n  epochs: 40\n'
+    with pytest.raises(UserError, match='^epochs is 3 for search.py in c and 2 for search.py in b, so these runs cannot be'):
+        merge.main(['a', 'b', 'c', '--to', 'z'])
+    with pytest.raises(UserError, match='^epochs is its default for augment.py in d and 40 for augment.py in a'):
+        merge.main(['a', 'd', '--to', 'z'])
+    for wrong in ('augment: 3\n', 'augment: {1: 2, a: 3}\n', '- 1\n'):
+        Path('d/config.yaml').write_text(wrong)
+        with pytest.raises(UserError, match='^d/config.yaml|for augment.py in d'):
+            merge.main(['a', 'd', '--to', 'z'])
+    assert not Path('z').exists() and not capsys.readouterr().err
+    Path('d/config.yaml').unlink()
+    merge.main(['a', 'd', '--to', 'ad'])
+    assert capsys.readouterr().err.startswith('NOTE: d has no config.yaml, so its settings were not compared\n')
+    assert not Path('ad/config.yaml').exists()
+
+
+def test_all_programs_share_corpus_and_features():
+    part('a', asked('cnn'), config='augment: {n_mels: 32}\n')
+    part('b', asked('svm'), config='svm: {n_mels: 80}\n')
+    with pytest.raises(UserError, match='^n_mels is 80 for scripts/svm.py in b and 32 for augment.py in a, so these runs'):
+        merge.main(['a', 'b', '--to', 'z'])
+
+
+def test_one_transferred_genotype_serves_all_folds():
+    part('a', asked('transferred', folds=[1]))
+    part('b', asked('transferred', folds=[2]))
+    with pytest.raises(UserError, match=r'^transferred has several genotypes for seed 0 \(a, b\): one serves all folds of a'):
+        merge.main(['a', 'b', '--to', 'z'])
 
 
 def test_what_cannot_be_compared_is_refused():
@@ -102,16 +122,48 @@ def test_what_cannot_be_compared_is_refused():
     part('c', asked('random'), plan={'test_speakers': SPEAKERS[::-1]})
     part('d', asked('cnn'), n_params=7)
     part('e', asked('cnn'))
+    part('g', asked('random'), normalise='speaker')
+    part('h', asked('svm'), normalise='corpus')
+    part('i', asked('random'), rename=lambda who: who + '2', plan={'digest': '', 'test_speakers': []})
     table = Path('e/predictions.csv')
     table.write_text(table.read_text()[::-1].replace('yrgna', 'das', 1)[::-1])
-    for other, said in (('b', 'b has other utterances, labels or speakers than a, so'), ('c', 'c has other folds than a, so'),
-                        ('d', 'cnn-f1-s0 is finished in a and in d, and its rows differ'),
-                        ('e', 'cnn-f3-s1 is finished in a and in e'), ('f', 'f/runs.csv does not exist'),
-                        ('a', 'a: named twice')):
+    for folders, said in (('ab', 'b has other utterances, labels or speakers than a, so'),
+                          ('ac', 'c has other folds than a, so'),
+                          ('ad', 'cnn-f1-s0 is finished in a and in d, and its rows differ'),
+                          ('ae', 'cnn-f3-s1 is finished in a and in e'), ('af', 'f/runs.csv does not exist'),
+                          ('agh', 'normalise is corpus in h and speaker in g, so'), ('aa', 'a: named twice'),
+                          ('ai', 'the test utterances of fold 1 differ between i and a, so'), ('a', 'a: name two folders')):
         with pytest.raises(UserError, match=f'^{said}'):
-            merge.main(['a', other, '--to', 'z'])
-    with pytest.raises(UserError, match='^--to d has runs already: name it among the folders too, or take another$'):
-        merge.main(['a', '--to', 'd'])
-    with pytest.raises(UserError, match='^--to runs/cv/z: cross_validate.py keeps its experiments in runs/cv'):
-        merge.main(['a', '--to', 'runs/cv/z'])
+            merge.main([*folders, '--to', 'z'])
+    assert not Path('z').exists()
+    merge.main(['a', 'g', '--to', 'ag'])
+    with pytest.raises(UserError, match='^cnn-f1-s0 is finished in ag and in d'):  # the folder that differs is named
+        merge.main(['ag', 'a', 'd', '--to', 'z'])
+    for to, said in (('d', 'd exists and is not an empty folder: name it among the folders too, or take another'),
+                     ('a/runs.csv', 'a/runs.csv exists and is not'),
+                     ('runs/cv/z', 'runs/cv/z: cross_validate.py keeps its experiments in runs/cv')):
+        with pytest.raises(UserError, match=f'^--to {to[:1]}.*{said[1:]}'):
+            merge.main(['a', 'g', '--to', to])
+
+
+def test_damaged_files_are_named():
+    part('a', asked('cnn'))
+    part('b', asked('random'))
+    kept = {name: Path('b', name).read_text() for name in ('runs.csv', 'plan.json', 'predictions.csv')}
+    for wrong in ({'runs': 3}, {'runs': [3]}, {'runs': [[]]}, {'runs': [['cnn', 'x', 0]]}, {'command': 5}, {'digest': 7}):
+        Path('b/plan.json').write_text(json.dumps({**json.loads(kept['plan.json']), **wrong}))
+        with pytest.raises(UserError, match='^b/plan.json: not what it should hold .*: leave its folder out$'):
+            merge.main(['a', 'b', '--to', 'z'])
+    Path('b/plan.json').unlink()
+    rows = pd.read_csv('b/runs.csv', dtype=str)
+    for wrong, said in ((rows.drop(columns='state'), 'column state is missing'),
+                        (rows.assign(state='done'), "a state is 'done'")):
+        wrong.to_csv('b/runs.csv', index=False)
+        with pytest.raises(UserError, match=rf'^b/runs.csv is damaged \({said}'):
+            merge.main(['a', 'b', '--to', 'z'])
+    for name in 'ab':
+        pd.read_csv(f'{name}/runs.csv', dtype=str).assign(state='missing').to_csv(f'{name}/runs.csv', index=False)
+        Path(name, 'predictions.csv').unlink()
+    with pytest.raises(UserError, match='^no run is finished in a and b$'):
+        merge.main(['a', 'b', '--to', 'z'])
     assert not Path('z').exists()

@@ -189,7 +189,7 @@ def test_two_supernets_are_compared_without_training(small_corpus, tmp_path, mon
     small = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech', '--epochs', '1']
     for seed in '01':
         search.main(['--name', f's{seed}', *small, '--relaxation', 'sampled', '--seed', seed])
-    for name, setting, value in (('fold2', 'fold', 2), ('draws', 'relaxation', 'none')):
+    for name, setting, value in (('fold2', 'fold', 2), ('wide', 'init_channels', 7), ('draws', 'relaxation', 'none')):
         path = Path(shutil.copytree('runs/search/s1', f'runs/search/{name}'), 'config.yaml')
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), setting: value}))
     monkeypatch.setattr(spread, 'train', None)
@@ -211,8 +211,10 @@ def test_two_supernets_are_compared_without_training(small_corpus, tmp_path, mon
     Path('runs/search/s1/genotype.json').rename('elsewhere.json')
     for search_, other, more, why in (
             ('s0', 'fold2', (), r'runs/search/fold2 has other settings than runs/search/s0 \(fold 2, not 1\): name a search'),
+            ('s0', 'wide', (), r'runs/search/wide has other settings than runs/search/s0 \(init_channels 7, not '),
+            ('s0', 's1', ('--trainings', 'x'), '--other runs/search/s1 takes no networks that were trained: leave --trainings'),
             ('draws', 's0', (), 'runs/search/draws is of a search with --relaxation none, which trains no supernet'),
-            ('s0', 's1', (), 'runs/search/s1 is not finished, for it has no genotype.json: continue the search with --resume'),
+            ('s0', 's1', (), 'runs/search/s1 is not finished: it has no genotype.json; continue the search with --resume'),
             ('s0', 'x', (), 'runs/search/x/config.yaml: cannot be read'),
             ('s0', 's1', ('--seeds', '2'), '--seeds has no effect with --other, which trains nothing: leave it out'),
             ('s0', 's1', ('--networks', '0'), '--other runs/search/s1: say how many networks to score with --networks')):
