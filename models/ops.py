@@ -114,12 +114,14 @@ class FactorizedReduce(nn.Module):
         self.bn = BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        y = self.even(x[:, :, ::2, ::2])
-        if self.odd is None:
-            return self.bn(y)
-        odd = F.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return self.bn(torch.cat([y, self.odd(odd)], dim=1))
+        even, odd = halves(F.relu(x))
+        maps = [self.even(even), *([self.odd(odd)] if self.odd is not None else [])]
+        return self.bn(torch.cat(maps, dim=1))
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Even and odd rows and columns, after a zero is appended to an odd axis: (N, C, ceil(F / 2), ceil(T / 2)) each."""
+    return x[:, :, ::2, ::2], F.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
 
 
 class AxisReduce(nn.Module):

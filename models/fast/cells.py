@@ -14,7 +14,7 @@ from models.fast import side_by_side
 from models.fast.depthwise import depthwise
 from models.fast.folding import fold, fold_plain, linear
 from models.fast.recurrences import BATCHED, run_together
-from models.ops import DilConv, FactorizedReduce, PoolBN, SepConv, Zero
+from models.ops import DilConv, FactorizedReduce, PoolBN, SepConv, Zero, halves
 from models.search_cells import Path, SearchCell, SearchSeqCell
 
 
@@ -107,9 +107,7 @@ def separable(ops: tuple, zs: list) -> tuple:
 
 def shifted_halves(x: Tensor) -> Tensor:
     """(N, C, F, T) -> (N, 2C, ceil(F / 2), ceil(T / 2)): the two pixels of each 2 x 2 square that FactorizedReduce reads."""
-    height, width = x.shape[2] % 2, x.shape[3] % 2
-    odd = F.pad(x[:, :, 1::2, 1::2], (0, width, 0, height))
-    return torch.cat([x[:, :, ::2, ::2], odd], dim=1)
+    return torch.cat(halves(x), dim=1)
 
 
 def _matrix(op):
