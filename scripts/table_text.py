@@ -65,6 +65,8 @@ def verdict(summaries: list[dict], compared: list[dict]) -> str:
             if best else 'No run is finished yet.'
     difference, low, high, p = row['ua']
     numbers = f'{signed(difference)} UA ({between(low, high)}), p {"" if p < .001 else "= "}{p_value(p)}'
+    if p < .05 <= row['holm']:
+        numbers += f' ({p_value(row["holm"])} if corrected for all rows of its table)'
     if row['of'] in TRANSFERS:  # one genotype for all folds of a seed
         n = row['n_genotypes']
         numbers += f'; {n} search{"es" * (n > 1)}, and interval and p cover speakers alone'

@@ -16,19 +16,27 @@ import table_text  # isort: skip
 ])
 def test_the_verdict_is_one_sentence(difference, p, n_speakers, said):
     row = {'of': 'searched', 'model': 'random', 'ua': (difference, -.009, .038, p), 'n_speakers': n_speakers,
-           'pairs': [(0, 1), (1, 1)]}
+           'pairs': [(0, 1), (1, 1)], 'holm': p}
     assert table_text.verdict([], [{**row, 'model': 'cnn', 'ua': (1., 1., 1., 1.)}, row]) == said
 
 
+def test_the_verdict_names_the_corrected_p_if_that_is_not_significant():
+    row = {'of': 'searched', 'model': 'random', 'ua': (.02, .001, .04, .045), 'n_speakers': 24, 'pairs': [(0, 1), (1, 1)]}
+    corrected = ' (0.273 if corrected for all rows of its table)'
+    assert table_text.verdict([], [{**row, 'holm': .273}]).endswith(f'p = 0.045{corrected}.')
+    assert table_text.verdict([], [{**row, 'holm': .049}]).endswith('p = 0.045.')
+
+
 def test_the_verdict_of_one_seed_says_so():
-    row = {'of': 'searched', 'model': 'random', 'ua': (.06, .03, .09, .0002), 'n_speakers': 24, 'pairs': [(1, 1), (1, 2)]}
+    row = {'of': 'searched', 'model': 'random', 'ua': (.06, .03, .09, .0002), 'n_speakers': 24, 'pairs': [(1, 1), (1, 2)],
+           'holm': .0004}
     assert table_text.verdict([], [row]) == 'searched is better than random: +6.0 UA (3.0 to 9.0), p < 0.001; one seed.'
 
 
 @pytest.mark.parametrize('n, said', [(1, '1 search'), (3, '3 searches')])
 def test_the_verdict_on_transferred_genotypes_counts_searches(n, said):
     row = {'of': 'transferred', 'model': 'random_transferred', 'ua': (.06, .03, .09, .0002), 'n_speakers': 24,
-           'pairs': [(1, 1), (2, 1), (3, 1)], 'n_genotypes': n}
+           'pairs': [(1, 1), (2, 1), (3, 1)], 'n_genotypes': n, 'holm': .0004}
     assert table_text.verdict([], [row]).endswith(f'p < 0.001; {said}, and interval and p cover speakers alone.')
 
 
