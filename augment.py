@@ -12,7 +12,6 @@ import math
 import os
 import shlex
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None):
         if config.patience and epoch - 1 - best['epoch'] >= config.patience:
             log('no better dev UA for %d epochs: stopped early', config.patience)
             break
-        began, lr = time.time(), scheduler.get_last_lr()[0]
+        lr = scheduler.get_last_lr()[0]
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
         steps.begin(epoch, state, optim, partial(train.files_of, batch_size=config.batch_size))
         batches = train.batches(config.batch_size, None, state.draws, masks, voices)
@@ -89,13 +88,13 @@ def main(argv: list[str] | None = None):
             with steps.interruptible():
                 scores['dev'], probabilities = evaluate(kept, dev, criterion, autocast, config)
         scheduler.step()
-        steps.end()
+        seconds = steps.end()
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
                     'file': portable(kept, genotype, data, config, epoch, start)}
             run.save('best.pt', best['file'])
-        run.end_epoch({'epoch': epoch, **scores, 'lr': lr, **sources.of_layers(kept, config), 'seconds': time.time() - began})
+        run.end_epoch({'epoch': epoch, **scores, 'lr': lr, **sources.of_layers(kept, config), 'seconds': seconds})
         board.retraining(run, data, probabilities if dev else None, best)
         run.save_checkpoint({'best': best, **state.state_dict()})
         shown = ' | '.join(f'{part} UA {s["ua"]:.3f} WA {s["wa"]:.3f} loss {s["loss"]:.3f}'
@@ -154,8 +153,9 @@ def heard_before(config, data, start: dict) -> list | None:
     if 'heard' not in start:
         return None
     records = [{**entry, 'train_speakers': entry['speakers'], 'dev_speakers': []} for entry in start['heard']]
-    found = [Origin({'search': record}, config.init).heard(config, data) or [] for record in records]
-    return sorted(set().union(*found))
+    found = [Origin({'search': record}, config.init).heard(config, data) for record in records]
+    names = set().union(*(names for names in found if names))
+    return None if None in found and not names else sorted(names)
 
 
 def describe_start(config, data, start: dict | None, taken: str):
@@ -165,7 +165,8 @@ def describe_start(config, data, start: dict | None, taken: str):
     yield f'--init {config.init}: {taken}'
     heard = heard_before(config, data, start)
     if heard is None:
-        yield 'NOTE: it is not known whether the network of --init was trained on test speakers: its best.pt does not say'
+        yield ('NOTE: it is not known whether the network of --init was trained on test speakers: its best.pt does not say, or '
+               'names another corpus')
     elif heard:
         yield (f'WARNING: the network of --init was trained on test speakers of this fold: {" ".join(heard)}. The scores below '
                'are not speaker-independent.')

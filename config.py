@@ -464,7 +464,8 @@ class Settings:
             return getattr(self, name, None)
         model, cells = get('model'), names_of(SpaceSettings, NetworkSettings)
         cells.remove('dropout')
-        draws_sizes = model == 'genotype' and get('genotype') == RANDOM and get('space') == 'speech'
+        drawn = get('relaxation') == 'none' or model == 'genotype' and get('genotype') == RANDOM
+        draws_sizes = drawn and get('space') == 'speech'
         rows = [
             (self.features in FRAMES, f'--features {self.features}', ['n_mels', 'hop_ms', 'time_pool']),
             (self.features != 'encoder', f'--features {self.features}', ['encoder', 'encoder_layers']),
@@ -479,6 +480,7 @@ class Settings:
             (get('relaxation') == 'none', '--relaxation none', ['candidates', 'scored_utterances'] + [
                 name for name in names_of(SearchSettings) if name not in ('relaxation', 'batch_size')]),
             (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}', ['tournament_minutes']),
+            (get('relaxation') == 'none' and get('tournament_minutes') > 0, '--tournament_minutes', ['finalists']),
             (get('finalists') == 0 and get('relaxation') != 'none', '--finalists 0',
              ['band', *names_of(FinalistSettings)[1:]]),
             (get('optimizer') == 'adamw', '--optimizer adamw', ['momentum']),
@@ -512,6 +514,8 @@ class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSetti
         if self.relaxation == 'sampled' and self.partial_channels > 1:
             raise UserError(f'--partial_channels {self.partial_channels}: --relaxation sampled passes all channels; leave one '
                             'of them out')
+        if self.relaxation != 'none' and self.finalists > self.candidates:
+            raise UserError(f'--finalists {self.finalists}: there are only --candidates {self.candidates} to choose from')
         if self.relaxation == 'none' and not (self.finalists or self.tournament_minutes):
             raise UserError('--relaxation none trains no supernet: say how many random candidates to retrain with --finalists '
                             'or --tournament_minutes')
@@ -589,6 +593,17 @@ def names_of(*groups) -> list:
 def pick(config, *groups) -> dict:
     """{name: value} of the settings of `config` that belong to these groups."""
     return {name: getattr(config, name) for name in names_of(*groups)}
+
+
+def to_flags(settings: dict) -> list[str]:
+    """Settings as words of a command line, without those that are None."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(f'--{"" if value else "no-"}{name}')
+        elif value is not None:
+            words += [f'--{name}', str(value)]
+    return words
 
 
 SECTIONS = {'search': SearchConfig, 'augment': AugmentConfig, 'svm': SvmConfig}

@@ -9,7 +9,6 @@ if __name__ == '__main__':
 
 import itertools
 import shlex
-import time
 from functools import partial
 
 import torch
@@ -77,7 +76,7 @@ def main(argv: list[str] | None = None):
         log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
 
     for epoch in range(len(run.history) + 1, n_epochs + 1):
-        began, lr = time.time(), scheduler.get_last_lr()[0]
+        lr = scheduler.get_last_lr()[0]
         steps.begin(epoch, state, w_optim, partial(train.files_of, batch_size=config.batch_size, indices=w_half))
         batches = train.batches(config.batch_size, w_half, state.draws, masks, voices)
         batches = parallel.progress(batches, f'epoch {epoch}/{config.epochs}', train.n_batches(config.batch_size, w_half))
@@ -89,11 +88,11 @@ def main(argv: list[str] | None = None):
         with steps.interruptible():
             dev_scores = scorer.score(genotype, whole=True) if sampler.active else evaluate(net, dev, autocast, config)
         scheduler.step()
-        steps.end()
+        seconds = steps.end()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
                        'alpha': op_weights(net), 'beta': edge_weights(net), **sources.of_layers(net.net, config),
-                       'seconds': time.time() - began})
+                       'seconds': seconds})
         board.search_epoch(run, net, genotype)
         run.save_checkpoint(state.state_dict())
         log_epoch(run)  # when the epoch is safe
@@ -126,7 +125,7 @@ def make_net(config, data, halves, run_format: int = utils.FORMAT) -> SearchCNNC
         net.net.check_batches(config.height, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
-    speaker_norm.added(net.net, config, len(train.speakers))
+    speaker_norm.added(net.net, config, train.recordings)
     return net
 
 
@@ -230,8 +229,9 @@ def finish(run, net, config, data, genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
     minutes = sum(row['seconds'] for row in run.history) / 60
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
-    flags = [(f'--{name}', value) for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))]
-    argv = ['python', 'augment.py', '--name', config.name, *itertools.chain(*flags), '--genotype', run.path]
+    flags = {name: value for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))}
+    argv = ['python', 'augment.py', '--name', config.name, *cf.to_flags({**flags, **finalists.typed(config)}),
+            '--genotype', run.path]
     log('retrain:  %s', shlex.join(argv))
 
 

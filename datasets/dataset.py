@@ -195,6 +195,7 @@ class SpeechDataset:
         self.speakers = sorted({u.speaker for u in utterances})
         numbers = {speaker: i for i, speaker in enumerate(self.speakers)}
         self.speaker = torch.tensor([numbers[u.speaker] for u in utterances], device=device)
+        self.recordings = self.speaker.bincount(minlength=len(self.speakers))  # of each speaker
         # Random draws are made on the host, so that a seed gives the same windows on every device.
         self.lengths = torch.tensor(lengths)
         self.offsets = self.lengths.cumsum(0) - self.lengths

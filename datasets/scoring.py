@@ -36,8 +36,8 @@ def evaluate(forward: Callable, dataset: SpeechDataset, batch_size: int,
     """Scores of a dataset, with 'loss' (of the probabilities averaged over windows); and its probabilities (n, n_classes)."""
     probabilities = dataset.score(forward, batch_size)
     if lost := (~torch.isfinite(probabilities).all(dim=1)).nonzero().flatten().tolist():
-        raise UserError(f'training diverged: the network gives no probabilities to {len(lost)} of {len(dataset)} utterances, '
-                        f'such as {dataset.utterances[lost[0]].path}; {LOWER}')
+        raise Diverged(f'training diverged: the network gives no probabilities to {len(lost)} of {len(dataset)} utterances, '
+                       f'such as {dataset.utterances[lost[0]].path}; {LOWER}')
     loss = F.cross_entropy(probabilities.clamp_min(1e-12).log(), dataset.labels, class_weights)
     probabilities, labels = probabilities.cpu().numpy(), dataset.labels.cpu().numpy()
     return {'loss': float(loss), **scores(labels, probabilities.argmax(axis=1))}, probabilities
@@ -77,6 +77,8 @@ class Tally:
 
         gather: object of this process -> list of those of all processes.
         """
+        if not self.steps:
+            raise Diverged(f'training diverged: no gradient of the epoch was finite; {LOWER}')
         losses, predicted, labels = zip(*self.steps)
         sizes = np.array([len(y) for y in labels])
         losses = torch.stack([loss.double() for loss in losses])  # those of several processes are sums in this precision

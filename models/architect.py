@@ -79,7 +79,7 @@ class Architect:
 
     @contextmanager
     def virtual_step(self, dtrn, xi, w_optim):
-        """Inside, w is w' = w - xi * (momentum * v + d L_trn / dw + weight_decay * w), SGD's next step."""
+        """Inside, w is w' = w - xi * (momentum * v + d L_trn / dw + weight_decay * w), SGD's next step if it is not clipped."""
         weights = list(self.net.weights())
         with torch.no_grad():
             step = all_reduce([torch.zeros_like(p) if g is None else g.detach() for p, g in zip(weights, dtrn)])

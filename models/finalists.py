@@ -54,16 +54,31 @@ def check(config: cf.SearchConfig, labels: list[str]):
 
 
 def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
-    """The settings with which augment.py would retrain a genotype of this search, given the same --config."""
+    """The settings of the command for retraining that search.py prints: of the same --config, and the search's own sizes."""
     shared = [group for group in cf.SearchConfig.GROUPS if group in cf.AugmentConfig.GROUPS]
-    values = cf.pick(config, *shared)
+    values = cf.pick(config, *(group for group in shared if group is not cf.AugmentationSettings))
     del values['dropout']  # the search's and the retraining's differ
     given = cf.read_yaml(config.config, 'augment') if config.config else {}
-    values |= {name: value for name, value in given.items() if name in cf.names_of(*RECIPE)}
+    values |= {name: value for name, value in given.items() if name in cf.names_of(*RECIPE)} | typed(config)
     values |= {'genotype': 'a finalist', 'patience': 0, 'resume': False, 'overwrite': False}
     if config.finalist_epochs:
         values['epochs'] = config.finalist_epochs
     return cf.AugmentConfig(**values)
+
+
+def typed(config: cf.SearchConfig) -> dict:
+    """{name: value} of the flags of a search that its retrainings need too, and would not get without them.
+
+    These are the flags for augmentation, and those for sizes, features and folds where the settings file says otherwise for
+    augment.py: the genotype's record has these, but a settings file has precedence over it.
+    """
+    of_search, of_augment = (cf.read_yaml(config.config, part) if config.config else {} for part in ('search', 'augment'))
+    default, augmentation = cf.SearchConfig(name='x'), cf.names_of(cf.AugmentationSettings)
+    groups = (cf.DataSettings, cf.FeatureSettings, cf.NetworkSettings, cf.AugmentationSettings)
+    found = {name: value for name, value in cf.pick(config, *groups).items()
+             if name != 'dropout' and value != of_search.get(name, getattr(default, name))}
+    return {name: value for name, value in found.items()
+            if (name in of_augment or name in augmentation) and value != of_augment.get(name)}
 
 
 def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:

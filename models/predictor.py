@@ -334,7 +334,7 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
         else:
             net = make_baseline(config.model, config.height, config.n_frames, n_classes, config.dropout, config.params,
                                 **config.inputs)
-        return speaker_norm.added(net, config, n_speakers)
+        return speaker_norm.added(net, config, torch.zeros(n_speakers))
 
 
 def head(best: dict) -> set[str]:

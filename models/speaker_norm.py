@@ -21,13 +21,15 @@ class SpeakerNorm(nn.Module):
     In training a speaker's moments are exponential averages over the speaker's recordings, those of the batch included,
     which take part in the gradient as in batch norm. In eval mode they are what `adapt` computed for the speakers of a
     set; without it, those of all training speakers together. Moments of few recordings are shrunk towards the latter
-    (datasets.dataset.shrunk). n_speakers: of the training set.
+    (datasets.dataset.shrunk). recordings: (n_speakers,) number of recordings of each training speaker, however often one is
+    heard in training.
     """
 
-    def __init__(self, C: int, n_speakers: int):
+    def __init__(self, C: int, recordings: Tensor):
         super().__init__()
+        self.recordings = recordings
         # Number, sum and sum of squares of the recordings of each training speaker, older ones with less weight.
-        self.register_buffer('sums', torch.zeros(n_speakers, 1 + 2 * C))
+        self.register_buffer('sums', torch.zeros(len(recordings), 1 + 2 * C))
         self.adapted: Moments | None = None  # (n_speakers of the set, C)
 
     def forward(self, x: Tensor, speaker: Tensor | None = None) -> Tensor:
@@ -49,7 +51,8 @@ class SpeakerNorm(nn.Module):
         batch = sum_over_ranks(sums_of(x, speaker, len(self.sums)))
         sums = self.sums * (1 - 1 / WINDOW) ** batch[:, :1].detach() + batch
         self.sums.copy_(sums.detach())
-        return shrunk(moments(sums), sums[:, :1].detach(), moments(sums.sum(dim=0)))
+        n = torch.minimum(sums[:, :1].detach(), self.recordings.unsqueeze(1))  # hearing one again tells nothing new
+        return shrunk(moments(sums), n, moments(sums.sum(dim=0)))
 
 
 def sums_of(x: Tensor, speaker: Tensor, n_speakers: int) -> Tensor:
@@ -68,12 +71,15 @@ def moments(sums: Tensor) -> Moments:
     return mean, (variance + VARIANCE_FLOOR).sqrt()
 
 
-def added(net: nn.Module, config, n_speakers: int) -> nn.Module:
-    """The network, with a SpeakerNorm before its classifier `linear`, or before each, if --embedding asks for one."""
+def added(net: nn.Module, config, recordings: Tensor) -> nn.Module:
+    """The network, with a SpeakerNorm before its classifier `linear`, or before each, if --embedding asks for one.
+
+    recordings: (n_speakers,) of each training speaker; zeros, if the network will not be trained.
+    """
     if config.embedding == 'speaker':
         for part in net.classifiers.values() if hasattr(net, 'classifiers') else [net]:
             first = next(layer for layer in part.linear.modules() if isinstance(layer, nn.Linear))
-            part.speaker_norm = SpeakerNorm(first.in_features, n_speakers)
+            part.speaker_norm = SpeakerNorm(first.in_features, recordings)
     return net
 
 

@@ -1,5 +1,6 @@
 """The steps of an epoch: a run can be stopped between any two, and a step whose gradient is not finite is skipped."""
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,21 +22,26 @@ class Steps:
     all stop after the same step, once one of them has got the signal.
     """
 
-    def __init__(self, save: Callable | None = None):
-        """save(): writes a checkpoint. None, without `begin`: an epoch that cannot be stopped."""
+    def __init__(self, save: Callable | None = None, buffers: Iterable[torch.Tensor] = ()):
+        """save(): writes a checkpoint. Without it and `begin`: one epoch that cannot be stopped.
+
+        buffers: of the network, which a skipped step leaves as they were; `begin` finds them itself.
+        """
         self.save, self.state, self.files_of = save, None, None
-        self.in_a_row, self.buffers, self.kept = Counter(), [], []
+        self.in_a_row, self.buffers, self.kept = Counter(), list(buffers), []
         self.epoch, self.done, self.start, self.tally, self.left = 0, 0, None, Tally(), None
+        self.spent, self.began = 0., time.time()  # seconds of earlier processes in this epoch; when this one began
 
     def begin(self, epoch: int, state: 'parallel.State', optim: torch.optim.Optimizer, files_of: Callable):
         """Begins an epoch, or goes on with the one that a checkpoint was written in.
 
         files_of(step, draws): files of that batch, if `draws` is in the state of the epoch's beginning.
         """
-        self.state, self.optim, self.files_of, self.in_a_row = state, optim, files_of, Counter()
+        self.state, self.optim, self.files_of, self.began = state, optim, files_of, time.time()
         self.buffers, self.kept = list(state.parts['net'].buffers()), []
         if epoch != self.epoch:
             self.epoch, self.done, self.start, self.tally = epoch, 0, state.draws.get_state(), Tally()
+            self.in_a_row, self.spent = Counter(), 0.
         else:
             self.tally.restore(self.left, state.device, parallel.is_main())
             optim._opt_called = True  # else its scheduler warns, if no step is left of the epoch
@@ -45,11 +51,9 @@ class Steps:
 
     def each(self, batches: Iterable) -> Iterator:
         """Yields the batches that are left of the epoch."""
-        if self.state is None:
-            yield from batches
-            return
-        batches, draws, device = iter(batches), self.state.draws, self.state.device
+        batches = iter(batches)
         if self.done:
+            draws, device = self.state.draws, self.state.device
             now = parallel.rng_state(draws, device)
             draws.set_state(self.start)
             for _ in range(self.done):
@@ -59,7 +63,7 @@ class Steps:
             self.kept = [b.clone() for b in self.buffers]
             yield batch
             self.done += 1
-            if number := self._asked():
+            if self.state and (number := self._asked()):
                 self.save()
                 utils.stop(number)
         if self.done and max(self.in_a_row.values(), default=0) >= self.done:
@@ -114,13 +118,21 @@ class Steps:
         anywhere = parallel.all_reduce([torch.tensor(float(own > 0))])[0]
         return (own or int(signal.SIGTERM)) if anywhere else 0
 
-    def end(self):
-        """The epoch is complete, evaluation included: the next checkpoint is not in its middle."""
+    def seconds(self) -> float:
+        """What the epoch has taken, the time before a stop included."""
+        return self.spent + time.time() - self.began
+
+    def end(self) -> float:
+        """The epoch is complete, evaluation included: the next checkpoint is not in its middle. Returns its seconds."""
+        seconds = self.seconds()
         self.epoch, self.done, self.start, self.tally = 0, 0, None, Tally()
+        return seconds
 
     def state_dict(self) -> dict:
-        return {'epoch': self.epoch, 'done': self.done, 'start': self.start, 'tally': self.tally.state(parallel.gather)}
+        return {'epoch': self.epoch, 'done': self.done, 'start': self.start, 'tally': self.tally.state(parallel.gather),
+                'in_a_row': dict(self.in_a_row), 'seconds': self.seconds()}
 
     def load_state_dict(self, state: dict):
         self.epoch, self.done, self.start = state['epoch'], state['done'], state['start']
         self.left = state['tally']
+        self.in_a_row, self.spent = Counter(state.get('in_a_row', {})), float(state.get('seconds', 0.))  # new in this version

@@ -26,7 +26,7 @@ def make_net(config, data, genotype) -> torch.nn.Module:
     if not genotype:
         net = make_baseline(config.model, config.height, train.n_frames, len(data.labels), config.dropout, config.params,
                             **config.inputs)
-        return speaker_norm.added(net, config, len(train.speakers))
+        return speaker_norm.added(net, config, train.recordings)
     try:
         net = AugmentCNN(None, C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
                          auxiliary=config.aux_weight > 0, genotype=genotype, stem_multiplier=config.stem_multiplier,
@@ -34,12 +34,12 @@ def make_net(config, data, genotype) -> torch.nn.Module:
         net.check_batches(config.height, train.n_frames, train.batch_sizes(config.batch_size))
     except ValueError as error:
         raise utils.UserError(f'--genotype {config.genotype[:60]}: {error}') from None
-    return speaker_norm.added(net, config, len(train.speakers))
+    return speaker_norm.added(net, config, train.recordings)
 
 
 def n_parameters(config, labels, genotype) -> int:
     """Parameters of a network without its auxiliary head; no memory is allocated for them."""
-    train = SimpleNamespace(n_frames=config.n_frames, speakers=(), batch_sizes=lambda batch_size: [batch_size])
+    train = SimpleNamespace(n_frames=config.n_frames, recordings=torch.zeros(0), batch_sizes=lambda batch_size: [batch_size])
     with torch.device('meta'):
         net = make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
     return tested_parameters(net)
@@ -106,7 +106,7 @@ def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> 
     for epoch in range(1, config.epochs + 1):
         net.drop_path_prob(config.drop_path_prob * (epoch - 1) / max(1, config.epochs - 1))
         batches = data.sets['train'].batches(config.batch_size, None, state.draws, masks, voices)
-        losses.append(train_epoch(net, criterion, optim, Steps(), batches, autocast, config, ema)['loss'])
+        losses.append(train_epoch(net, criterion, optim, Steps(buffers=net.buffers()), batches, autocast, config, ema)['loss'])
         scheduler.step()
     found, probabilities = evaluate(ema.module if ema else net, data.sets[part], criterion, autocast, config)
     return {**found, 'train_losses': losses}, probabilities

@@ -70,11 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def flags_of(run: Path, program: str, home: Path, data_path: str | None) -> list[str]:
     """Flags that repeat the run from any folder. Paths in the run's settings are relative to `home`."""
-    flags = ['--name', 'again', '--cache', str(home / '.cache')]
-    for name, value in in_effect(run, program, home).items():
-        if value is None:
-            continue
-        flags += [f'--{"" if value else "no-"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
+    flags = ['--name', 'again', '--cache', str(home / '.cache'), *cf.to_flags(in_effect(run, program, home))]
     return flags + (['--data_path', str(home / data_path)] if data_path else [])
 
 

@@ -92,7 +92,7 @@ def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> li
 
 def latency_ms(config: cf.AugmentConfig, labels: list[str], genotype) -> float:
     """Median time in ms of a forward pass on one CPU thread, over one utterance of UTTERANCE seconds."""
-    data = SimpleNamespace(n_frames=config.n_frames, speakers=(), world_size=1, device=torch.device('cpu'),
+    data = SimpleNamespace(n_frames=config.n_frames, recordings=torch.zeros(0), world_size=1, device=torch.device('cpu'),
                            batch_sizes=lambda batch_size: [batch_size])
     net = make_net(config, SimpleNamespace(labels=labels, sets={'train': data}), genotype).eval()
     n_frames, sizes = round(UTTERANCE * config.frame_rate), config.inputs

@@ -207,14 +207,14 @@ def test_networks_that_differ_in_one_decision_have_different_scores():
 def test_every_classifier_normalises_speakers_by_moments_of_its_own():
     """Oracle: the discrete network with the moments of training that belong to its classifier."""
     net, data, asked = supernet(), data_of('train', 'dev'), SimpleNamespace(embedding='speaker')
-    speaker_norm.added(net.net, asked, 1)
+    speaker_norm.added(net.net, asked, torch.tensor([99]))
     for network in ({**FIRST, 'rnn_layers': 0}, FIRST, {**FIRST, 'head': 'mean_std'}):
         net.paths = net.path_of(GENOTYPE._replace(network=network))
         for X, _ in data.sets['train'].batches(6):
             net.train()(*X)
         discrete = with_its_weights(net, network, 3).float()
         part = net.net.classifiers[f'{"rnn" if network["rnn_layers"] else 2}_{network["head"]}']
-        speaker_norm.added(discrete, asked, 1).speaker_norm.load_state_dict(part.speaker_norm.state_dict())
+        speaker_norm.added(discrete, asked, torch.tensor([99])).speaker_norm.load_state_dict(part.speaker_norm.state_dict())
         dev = data.sets['dev']
         remembered = [dev.score(speaker_norm.adapt(one, dev, 12, forward), 12) for one, forward in (
             (net.eval(), None), (discrete.eval(), lambda *X: discrete(*X)[0]))]  # noqa: B023

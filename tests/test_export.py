@@ -42,7 +42,7 @@ def best_of(model, genotype=EVERY_KIND, **settings):
                          stem_multiplier=config.stem_multiplier, **config.inputs)
     else:
         net = make_baseline(model, config.height, config.n_frames, 3, 0., config.params, **config.inputs)
-    speaker_norm.added(net, config, 2)
+    speaker_norm.added(net, config, torch.full((2,), 99))
     with torch.no_grad():
         for _ in range(15):  # batch norm of a network that was trained
             rows = torch.randn(6, n_rows - config.n_rows, config.n_frames) if config.prosody else None

@@ -1,5 +1,6 @@
 """Candidates and the tournament: what is drawn and scored, how a winner is chosen, and that nothing is repeated."""
 import json
+import shlex
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_a_score_is_that_of_the_discrete_network():
 def test_training_speakers_are_not_looked_up_among_those_of_dev():
     net, data = supernet(3, n_nodes=2, n_nodes_rnn=2), data_of('train', 'dev')
     data.sets['train'].speaker[::2] = 1  # one more than dev has
-    speaker_norm.added(net.net, SimpleNamespace(embedding='speaker'), 2)
+    speaker_norm.added(net.net, SimpleNamespace(embedding='speaker'), torch.full((2,), 99))
     net.criterion.weight = data.class_weights
     net(*next(data.sets['train'].batches(12))[0])
     scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
@@ -135,6 +136,28 @@ def test_the_recipe_is_that_of_augment(tmp_path):
     assert not found.train_on_dev and not found.patience and found.weight_decay == cf.AugmentConfig(name='x').weight_decay
     config = cf.build('search', cf.given('search', [*flags, '--finalists', '2', '--finalist_epochs', '7']))
     assert finalists.recipe(config).epochs == 7
+
+
+def test_flags_of_a_search_hold_for_its_finalists_and_for_the_retraining(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('c.yaml').write_text(yaml.safe_dump({
+        'init_channels': 4, 'speed': .1, 'fold': 1, 'search': {'n_masks': 3, 'stem_multiplier': 2},
+        'augment': {'epochs': 2, 'stem_multiplier': 1}}))
+    argv = [*ARGS, '--data_path', str(small_corpus), '--config', 'c.yaml',
+            *'--epochs 1 --alpha_warmup 0 --relaxation sampled'.split(),
+            *'--finalists 2 --candidates 3 --finalist_epochs 2'.split(),
+            *'--init_channels 2 --speed 0 --max_time .2 --fold 2 --dropout .3'.split()]
+    search.main(['--name', 's', *argv])
+    found = read('s')[0]['recipe']
+    assert [found[name] for name in ('init_channels', 'speed', 'max_time', 'n_masks', 'stem_multiplier', 'dropout')] == [
+        2, 0., .2, 1, 1, cf.AugmentConfig(name='x').dropout]  # masks of the search's section are for the supernet alone
+    said = next(line for line in capsys.readouterr().out.splitlines() if 'retrain: ' in line)
+    words = shlex.split(said.partition('python augment.py ')[2])
+    assert ' '.join(words).endswith(' --fold 2 --init_channels 2 --max_time 0.2 --speed 0.0 --genotype runs/search/s')
+    config, genotype, origin = augment.configure(cf.given('augment', words))
+    assert (config.init_channels, config.speed, config.max_time, config.fold) == (2, 0., .2, 2)
+    assert {name: getattr(config, name) for name in found if name not in ('epochs', 'patience')} == {
+        name: value for name, value in found.items() if name not in ('epochs', 'patience')}
 
 
 def without_seconds(tree):
@@ -310,7 +333,10 @@ def test_a_finalist_that_diverges_loses_and_a_band_without_networks_is_told_firs
     (['--relaxation', 'sampled', '--partial_channels', '2'], '--partial_channels 2: --relaxation sampled'),
     (['--sampling', 'uniform'], '--sampling has no effect with --relaxation softmax'),
     (['--candidates', '9'], '--candidates has no effect with --finalists 0'),
-    (['--finalists', '2', '--band', '9-2'], '--band 9-2: must be LOW-HIGH')])
+    (['--finalists', '2', '--band', '9-2'], '--band 9-2: must be LOW-HIGH'),
+    (['--finalists', '9', '--candidates', '8'], '--finalists 9: there are only --candidates 8 to choose from'),
+    (['--relaxation', 'none', '--tournament_minutes', '1', '--finalists', '8'], '--finalists has no effect with --tournament'),
+    (['--relaxation', 'none', '--finalists', '4', '--space', 'speech', '--rnn_layers', '0'], '--rnn_layers has no effect')])
 def test_mistakes(argv, message):
     with pytest.raises(utils.UserError, match=message):
         cf.build('search', cf.given('search', ['--name', 'x', *argv]))

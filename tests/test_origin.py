@@ -65,6 +65,18 @@ def heard(retrained_on, data_corpus, **search):
     return origin.heard(SimpleNamespace(dataset=retrained_on), SimpleNamespace(corpus=data_corpus, fold=FOLD))
 
 
+@pytest.mark.parametrize('entries, known', [
+    ([('manifest', 'c1', ['a', 'd'])], ['d']), ([('manifest', 'c1', ['a'])], []), ([('emodb', 'c9', ['d'])], None),
+    ([('manifest', 'c2', ['d'])], None), ([('manifest', 'c1', ['a']), ('manifest', 'c2', ['d'])], None),
+    ([('manifest', 'c2', ['a']), ('manifest', 'c1', ['d'])], ['d'])])
+def test_what_cannot_be_known_of_the_network_of_init_is_not_called_unheard(entries, known):
+    start = {'heard': [{'dataset': dataset, 'corpus': corpus, 'speakers': speakers} for dataset, corpus, speakers in entries]}
+    config, data = SimpleNamespace(init='runs/x', dataset='manifest'), SimpleNamespace(corpus='c1', fold=FOLD)
+    assert augment.heard_before(config, data, start) == known
+    said = list(augment.describe_start(config, data, start, 'taken'))[1:]
+    assert [line.partition(':')[0] for line in said] == (['NOTE'] if known is None else ['WARNING'] * bool(known))
+
+
 def test_heard_speakers_are_known_only_of_the_same_corpus():
     """Speakers are names; in another file a name may mean another person, and a person may have another name."""
     assert heard('manifest', 'c1', dataset='manifest', corpus='c1') == ['d']

@@ -40,7 +40,7 @@ def network(name='cnn_gru'):
     else:
         net = supernet(n_layers_rnn=1, rnn_primitives='skip_connect,gru_1,none')
         net = AugmentCNN(None, 1, 4, 3, 3, False, net.genotype(), n_layers_rnn=1, C_rnn=6) if name == 'discrete' else net
-    speaker_norm.added(net.net if name == 'supernet' else net, ASKED, 3)
+    speaker_norm.added(net.net if name == 'supernet' else net, ASKED, torch.full((3,), 99))
     for X, _ in corpus().batches(14, None, torch.Generator().manual_seed(0)):
         net(*X)
     return net.eval()
@@ -78,7 +78,7 @@ def test_features_of_few_recordings_are_as_if_the_rest_were_the_corpus(tmp_path)
 
 
 def test_training_moments_are_those_of_the_latest_recordings():
-    norm, keep = speaker_norm.SpeakerNorm(2, 3).double(), 1 - 1 / speaker_norm.WINDOW
+    norm, keep = speaker_norm.SpeakerNorm(2, torch.full((3,), 99)).double(), 1 - 1 / speaker_norm.WINDOW
     first, second = (torch.randn(30, 2, dtype=torch.double) + 5. for _ in range(2))
     speaker = torch.arange(30) % 2  # the third speaker does not occur
     norm(first, speaker)
@@ -103,7 +103,7 @@ def filled_up(x, n, corpus):
 
 
 def test_in_training_three_recordings_are_shrunk_towards_all():
-    norm, x = speaker_norm.SpeakerNorm(2, 2).double(), torch.randn(15, 2, dtype=torch.double)
+    norm, x = speaker_norm.SpeakerNorm(2, torch.tensor([12, 3])).double(), torch.randn(15, 2, dtype=torch.double)
     speaker = (torch.arange(15) >= 12).long()
     x[12:] += 3.
     found = norm(x, speaker)
@@ -111,6 +111,17 @@ def test_in_training_three_recordings_are_shrunk_towards_all():
     torch.testing.assert_close(found[12:], (x[12:] - mean) / std)
     torch.testing.assert_close(found[:12], (x[:12] - x[:12].mean(dim=0)) / (
         x[:12].var(dim=0, unbiased=False) + speaker_norm.VARIANCE_FLOOR).sqrt())
+
+
+def test_recordings_that_are_heard_again_are_no_new_ones():
+    """A speaker of one recording, heard for 60 epochs, is shrunk as at the beginning."""
+    norm, x = speaker_norm.SpeakerNorm(2, torch.tensor([12, 1])).double(), torch.randn(13, 2, dtype=torch.double)
+    x[12] += 3.
+    for _ in range(60):
+        found = norm(x, (torch.arange(13) >= 12).long())
+    assert norm.sums[1, 0] > 10
+    mean, std = filled_up(x[12:], 1, norm.corpus())
+    torch.testing.assert_close(found[12:], (x[12:] - mean) / std)
 
 
 @pytest.mark.parametrize('name', ['cnn_gru', 'discrete', 'supernet'])
@@ -127,7 +138,7 @@ def test_at_test_three_recordings_are_shrunk_whatever_their_windows(name):
 
 
 def test_the_batch_takes_part_in_the_gradient():
-    norm, speaker = speaker_norm.SpeakerNorm(3, 2).double(), torch.arange(8) % 2
+    norm, speaker = speaker_norm.SpeakerNorm(3, torch.full((2,), 99)).double(), torch.arange(8) % 2
     norm(torch.randn(20, 3, dtype=torch.double), torch.arange(20) % 2)
     before = norm.sums.clone()
 
@@ -196,7 +207,7 @@ def test_a_one_hot_supernet_is_the_discrete_network():
     discrete = AugmentCNN(None, 1, 4, 3, 3, False, genotype, n_layers_rnn=1, C_rnn=6).double()
     copy_weights(net, discrete, genotype)
     for body in (net.net, discrete):
-        speaker_norm.added(body, ASKED, 3).double()
+        speaker_norm.added(body, ASKED, torch.full((3,), 99)).double()
     plain = net(torch.ones(6, 1, 8, T, dtype=torch.double))
     for _ in range(2):
         X = Inputs(torch.randn(6, 1, 8, T, dtype=torch.double), speaker=torch.arange(6) % 3)

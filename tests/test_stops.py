@@ -15,8 +15,9 @@ import augment
 import config as cf
 import search
 import utils
+from datasets import scoring
 from datasets.dataset import SpeechDataset
-from models import parallel, steps
+from models import parallel, steps, training
 
 CELL = "[[('sep_conv_3x3', 0), ('skip_connect', 1)]]"
 GENOTYPE = (f"Genotype(normal={CELL}, normal_concat=[2], reduce={CELL}, reduce_concat=[2], "
@@ -162,6 +163,57 @@ def test_a_skipped_step_leaves_weights_momentum_and_batch_norm_as_they_were():
         seen.append(len(before) == len(after) and all(map(torch.equal, before, after)))
         assert all(t.isfinite().all() for t in after), n
     assert seen == [False, True, False] and each.tally.skipped == 1
+    utils.hold_signals(False)
+
+
+def made_up(bad):
+    """24 utterances for training, `bad` of them without finite features, and 4 for dev."""
+    features = [np.full((8, 12), np.inf if i in bad else i % 5, np.float32) for i in range(24)]
+    utterances = [SimpleNamespace(path=f'{i}.wav', speaker='ab'[i % 2]) for i in range(24)]
+    made = SpeechDataset(utterances, features, [i % 2 for i in range(24)], torch.zeros(8, 1), torch.ones(8, 1), 12)
+    ones = [np.ones((8, 12), np.float32)] * 4
+    fine = SpeechDataset(utterances[:4], ones, [0, 1] * 2, torch.zeros(8, 1), torch.ones(8, 1), 12)
+    return SimpleNamespace(labels=['x', 'y'], class_weights=torch.ones(2), sets={'train': made, 'dev': fine})
+
+
+def test_a_finalist_too_skips_a_step_and_forgets_its_batch():
+    config = cf.AugmentConfig(name='x', model='cnn_gru', params=2_000, epochs=2, batch_size=8, n_mels=8, n_masks=0,
+                              duration=.384)
+    found, probabilities = training.train(config, None, made_up({5}), torch.device('cpu'), 'dev')
+    assert np.isfinite(probabilities).all() and np.isfinite(found['loss']) and len(found['train_losses']) == 2
+
+
+@pytest.mark.parametrize('what', ['all steps', 'the weights'])
+def test_a_finalist_that_cannot_be_scored_has_diverged(what, monkeypatch):
+    """Not any other error, which would end its tournament."""
+    config = cf.AugmentConfig(name='x', model='cnn', params=300, epochs=1, batch_size=8, n_mels=8, n_masks=0, duration=.384)
+    if what == 'the weights':
+        train_epoch = training.train_epoch
+        monkeypatch.setattr(training, 'train_epoch', lambda net, *args: (
+            train_epoch(net, *args), [p.data.fill_(np.nan) for p in net.parameters()])[0])
+    with pytest.raises(scoring.Diverged):
+        training.train(config, None, made_up(range(24) if what == 'all steps' else ()), torch.device('cpu'), 'dev')
+
+
+def test_an_epoch_that_was_stopped_counts_its_skipped_steps_and_its_seconds(monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optim, clock = torch.optim.SGD(net.parameters(), .1), [0.]
+    monkeypatch.setattr(steps, 'time', SimpleNamespace(time=lambda: clock[0]))
+    first, second = steps.Steps(lambda: None), steps.Steps(lambda: None)
+    state = parallel.State(0, torch.device('cpu'), net=net, optim=optim, steps=first)
+    first.begin(3, state, optim, lambda step, draws: ['a.wav'])
+    batches = iter(first.each([1, 2]))
+    for clock[0] in (10., 20.):
+        next(batches)
+        assert not first.sound(torch.tensor(float('nan')))
+    second.load_state_dict(first.state_dict())
+    clock[0] = 100.
+    second.begin(3, state, optim, lambda step, draws: ['a.wav'])
+    clock[0] = 103.
+    assert second.in_a_row['w'] == 2 and second.end() == 23.
+    second.begin(4, state, optim, lambda step, draws: ['a.wav'])
+    assert not second.in_a_row and second.seconds() == 0.
+    second.load_state_dict({k: v for k, v in first.state_dict().items() if k not in ('in_a_row', 'seconds')})  # older ones
     utils.hold_signals(False)
 
 
