@@ -147,6 +147,14 @@ def contents_of(where, advice: str):
         raise UserError(f'{where}: not what it should hold ({what}): {advice}') from None
 
 
+def check_target(flag: str, path):
+    """UserError if no file can be written to `path`, which may be None: said before the work, not after it."""
+    if path is not None and os.path.isdir(path):
+        raise UserError(f'--{flag} {path} is a folder: name a file')
+    if path is not None and not os.path.isdir(os.path.dirname(path) or '.'):
+        raise UserError(f'--{flag} {path}: there is no folder {os.path.dirname(path)}')
+
+
 def escape_html(text) -> str:
     """Text for an HTML page or attribute."""
     return html.escape(one_line(text, 10_000))

@@ -32,7 +32,7 @@ def features(utterance: Utterance, config: FeatureSettings, device: str | torch.
     try:
         info = soundfile.info(path)
         long = info.frames > LONG * info.samplerate
-    except (soundfile.LibsndfileError, OSError):
+    except (soundfile.LibsndfileError, OSError, ValueError):  # ValueError: a name that is not UTF-8
         long = False  # load_audio says what is wrong
     whole = not long or utterance.start is not None or utterance.end is not None
     if whole or config.features == 'encoder':

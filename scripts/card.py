@@ -13,7 +13,7 @@ from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
 from models.training import tested_parameters
 from models.waveform import MIN_FRAMES, bands, frames_shape, takes_speaker, whose
-from scripts.significance import count, interval
+from scripts.significance import FEW, count, interval
 
 LICENCES = {  # of the corpora, as their authors state them; a network made from one may be bound by it
     'synthetic': 'made by this project, MIT', 'emodb': 'free for research', 'ravdess': 'CC BY-NC-SA 4.0',
@@ -119,13 +119,15 @@ def _between(path, labels):
     """The 95% interval of the UA over the test speakers, in words; '' if it cannot be computed."""
     if not path.is_file():
         return ''
-    with open(path, newline='', encoding='utf-8') as f:
+    with cf.contents_of(path, 'delete it, and the card has no interval'), open(path, newline='', encoding='utf-8') as f:
         rows = [{name: from_csv_cell(row[name]) for name in ('speaker', 'label', 'predicted')} for row in csv.DictReader(f)]
+        y, predicted = (np.array([labels.index(row[name]) for row in rows]) for name in ('label', 'predicted'))
+        if not rows:
+            raise ValueError('it has no rows')
     speakers, numbers = np.unique([row['speaker'] for row in rows], return_inverse=True)
-    y, predicted = (np.array([labels.index(row[name]) for row in rows]) for name in ('label', 'predicted'))
+    if len(speakers) < FEW:
+        return f', of {len(speakers)} test speaker{"s" * (len(speakers) > 1)}, too few for an interval'
     low, high = interval(count(numbers, y, predicted, len(speakers), len(labels))[None])
-    if len(speakers) == 1:
-        return ', of one speaker'
     return f', 95% interval over the {len(speakers)} test speakers {low[0]:.3f} to {high[0]:.3f}'
 
 

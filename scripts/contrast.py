@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import significance as sig  # noqa: E402
 import table  # noqa: E402
 import table_text as text  # noqa: E402
-from experiment import publish, rank  # noqa: E402
+from experiment import SETTING, publish, rank  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
 from config import UserError  # noqa: E402
@@ -39,13 +39,23 @@ def counts_of(results: table.Results, ours: str, theirs: str) -> tuple[list[int]
 
 
 def check_corpora(experiments: list[table.Results]):
-    """UserError if two experiments have the same utterances, which a mean would count twice."""
+    """UserError if two experiments share utterances, which a mean would count twice."""
     seen = {}
     for results in experiments:
-        its = frozenset(zip(results.predictions['path'], results.predictions['speaker']))
-        if its in seen:
-            raise UserError(f'{seen[its]} and {results.name} have the same recordings: name one of them')
-        seen[its] = results.name
+        for its in sorted({*zip(results.predictions['path'], results.predictions['speaker'])}):
+            if (first := seen.setdefault(its, results)) is not results:
+                raise UserError(f'{first.name} and {results.name} have the same recordings, such as {its[0]} of speaker '
+                                f'{its[1]}: name one of them')
+
+
+def check_settings(experiments: list[table.Results], models: list[str]):
+    """UserError if a model was trained or normalised in one way here and in another there."""
+    for model in models:
+        for name in SETTING:
+            found = {results.name: sorted({*results.finished(model)[name].dropna().map(str)}) for results in experiments}
+            if len({*map(tuple, found.values())}) > 1:
+                said = '; '.join(f'{where} {" and ".join(values) or "not recorded"}' for where, values in found.items())
+                raise UserError(f'{model} has another {name} in each experiment ({said}), so a mean would say nothing')
 
 
 def contrast(experiments: list[table.Results], ours: str, theirs: str) -> list[dict]:
@@ -102,6 +112,7 @@ def main(argv=None):
         known = set.intersection(*(set(results.models()) for results in experiments)) - {args.model if flag == 'minus' else ''}
         if name not in known:
             raise UserError(f'--{flag} {name or "has an empty name"}: choose among {", ".join(sorted(known, key=rank))}')
+    check_settings(experiments, [args.model, *minus])
     rows = [row for theirs in minus for row in contrast(experiments, args.model, theirs)]
     found = page(rows)
     if lacking := sorted({*(seeds or ())} - {seed for row in rows for seed in row['seeds']}):

@@ -4,6 +4,7 @@
     python scripts/corpus.py --dataset iemocap --data_path DIR --labels ang,hap+exc,neu,sad --turns all
 """
 import argparse
+import os
 import sys
 from collections import Counter
 from dataclasses import fields
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         utterances, folds, report = datasets.select(args)
     except CorpusError as error:  # what is in order may still hold audio that is not
-        _, faults = listen(error.found)
+        _, faults = listen([u for u in error.found if not u.left_out])
         Faults([*error.messages, *faults.messages]).check()
     print('\n'.join(protocol.lines(report)))
     audio, faults = listen(utterances)
@@ -70,9 +71,11 @@ class Heard(NamedTuple):
 
 
 def listen(utterances: list[Utterance]) -> tuple[list[Heard], Faults]:
-    """The recordings that can be used, and Faults of the others. Reads every sample."""
+    """The recordings that can be used, and Faults of the others. Reads every sample. Audio may lack where there are frames."""
     audio, faults = [], Faults()
     for u in tqdm(utterances, 'reading', disable=None, leave=False):
+        if u.frames and not os.path.exists(u.path):  # frames take the place of audio
+            continue
         with faults.collect():
             found = read_audio(u)
             audio.append(Heard(u, len(found.wave) / found.rate, found.format, found.notes))

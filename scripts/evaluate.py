@@ -21,7 +21,7 @@ from config import UserError  # noqa: E402
 from datasets import scoring  # noqa: E402
 from models.predictor import Predictor, load, read_best  # noqa: E402
 from scripts.predict import complain  # noqa: E402
-from scripts.significance import count, interval  # noqa: E402
+from scripts.significance import FEW, count, interval  # noqa: E402
 
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'cache')
 
@@ -119,10 +119,10 @@ def evaluated(utterances: list, probabilities: np.ndarray, labels: list[str]) ->
     """Scores with 95% intervals over speakers, chance, recalls and confusion matrix; plain values."""
     y, predicted = np.array([labels.index(u.label) for u in utterances]), probabilities.argmax(axis=1)
     speakers, numbers = np.unique([u.speaker for u in utterances], return_inverse=True)
-    low, high = interval(count(numbers, y, predicted, len(speakers), len(labels))[None])
+    enough, (low, high) = len(speakers) >= FEW, interval(count(numbers, y, predicted, len(speakers), len(labels))[None])
     matrix = confusion_matrix(y, predicted, labels=range(len(labels)))
     found = scoring.scores(y, predicted)
-    return {**found, 'interval': {name: None if np.isnan(low[i]) else [float(low[i]), float(high[i])]
+    return {**found, 'interval': {name: [float(low[i]), float(high[i])] if enough else None
                                   for i, name in enumerate(found)},
             'chance': {'ua': 1 / len(set(y.tolist())), 'wa': float(matrix.sum(axis=1).max() / len(y))},
             'recall': {label: float(row[k] / row.sum()) for k, (label, row) in enumerate(zip(labels, matrix)) if row.sum()},

@@ -31,6 +31,7 @@ MODELS = (SEARCHED, 'searched_cnn', 'searched_seqnn', 'searched_ordered', *TRANS
 MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # may differ when the experiment continues
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'embedding',
                 'device', 'genotype']
+SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns of runs.csv that are alike in all runs of an experiment
 COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
            'search_heard_test_speakers']  # of runs.csv
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs

@@ -1,11 +1,12 @@
 """Figures of an experiment: UA of the folds, spread of the runs, UA against parameters and minutes, confusion matrices."""
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 import significance as sig
 from experiment import MODELS
-from jobs import MATCHED, RANDOM, TRANSFERS
+from jobs import MATCHED, NEEDS, RANDOM, TRANSFERS
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -48,7 +49,8 @@ def draw(folder: Path, results, summaries: list[dict]) -> list[str]:
 def style(model: str) -> dict:
     """A colour and marker of its own for every model; those of a matched baseline are hollow."""
     plain = model.removesuffix(MATCHED)
-    place = [name for name in MODELS if not name.endswith(MATCHED)].index(plain)
+    places = [name for name in MODELS if not name.endswith(MATCHED)]
+    place = places.index(plain) if plain in places else len(places) + zlib.crc32(plain.encode())  # another system
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     return dict(color=colour, marker=marker, markerfacecolor='white' if plain != model else colour)
 
@@ -145,14 +147,15 @@ def minutes(summaries, results) -> tuple[str, dict[str, float]]:
     """'core-minutes' if all runs were on CPUs, else 'minutes'; and {model: mean of search and training}."""
     runs = {row['model']: results.finished(row['model']).loc[row['pairs']] for row in summaries}
     matches = {model: [re.fullmatch(r'cpu(?:, (\d+) threads?)?', str(device)) for device in some['device']]
-               for model, some in runs.items()}
+               for model, some in runs.items() if model not in results.added}
     on_cpus = all(match for some in matches.values() for match in some)
     found = {}
-    for model, some in runs.items():
+    for model, some in ((model, runs[model]) for model in matches):
         cores = [int(match[1] or 1) for match in matches[model]] if on_cpus else 1
         # nan, and no point, if a run has not recorded its minutes
-        found[model] = float(np.mean((some['minutes'] + some['search_minutes'].fillna(0)).to_numpy() * cores))
-    return 'core-minutes' if on_cpus else 'minutes', found
+        search = some['search_minutes'] if model in NEEDS else some['search_minutes'].fillna(0)
+        found[model] = float(np.mean((some['minutes'] + search).to_numpy() * cores))
+    return 'core-minutes' if on_cpus else 'minutes', {**dict.fromkeys(results.added, np.nan), **found}
 
 
 def title(row) -> str:

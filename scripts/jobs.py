@@ -184,7 +184,7 @@ def _run(job, python, env):
             return None
         try:
             code, lines = _call(job, python, env)
-        except (KeyError, TypeError, ValueError):  # of the results of the run that this one takes its size from
+        except (KeyError, TypeError, ValueError, OSError):  # of the results of the run that this one takes its size from
             return f'{job.needs.product} is damaged: delete it, and the run will be repeated'
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
         if job.done():

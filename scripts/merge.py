@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import table  # noqa: E402
-from experiment import COLUMNS, publish, rank, read_table, read_yaml  # noqa: E402
+from experiment import COLUMNS, SETTING, publish, rank, read_table, read_yaml  # noqa: E402
 from jobs import PROGRAMS, RANDOM_SEARCH, SEARCHED, SVM, SVMS, TRANSFERS  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -27,7 +27,6 @@ from config import UserError  # noqa: E402
 
 STATES = ('finished', 'failed', 'missing')  # the first that a run has in any folder
 WHOLE = ('n_test', 'n_params', 'best_epoch')  # columns of whole numbers
-SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns that are alike in all runs of an experiment
 PLAN = {'runs': list, 'test_speakers': list, 'digest': str, 'clean_folds': list, 'command': str}
 SAME = {'digest': 'other utterances, labels or speakers', 'test_speakers': 'other folds', 'clean_folds': 'other clean folds'}
 SHARED = {f.name for group in (cf.DataSettings, cf.FeatureSettings, cf.DevSettings) for f in fields(group)}  # by all programs

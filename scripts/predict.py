@@ -18,6 +18,7 @@ import soundfile  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+import config as cf  # noqa: E402
 import utils  # noqa: E402
 from config import UserError  # noqa: E402
 from models.predictor import Predictor, load  # noqa: E402
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None):
         raise UserError(f'--batch_size {args.batch_size}: must be 1 or more')
     if args.timeline and Path(args.timeline).suffix not in ('.png', '.svg', '.pdf'):
         raise UserError(f'--timeline {args.timeline}: must end in .png, .svg or .pdf')
+    cf.check_target('timeline', args.timeline)
     predictor = load(args.run, utils.choose_device(args.device), args.batch_size, args.encoder, complain)
     suffixes = OF_FRAMES if predictor.config.features == 'frames' else SUFFIXES
     if args.speaker_files:

@@ -29,6 +29,7 @@ from scripts import trainings  # noqa: E402
 from scripts.recipe_report import report  # noqa: E402
 from scripts.spread_plan import fold_numbers  # noqa: E402
 
+SWITCH = {'true': True, 'false': False}  # as in YAML
 COLUMNS = dict(variant=str, settings=str, seed=int, fold=int, dev_speakers=str, n=int, loss=float, ua=float, wa=float,
                minutes=float, core_minutes=float)
 BASE = 'base'
@@ -106,10 +107,13 @@ def read_variants(path: str | None, texts: list, config: cf.AugmentConfig) -> di
     try:
         tree = cf.read_yaml_file(path) if path else {}
         given = [(name, dict(values or {})) for name, values in tree.items()]
-    except (utils.UserError, TypeError, ValueError):
+    except utils.UserError as error:
+        raise utils.UserError(f'--variants {error}') from None
+    except (TypeError, ValueError):
         raise utils.UserError(f'--variants {path}: must be a YAML file with lines "name: {{setting: value}}"') from None
     for name, text in texts:
-        given.append((name, dict(part.partition('=')[::2] for part in text.split(','))))
+        pairs = (part.partition('=')[::2] for part in text.split(','))
+        given.append((name, {key: SWITCH.get(value, value) for key, value in pairs}))
     for name, values in given:
         if not isinstance(name, str) or not re.fullmatch(r'[\w.+-]+', name) or name in found:
             raise utils.UserError(f'--variant {name}: must be a new name of letters, digits, ".", "_", "+" and "-"')

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 
+import config as cf  # noqa: E402
 from config import UserError  # noqa: E402
 
 
@@ -21,6 +22,8 @@ def main(argv=None):
     parser.add_argument('--latex', type=Path, metavar='FILE', help='also write the tables as LaTeX (needs booktabs)')
     parser.add_argument('--pdf', type=Path, metavar='FOLDER', help='also write every figure as PDF')
     args = parser.parse_args(argv)
+    cf.check_target('output', args.output)
+    cf.check_target('latex', args.latex)
     import html_page  # these load torch and matplotlib
     import report_parts
 

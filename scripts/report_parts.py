@@ -16,7 +16,6 @@ from models import charts
 from models.board import by_speaker
 from models.visualize import TITLES, plot, plot_alphas
 
-FEW = 5  # speakers
 SIDE_BY_SIDE = 3  # finalists whose cells are drawn
 HIDDEN = {'not_used', 'resume', 'overwrite'}
 
@@ -147,7 +146,7 @@ def hardest(predictions) -> list:
 def interval_of(predictions, labels) -> str:
     """', 95% interval over speakers 58.1 to 70.2'; of fewer than FEW speakers an interval would say nothing."""
     speakers = sorted({row['speaker'] for row in predictions})
-    if len(speakers) < FEW:
+    if len(speakers) < sig.FEW:
         return ', too few speakers for an interval'
     said = [[(row['label'], row['predicted']) for row in predictions if row['speaker'] == who] for who in speakers]
     counts = np.stack([confusion_matrix(*zip(*pairs), labels=labels) for pairs in said])

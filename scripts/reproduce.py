@@ -24,8 +24,8 @@ import utils  # noqa: E402
 from config import UserError  # noqa: E402
 
 PRODUCTS = {'search': 'genotype.json', 'augment': 'results.json'}
-# Of every run, or said apart.
-VARIES = {'seconds', 'command', 'data_path', 'init', 'provenance', 'device', 'events', 'steps', 'scheduler'}
+# Of every run, or said apart. Notes on recordings are made when features are extracted, and name paths as they were typed.
+VARIES = {'seconds', 'command', 'data_path', 'init', 'provenance', 'device', 'events', 'steps', 'scheduler', 'notes'}
 SHOWN = VARIES - {'command', 'data_path'}  # of what the run was made with
 MAX_LINES = 20
 
@@ -40,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     program = next((name for name in PRODUCTS if name in run.parts and (run / PRODUCTS[name]).exists()), None)
     if not program:
         raise UserError(f'{own.run}: no finished run of search.py or augment.py')
+    if (run / 'svm.log').exists():
+        raise UserError(f'{own.run}: a run of scripts/svm.py, which this program does not repeat: run its command again')
+    if 'runs' not in run.parts:
+        raise UserError(f'{own.run}: must be below a folder called runs, beside which its paths are relative')
     before = cf.read_json(run / PRODUCTS[program]).get('provenance')
     if not before:
         raise UserError(f'{own.run} was made by an earlier version, which did not record how: run its command again')

@@ -1,5 +1,6 @@
 """The folder of a run as report.py and runs.py read it: settings, epochs, results, and the state of the run."""
 import fcntl
+import re
 import time
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,7 @@ class RunFolder:
         """Why the run failed: the last line of its log, or what its experiment noted; '' if it did not fail."""
         parts = self.name.split('/')
         if len(parts) == 3 and parts[0] == 'cv':
-            job = f'search-{parts[2]}' if self.program == 'search' else parts[2]
+            job = f'search-{parts[2]}' if re.match(r'f\d', parts[2]) else parts[2]  # as scripts/jobs.py names them
             note = self.path.resolve().parents[3] / 'cv' / parts[1] / 'failed' / f'{job}.txt'
             if note.exists():
                 return next(iter(note.read_text(errors='replace').splitlines()), 'failed')

@@ -10,6 +10,7 @@ MEASURES = ('ua', 'wa', 'macro_f1')
 N_RESAMPLES = 10_000
 N_SWAPS = 20_000  # up to 14 speakers, all 2^14 swaps are fewer than this, and every one is looked at
 BATCH = 2_000  # resamples scored at once
+FEW = 5  # speakers; an interval over fewer would say nothing
 DIGITS = 12  # differences that agree in so many decimals are equal
 
 

@@ -189,6 +189,7 @@ def main(argv=None):
     parser.add_argument('-o', '--out', type=Path, metavar='FILE', help='the figure, which several folders need')
     args = parser.parse_args(argv)
     import utils
+    cf.check_target('out', args.out)
     if args.out and args.out.suffix != '.png':
         raise utils.UserError(f'--out {args.out}: must end in .png')
     from scripts import spread_plan, trainings  # these load torch

@@ -3,6 +3,7 @@
     python scripts/table.py runs/cv/emodb [--models searched,random] [--seeds 0-2] [--only_folds 1] [--clean_folds 1] [--to DIR]
 
 Writes table.csv (a row per model), table.md (for readers) and figures/. plan.json adds clean folds and the command.
+--add mine.csv compares the predictions of another system with the models of the experiment.
 """
 import argparse
 import sys
@@ -16,6 +17,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
+import others  # noqa: E402
 import significance as sig  # noqa: E402
 import table_text  # noqa: E402
 from experiment import COLUMNS, publish, rank, read_table  # noqa: E402
@@ -28,6 +30,7 @@ from config import UserError  # noqa: E402
 
 KEY = ['model', 'seed', 'fold']
 NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'minutes')
+FLAGS = {'model': 'models', 'fold': 'only_folds'}  # that choose runs
 REMAKE = 'the command in plan.json makes it anew'
 TEXT = {'path': str, 'speaker': str, 'label': str, 'predicted': str}
 SIZES = {'params': 'n_params', 'search_minutes': 'search_minutes', 'minutes': 'minutes'}  # column of table.csv: of runs.csv
@@ -42,6 +45,7 @@ class Results:
     labels: list[str]
     counts: dict  # {(model, seed, fold): the speakers' confusion matrices (n_speakers, n_classes, n_classes)}
     plan: dict  # plan.json, or {}
+    added: list[str] = field(default_factory=list)  # models that are other systems
     latency: dict = field(default_factory=dict)  # {(model, seed, fold): ms}, of latency.csv; `analyse` reads it
 
     def finished(self, model: str) -> pd.DataFrame:
@@ -55,10 +59,14 @@ class Results:
         return sorted(found, key=lambda model: (rank(model), model))
 
 
-def read(folder: Path, **only: list | None) -> Results:
-    """Results in a folder. only: the values of model, seed and fold to keep. UserError if nothing is there."""
+def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results:
+    """Results in a folder. only: the values of model, seed and fold to keep. UserError if nothing is there.
+
+    add: files of other systems' predictions. `only` does not leave out these models.
+    """
     try:
-        runs = pd.read_csv(folder / 'runs.csv', dtype={'test_speakers': str, 'search_heard_test_speakers': str})
+        runs = pd.read_csv(folder / 'runs.csv', dtype={'test_speakers': str, 'search_heard_test_speakers': str},
+                           keep_default_na=False, na_values=[''])  # a speaker may be called NA
     except FileNotFoundError:
         raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
     except ValueError as error:  # pandas' own errors are ValueErrors
@@ -72,17 +80,21 @@ def read(folder: Path, **only: list | None) -> Results:
             runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore')
         for text in runs['genotype'].dropna():
             gt.from_str(text)
-    for column, values in only.items():
-        runs = runs[runs[column].isin(values)] if values else runs
-    if runs.empty:
+    wanted = chosen(runs, only)
+    if wanted.empty:
         raise UserError(f'{folder}/runs.csv has no such runs')
     plan = folder / 'plan.json'
     plan = cf.read_json(plan) if plan.exists() else {}
-    if not (runs['state'] == 'finished').any():
-        return Results(folder.name, runs, pd.DataFrame(columns=[*KEY, *TEXT]), [], {}, plan)
+    if not (wanted['state'] == 'finished').any():
+        return Results(folder.name, wanted, pd.DataFrame(columns=[*KEY, *TEXT]), [], {}, plan)
     predictions = read_table(folder / 'predictions.csv', {**TEXT, **dict.fromkeys(KEY[1:], int), 'model': str}, REMAKE)
     for name in TEXT:
         predictions[name] = predictions[name].map(cf.from_csv_cell)
+    names = [Path(file).stem for file in add]
+    if names:
+        runs, predictions = others.added(map(Path, add), runs, predictions)
+        wanted = chosen(runs, {**only, 'model': only.get('model') and [*only['model'], *names]})
+    runs = wanted
     predictions = predictions.merge(runs[KEY], on=KEY)
     speakers, labels = ({*predictions['speaker']}, {*predictions['label'], *predictions['predicted']})
     places = {'speaker': pd.Index(sorted(speakers)), 'label': pd.Index(sorted(labels)), 'predicted': pd.Index(sorted(labels))}
@@ -92,7 +104,20 @@ def read(folder: Path, **only: list | None) -> Results:
     if lacking := [key for key in finished.itertuples(index=False, name=None) if key not in counts]:
         model, seed, fold = lacking[0]
         raise UserError(f'{folder}/predictions.csv lacks the run {model}-f{fold}-s{seed}: {REMAKE}')
-    return Results(folder.name, runs, predictions, sorted(labels), counts, plan)
+    for model, seed, fold, n in runs[[*KEY, 'n_test']].dropna(subset='n_test').itertuples(index=False, name=None):
+        if (model, seed, fold) in counts and counts[model, seed, fold].sum() != n:
+            raise UserError(f'{folder}/predictions.csv has {counts[model, seed, fold].sum()} predictions of the run '
+                            f'{model}-f{fold}-s{seed}, which tested {n:.0f} utterances: {REMAKE}')
+    return Results(folder.name, runs, predictions, sorted(labels), counts, plan, names)
+
+
+def chosen(runs: pd.DataFrame, only: dict) -> pd.DataFrame:
+    """The runs with these values of columns; None: any. UserError if no run has one of the models or folds."""
+    for column, values in only.items():
+        if column != 'seed' and (lacking := sorted({*(values or ())} - {*runs[column]})):
+            raise UserError(f'--{FLAGS[column]} {lacking[0]}: there are only {", ".join(map(str, sorted({*runs[column]})))}')
+        runs = runs[runs[column].isin(values)] if values else runs
+    return runs
 
 
 def read_latency(path: Path, results: Results) -> dict[tuple[str, int, int], float]:
@@ -106,7 +131,8 @@ def read_latency(path: Path, results: Results) -> dict[tuple[str, int, int], flo
     found = read_table(path, columns, 'scripts/latency.py makes it anew').set_index(KEY)
     if found.index.has_duplicates:
         raise UserError(f'{path} is damaged (a run is there twice): scripts/latency.py makes it anew')
-    finished = results.runs[(results.runs['state'] == 'finished') & ~results.runs['model'].isin(SVMS)].set_index(KEY)
+    without = [*SVMS, *results.added]
+    finished = results.runs[(results.runs['state'] == 'finished') & ~results.runs['model'].isin(without)].set_index(KEY)
     sizes = found['n_params'].reindex(finished.index)
     if lacking := [key for key, size in sizes.items() if size != finished.loc[key, 'n_params']]:
         model, seed, fold = lacking[0]
@@ -195,22 +221,26 @@ def compare(results: Results, folds: list[int], ours: str) -> list[dict]:
     return rows
 
 
-def analyse(folder: Path, clean: list[int] | None = None, **only: list | None) -> tuple[Results, list, list[int]]:
+def analyse(folder: Path, clean: list[int] | None = None, add: Iterable[Path] = (),
+            **only: list | None) -> tuple[Results, list, list[int]]:
     """(results, parts, clean folds); parts as table_text.page takes them."""
-    results = read(Path(folder), **only)
+    results = read(Path(folder), add, **only)
+    if lacking := sorted({*(only.get('seed') or ())} - {*results.runs['seed']}):
+        there = ' '.join(map(str, sorted({*results.runs['seed']})))
+        raise UserError(f'--seeds {lacking[0]}: there are only runs of seeds {there}')
     results.latency = read_latency(Path(folder, 'latency.csv'), results)
     folds, clean = sorted({*results.runs['fold']}), clean or results.plan.get('clean_folds', [])
     parts = [(some, [row for model in results.models() if (row := summarise(results, model, some))],
-              [row for ours in (TRANSFERRED, SEARCHED) for row in compare(results, some, ours)])
+              [row for ours in (TRANSFERRED, SEARCHED, *results.added) for row in compare(results, some, ours)])
              for some in (folds, [fold for fold in folds if fold in clean]) if some]
     return results, parts, clean
 
 
 def make(folder: Path, target: Path | None = None, figures: bool = True, clean: list[int] | None = None,
-         **only: list | None) -> str:
-    """Writes table.csv, table.md and figures. clean: folds reported separately too. Returns the verdict."""
+         add: Iterable[Path] = (), **only: list | None) -> str:
+    """Writes table.csv, table.md and figures. clean: folds reported separately too; add: as in `read`. Returns the verdict."""
     target = Path(target or folder)
-    results, parts, clean = analyse(folder, clean, **only)
+    results, parts, clean = analyse(folder, clean, add, **only)
     columns = ['model', 'seeds', 'seeds_left_out', 'n_folds', 'n_test', 'n_speakers',
                *(name + end for name in sig.MEASURES for end in ('', '_sd', '_low', '_high', '_folds', '_folds_sd')),
                *(name + end for name in SIZES for end in ('', '_sd'))]
@@ -231,11 +261,16 @@ def main(argv=None):
     parser.add_argument('--seeds', help='these seeds only, such as 0,2 or 0-4 (default: all)')
     parser.add_argument('--only_folds', help='these folds only (default: all)')
     parser.add_argument('--clean_folds', help='folds to report separately too')
+    parser.add_argument('--add', type=Path, action='append', default=[], metavar='FILE',
+                        help='CSV file with path,predicted of all test utterances, by another system; needs --to')
     parser.add_argument('--to', type=Path, help='folder to write to (default: the same)')
     args = parser.parse_args(argv)
+    if args.add and not args.to:
+        raise UserError('--add needs --to DIR: the folder of the experiment keeps its own tables')
     seeds, folds, clean = (text and parse_numbers(name, text) for name, text in (
         ('seeds', args.seeds), ('only_folds', args.only_folds), ('clean_folds', args.clean_folds)))
-    verdict = make(args.folder, args.to, clean=clean, model=args.models and args.models.split(','), seed=seeds, fold=folds)
+    models = args.models and [name.strip() for name in args.models.split(',')]
+    verdict = make(args.folder, args.to, clean=clean, add=args.add, model=models, seed=seeds, fold=folds)
     print(f'{args.to or args.folder}/table.md: {verdict}')
 
 

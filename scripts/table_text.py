@@ -105,6 +105,9 @@ def warnings(results):
         tested[fold].add((*sorted(zip(part['path'], part['speaker'], part['label'])),))
     for fold in (fold for fold, some in tested.items() if len(some) > 1):
         yield f'**WARNING: in fold {fold} runs were tested on different utterances, so they cannot be compared.**'
+    for name in results.added:
+        yield (f'**{escape_markdown(name)} is another system**: its predictions were read from a file. How it was trained, and '
+               'whether it heard test speakers, is not known here.')
     if (runs['train_on_dev'].astype(str) == 'True').any():
         yield 'Networks were trained on the dev speakers too and tested after their last epoch, so they have no UA on dev.'
     if (runs['normalise'] == 'speaker').any():

@@ -70,7 +70,8 @@ def small_corpus(tmp_path_factory):
 
 
 FEATURES = '--device cpu --duration 0.8 --n_mels 16 --hop_ms 32 --time_pool 1 --batch_size 10'.split()
-SMALL = [*FEATURES, *'--init_channels 2 --layers 3 --rnn_channels 4'.split()]
+SIZES = '--init_channels 2 --layers 3 --rnn_channels 4'.split()
+SMALL = [*FEATURES, *SIZES]
 SEARCH = '--n_nodes 1 --rnn_nodes 1 --alpha_warmup 1 --alpha_lr 0.05 --trim_db 50'.split()
 
 

@@ -54,9 +54,30 @@ def test_what_cannot_be_compared_is_said_in_a_line():
                         (['--model', 'cnn', '--minus', 'transferred', '-o', 'b'], '--out b is a folder: name a file')):
         with pytest.raises(UserError, match=f'^{said}$'):
             contrast.main(['a', *flags])
-    with pytest.raises(UserError, match='^a and a have the same recordings: name one of them$'):
+    with pytest.raises(UserError, match='^a and a have the same recordings, such as ann-angry-0 of .* aann: name one of them$'):
         contrast.main(['a', 'a', '--model', 'transferred', '--minus', 'cnn'])
     make(asked('transferred', 'cnn'), missing=[('cnn', 1, 0), ('cnn', 2, 1)])
     with pytest.raises(UserError, match='x: no seed of transferred and cnn has all folds; finish the experiment'):
         contrast.main(['x', '--model', 'transferred', '--minus', 'cnn'])
     contrast.main(['x', '--model', 'transferred', '--minus', 'cnn', '--only_folds', '3'])
+
+
+def test_parts_of_one_experiment_are_no_two_corpora():
+    two('transferred', 'cnn')
+    tables.make(Path('a'), Path('c'), figures=False)
+    for name in ('runs.csv', 'predictions.csv'):
+        lines = Path('a', name).read_text().splitlines()
+        kept = [line for line in lines[1:] if line.split(',')[1 if name == 'runs.csv' else 2] in '12']
+        Path('c', name).write_text('\n'.join([lines[0], *kept]))
+    with pytest.raises(UserError, match='^a and c have the same recordings, such as ann-angry-0 of speaker aann'):
+        contrast.main(['a', 'c', '--model', 'transferred', '--minus', 'cnn'])
+
+
+def test_experiments_with_other_settings_are_not_averaged():
+    two('transferred', 'cnn')
+    runs = Path('b/runs.csv').read_text()
+    for name, value in (('normalise', 'speaker'), ('train_on_dev', True)):
+        tables.pd.read_csv('b/runs.csv').assign(**{name: value}).to_csv('b/runs.csv', index=False)
+        with pytest.raises(UserError, match=f'^transferred has another {name} in each experiment .a not recorded; b {value}.'):
+            contrast.main(['a', 'b', '--model', 'transferred', '--minus', 'cnn'])
+        Path('b/runs.csv').write_text(runs)

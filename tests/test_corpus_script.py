@@ -1,4 +1,6 @@
 """scripts/corpus.py: what it prints, and that it finds all faults before a search does."""
+import dataclasses
+
 import made_up
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from test_protocol import FOUR, podcast_rows
 
 import config as cf
 import datasets
+from datasets.faults import CorpusError
+from datasets.utterance import Utterance
 from scripts import corpus as corpus_script
 
 
@@ -77,3 +81,19 @@ def test_a_corpus_without_usable_audio_is_described_all_the_same(tmp_path, capsy
     with pytest.raises(cf.UserError, match='^3 faults: .*cannot be read as audio'):
         corpus_script.main(['--dataset', 'savee', '--data_path', str(tmp_path)])
     assert 'classes:   anger 1, happiness 1, neutral 1' in capsys.readouterr().out
+
+
+def test_what_was_left_out_or_has_frames_need_not_be_audio(tmp_path, monkeypatch, capsys):
+    left, absent = (Utterance(str(tmp_path / f'{name}.wav'), 'sad', 'ann') for name in ('left', 'absent'))
+    left = dataclasses.replace(left, left_out='no audio file')
+    framed = dataclasses.replace(absent, frames=str(tmp_path / 'absent.npy'))
+    assert corpus_script.listen([framed])[1].messages == []
+
+    def select(args):
+        error = CorpusError('1 fault')
+        error.messages, error.found = ['row 3: no emotion'], [left, framed, absent]
+        raise error
+    monkeypatch.setattr(datasets, 'select', select)
+    with pytest.raises(cf.UserError, match='^2 faults') as error:
+        corpus_script.main(['--dataset', 'manifest', '--data_path', 'x.csv'])
+    assert 'row 3: no emotion' in str(error.value) and 'absent.wav: no such file' in str(error.value)

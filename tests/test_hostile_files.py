@@ -1,5 +1,6 @@
 """Audio, cached features, checkpoints and results with anything in them: one line, or made anew."""
 import json
+import os
 import struct
 
 import numpy as np
@@ -15,6 +16,7 @@ import config as cf
 import utils
 from config import UserError
 from datasets import features as ft
+from datasets import recording
 from datasets.scoring import plot_confusion
 from datasets.utterance import Utterance
 from models import parallel
@@ -42,6 +44,14 @@ def test_a_file_that_is_no_audio_is_named_whatever_its_suffix(name, tmp_path):
     (tmp_path / name).write_bytes(b'no audio' * 1_000)
     with pytest.raises(UserError, match=f'{name}: cannot be read as audio'):
         ft.load_audio(Utterance(str(tmp_path / name), 'x', 'a'))
+
+
+def test_a_name_that_is_not_utf_8_is_told_of_like_any_file_that_cannot_be_used(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b'/m\xe4.wav')
+    soundfile.write(str(tmp_path / 'x.wav'), np.zeros(16_000), 16_000)
+    os.rename(tmp_path / 'x.wav', path)
+    with pytest.raises(UserError, match='m.*wav'):
+        recording.features(Utterance(path, 'sad', 'ann'), cf.SearchConfig(name='x'))
 
 
 def test_times_beyond_the_file_are_cut(tmp_path):

@@ -112,6 +112,8 @@ def test_the_command_line(folder, small_corpus, tmp_path, capsys, monkeypatch):
         _, label, probabilities = expected[row['path'].rsplit('/')[-1]]
         assert row['label'] == label and row['probabilities'] == pytest.approx(probabilities, abs=1e-5)
 
+    with pytest.raises(cf.UserError, match='--timeline .*line.png: there is no folder .*none'):
+        predict.main([run, str(good / 's1_sad_3.wav'), '--timeline', str(tmp_path / 'none/line.png')])
     (tmp_path / 'in/bad.wav').write_bytes(b'RIFF')
     with pytest.raises(cf.UserError, match='1 of 17 recordings'):
         predict.main([run, '--csv', str(tmp_path / 'in'), '--batch_size', '3'])
@@ -143,6 +145,7 @@ def test_evaluate_gives_the_results_of_the_test(folder, small_corpus, capsys, tm
         found = json.loads(said.out)
         assert found['confusion'] == expected['confusion'] and found['ua'] == pytest.approx(expected['ua'])
         assert (tmp_path / name / 'predictions.csv').exists() and not said.err
+        assert found['n_speakers'] == 2 and found['interval']['ua'] is None  # too few
     evaluate.main(argv[:-1])
     assert 'WARNING: the network was trained on manifest, with speakers of these names: spk' in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import FEATURES, SMALL
+from conftest import FEATURES, SIZES, SMALL
 from scipy.stats import kendalltau
 
 import augment
@@ -122,8 +122,8 @@ def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_cor
 
 def test_the_program_ranks_the_networks_of_a_random_search(small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech']
-    search.main(['--name', 's', *small, '--epochs', '1', '--relaxation', 'sampled'])
+    small = ['--dataset', 'manifest', '--data_path', str(small_corpus), *FEATURES, '--space', 'speech']
+    search.main(['--name', 's', *small, *SIZES, '--epochs', '1', '--relaxation', 'sampled'])
     draws = [*small, '--relaxation', 'none', '--finalists', '5', '--finalist_epochs', '4']
     search.main(['--name', 'd', *draws, '--last_rung', '0', '--seed', '3'])
     search.main(['--name', 'e', *draws, '--last_rung', '2', '--seed', '1'])

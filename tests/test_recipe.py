@@ -99,7 +99,7 @@ def test_report_is_the_sum_by_hand():
     (['--variant', 'base', 'lr=1'], '--variant base: must be a new name'),
     (['--variant', 'a', 'snr_low=1'], '--variant a: snr_low has no effect with --noise 0'),
     (['--variant', 'a'], 'expected 2 arguments'),
-    (['--variants', 'absent.yaml'], '--variants absent.yaml: must be a YAML file'),
+    (['--variants', 'absent.yaml'], '--variants absent.yaml: No such file or directory'),
     (['--train_on_dev'], '--train_on_dev: leave it out')])
 def test_mistakes(argv, message):
     with pytest.raises(UserError, match=message):
@@ -108,5 +108,7 @@ def test_mistakes(argv, message):
 
 def test_variants_of_a_file(here):
     (here / 'v.yaml').write_text('still: {n_masks: 0}\nvoices: {speed: 0.1, vtlp: 0.1}\n')
-    variants = recipe.configure([*ARGS, '--variants', 'v.yaml', '--variant', 'slow', 'lr=0.001'])[3]
-    assert variants == {'base': {}, 'still': {'n_masks': 0}, 'voices': {'speed': .1, 'vtlp': .1}, 'slow': {'lr': .001}}
+    variants = recipe.configure([*ARGS, '--variants', 'v.yaml', '--variant', 'slow', 'lr=0.001', '--variant', 'pitch',
+                                  'prosody=true,deltas=false'])[3]
+    assert variants == {'base': {}, 'still': {'n_masks': 0}, 'voices': {'speed': .1, 'vtlp': .1}, 'slow': {'lr': .001},
+                        'pitch': {'prosody': True, 'deltas': False}}

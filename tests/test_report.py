@@ -126,6 +126,11 @@ def test_folders_that_are_no_runs(tmp_path):
     for name, said in ((tmp_path / 'none', 'no such folder'), (tmp_path, 'no run and no experiment')):
         with pytest.raises(UserError, match=said):
             report.main([str(name)])
+    for flag in ('--output', '--latex'):
+        with pytest.raises(UserError, match=f'{flag} .*none/x: there is no folder .*none'):
+            report.main([str(tmp_path), flag, str(tmp_path / 'none/x')])
+        with pytest.raises(UserError, match=f'{flag} .* is a folder: name a file'):
+            report.main([str(tmp_path), flag, str(tmp_path)])
     with pytest.raises(UserError, match='no run here'):
         runs.main([str(tmp_path)])
 
@@ -175,3 +180,9 @@ def test_reasons_of_an_experiment_are_found(tmp_path):
     (tmp_path / 'runs/cv/x/failed/cnn-f1-s0.txt').write_text('ended by SIGKILL\nmore\n')
     run = RunFolder(folder)
     assert (run.name, run.program, run.state, run.reason) == ('cv/x/cnn-f1-s0', 'augment', 'failed', 'ended by SIGKILL')
+    for name, note in (('f1-s0', 'search-f1-s0'), ('draws-f1-s0', 'draws-f1-s0'), ('search_cnn-f1-s0', 'search_cnn-f1-s0')):
+        folder = tmp_path / 'runs/search/cv/x' / name
+        folder.mkdir(parents=True)
+        (folder / 'config.yaml').write_text('format: 2\nepochs: 3\n')
+        (tmp_path / f'runs/cv/x/failed/{note}.txt').write_text(f'{note} was killed\n')
+        assert (RunFolder(folder).state, RunFolder(folder).reason) == ('failed', f'{note} was killed')

@@ -1,5 +1,6 @@
 """scripts/reproduce.py, and the record of what made a run."""
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,6 +27,9 @@ def test_a_run_is_repeated_to_the_bit_or_what_differs_is_said(small_corpus, tmp_
     record = json.loads(path.read_text())['provenance']
     assert record['torch'] == torch.__version__ and set(record['speakers']) == {'train', 'dev', 'test'}
     assert utils.read_torch(path.parent / 'checkpoint.pt')['provenance'] == record
+    tree = json.loads(path.read_text())
+    tree['protocol']['notes'] = ['data/spk0_sad_0.wav is silent']  # said when its features were extracted, and not again
+    path.write_text(json.dumps(tree))
     assert reproduce.main(['runs/augment/a/x', '--device', 'cpu']) == 0
     assert capsys.readouterr().out.endswith('equal to the bit\n')
     augment.main(['--name', 'tuned', '--init', 'runs/augment/a/x', '--dataset', 'manifest', '--data_path', 'data/corpus.csv',
@@ -38,6 +42,12 @@ def test_a_run_is_repeated_to_the_bit_or_what_differs_is_said(small_corpus, tmp_
     assert f'made with torch: 1.{torch.__version__}, now {torch.__version__}' in said and 'results.json.wa: 1' in said
     with pytest.raises(cf.UserError, match='no finished run'):
         reproduce.main(['runs/augment/a'])
+    shutil.copytree('runs/augment/a/x', 'copied/augment/x')
+    with pytest.raises(cf.UserError, match='copied/augment/x: must be below a folder called runs'):
+        reproduce.main(['copied/augment/x'])
+    Path('runs/augment/a/x/svm.log').touch()
+    with pytest.raises(cf.UserError, match='a run of scripts/svm.py'):
+        reproduce.main(['runs/augment/a/x'])
 
 
 def test_a_run_that_reads_files_is_repeated(small_corpus, tmp_path, monkeypatch, capsys):

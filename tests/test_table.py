@@ -260,6 +260,98 @@ def test_selection_on_the_command_line(capsys):
     tables.main(['x', '--models', 'cnn', '--seeds', '1', '--only_folds', '2-3', '--clean_folds', '2', '--to', 'y'])
     assert [*pd.read_csv('y/table.csv')[['model', 'seeds', 'n_folds']].iloc[0]] == ['cnn', 1, 2]
     assert '## Fold 2 only' in Path('y/table.md').read_text() and 'y/table.md: cnn has' in capsys.readouterr().out
-    for words, said in ((['x', '--models', 'svm'], 'has no such runs'), (['z'], 'z/runs.csv does not exist')):
+    for words, said in ((['x', '--models', 'svm'], '--models svm: there are only cnn'), (['z'], 'z/runs.csv does not exist')):
         with pytest.raises(UserError, match=said):
             tables.main(words)
+
+
+def mine(rows, name='mine.csv', **more):
+    """A file of another system's predictions."""
+    pd.DataFrame(rows, columns=['path', 'predicted']).assign(**more).to_csv(name, index=False)
+    return [name]
+
+
+def test_another_system_is_compared_as_a_model_is():
+    """The predictions of `cnn` and of `lstm`'s seeds, given as files, make the rows that these models have."""
+    make(asked('searched', 'cnn', 'lstm'))
+    predictions = pd.read_csv(X / 'predictions.csv')
+    rows = {model: part for model, part in predictions.groupby('model')}
+    files = mine(rows['cnn'][['path', 'predicted']].drop_duplicates().to_numpy(), 'one.csv')
+    rows['lstm'][['path', 'predicted', 'seed']].to_csv('two.csv', index=False)
+    tables.make(X, Path('y'), figures=True, add=[*files, 'two.csv'], model=['searched', 'cnn', 'lstm'])
+    text, found = Path('y/table.md').read_text(), pd.read_csv('y/table.csv').set_index('model')
+    scores = [name for name in found if name.startswith(significance.MEASURES)]
+    for own, other in (('cnn', 'one'), ('lstm', 'two')):
+        pd.testing.assert_series_equal(found.loc[own, scores], found.loc[other, scores], check_names=False)
+        assert cells(text, own, 'searched minus')[:5] == cells(text, other, 'searched minus')[:5]
+        assert cells(text, 'searched', f'{other} minus')[0] == '0 1'
+        assert f'**{other} is another system**' in text
+    assert np.isnan(found.loc['one', 'params']) and found.loc['one', 'seeds'] == '0 1'
+    assert not (X / 'figures').exists() and Path('y/figures/parameters.png').exists()
+
+
+@pytest.mark.parametrize('wrong, said', [
+    (lambda rows: rows[1:], 'mine.csv: seed 0 has 13 of the 14 test utterances of fold 1'),
+    (lambda rows: [*rows, rows[0]], "'ann-angry-0' is there twice"),
+    (lambda rows: [*rows, ('zoe.wav', 'sad')], "row 16: 'zoe.wav' is no test utterance of the experiment; its predictions.csv "
+                                               "has 'ann-angry-0', for example"),
+    (lambda rows: [(rows[0][0], 'Sad'), *rows[1:]], "row 2: 'Sad' is none of the classes angry, calm, sad"),
+    (lambda rows: [], 'mine.csv has no rows: it needs a row for each test utterance')])
+def test_predictions_of_another_system_that_do_not_fit_are_refused(wrong, said):
+    make(asked('searched', 'svm'))
+    rows = [(path, 'sad') for path, _, _ in speech(1)]
+    with pytest.raises(UserError, match=said):
+        tables.make(X, Path('y'), figures=False, add=mine(wrong(rows)))
+    assert not Path('y').exists()
+
+
+def test_the_name_of_another_system_must_be_new():
+    make(asked('searched', 'random'))
+    rows = [(path, 'sad') for path, _, _ in speech(1)]
+    with pytest.raises(UserError, match='--add random.csv: a model is called random already; rename the file'):
+        tables.read(X, mine(rows, 'random.csv'))
+    with pytest.raises(UserError, match='column predicted is missing.*it needs a row for each test utterance'):
+        pd.DataFrame({'path': ['a']}).to_csv('b.csv', index=False)
+        tables.read(X, ['b.csv'])
+    with pytest.raises(UserError, match='seed must be a whole number'):
+        tables.read(X, mine(rows, seed='x'))
+    with pytest.raises(UserError, match='--add needs --to DIR'):
+        tables.main([str(X), '--add', 'b.csv'])
+
+
+@pytest.mark.parametrize('argv, said', [
+    (['--models', 'searched,cnnn'], '--models cnnn: there are only cnn, searched'), (['--only_folds', '1,9'], '--only_folds 9'),
+    (['--seeds', '0,7'], '--seeds 7: there are only runs of seeds 0')])
+def test_a_selection_that_is_not_there_is_refused(argv, said):
+    make(asked('searched', 'cnn'))
+    tables.main([str(X), '--models', 'searched, cnn', '--to', 'y'])
+    assert [*pd.read_csv('y/table.csv')['model']] == ['searched', 'cnn']
+    with pytest.raises(UserError, match=said):
+        tables.main([str(X), *argv, '--to', 'y'])
+
+
+def test_lost_predictions_are_refused():
+    make(asked('searched', 'cnn'))
+    runs = pd.read_csv(X / 'runs.csv')
+    runs.assign(n_test=runs['fold'].map({1: 14, 2: 15, 3: 16})).to_csv(X / 'runs.csv', index=False)
+    tables.read(X)
+    lines = (X / 'predictions.csv').read_text().splitlines()
+    (X / 'predictions.csv').write_text('\n'.join(lines[:-2]))
+    with pytest.raises(UserError, match='predictions.csv has 14 predictions of the run cnn-f3-s1, which tested 16'):
+        tables.read(X)
+
+
+@pytest.mark.parametrize('name', ['anna', 'NA', 'None', 'null'])
+def test_a_speaker_may_have_any_name(name):
+    assert f'the search used test speakers in searched-f1-s0 ({name})' in make(
+        asked('searched', seeds=[0], folds=[1]), search_heard_test_speakers=name)
+
+
+def test_minutes_of_a_search_that_are_not_known_are_not_none():
+    make(asked('searched', 'cnn'), device='cpu, 1 thread')
+    results, parts, _ = tables.analyse(X)
+    assert figures.minutes(parts[0][1], results)[1] == {'searched': 3.5, 'cnn': 2.}
+    make(asked('searched', 'cnn'), device='cpu, 1 thread', search_minutes=None)
+    results, parts, _ = tables.analyse(X)
+    found = figures.minutes(parts[0][1], results)[1]
+    assert np.isnan(found['searched']) and found['cnn'] == 2.
