@@ -257,10 +257,10 @@ def autocast(device: torch.device, wanted: bool):
 
 
 def describe_device(device: torch.device, n_processes: int = 1) -> str:
-    """'NVIDIA H100', or 'cpu, 2 threads'."""
+    """'NVIDIA H100', or 'cpu (AVX2), 2 threads'."""
     n_threads = torch.get_num_threads()
-    threads = f'{n_threads} thread{"s" * (n_threads > 1)}'
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'cpu, {threads}'
+    cpu = f'cpu ({torch.backends.cpu.get_cpu_capability()}), {n_threads} thread{"s" * (n_threads > 1)}'
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu
     return name if n_processes == 1 else f'{n_processes} processes, each on {name}'
 
 
@@ -282,11 +282,10 @@ def provenance() -> dict:
         return ''
     top, _, commit = git('rev-parse', '--show-toplevel', 'HEAD').strip().partition('\n')
     known = bool(commit) and os.path.realpath(top) == os.path.realpath(root)  # this folder may lie in another repository
-    cpu = f'cpu ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads'
     return {'commit': commit if known else None,
             'dirty': bool(git('status', '--porcelain', '--untracked-files=no')) if known else None,
             'python': platform.python_version(), 'torch': str(torch.__version__), 'numpy': np.__version__,
-            'device': torch.cuda.get_device_name() if torch.cuda.is_initialized() else cpu,
+            'device': torch.cuda.get_device_name() if torch.cuda.is_initialized() else describe_device(torch.device('cpu')),
             'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}
 
 

@@ -146,7 +146,7 @@ def against_costs(summaries, results) -> Figure:
 def minutes(summaries, results) -> tuple[str, dict[str, float]]:
     """'core-minutes' if all runs were on CPUs, else 'minutes'; and {model: mean of search and training}."""
     runs = {row['model']: results.finished(row['model']).loc[row['pairs']] for row in summaries}
-    matches = {model: [re.fullmatch(r'cpu(?:, (\d+) threads?)?', str(device)) for device in some['device']]
+    matches = {model: [re.fullmatch(r'cpu(?: \([^)]*\))?(?:, (\d+) threads?)?', str(device)) for device in some['device']]
                for model, some in runs.items() if model not in results.added}
     on_cpus = all(match for some in matches.values() for match in some)
     found = {}

@@ -208,8 +208,9 @@ def test_the_spread_of_the_runs():
     assert [np.mean(points) for points in drawn.values()] == sorted(map(np.mean, drawn.values()))
 
 
-@pytest.mark.parametrize('device, unit, factor', [('cpu, 3 threads', 'core-minutes', 3), ('cpu', 'core-minutes', 1),
-                                                  ('H100', 'minutes', 1)])
+@pytest.mark.parametrize('device, unit, factor', [
+    ('cpu, 3 threads', 'core-minutes', 3), ('cpu (AVX2), 3 threads', 'core-minutes', 3), ('cpu', 'core-minutes', 1),
+    ('H100', 'minutes', 1)])
 def test_ua_against_parameters_and_minutes(device, unit, factor):
     make(asked('searched', 'cnn', 'transferred'), device=device)
     results, parts, _ = tables.analyse(X)
