@@ -166,6 +166,11 @@ def escape_markdown(text) -> str:
     return re.sub(markup, r'\\\1', html.escape(one_line(text, 10_000), quote=False))
 
 
+def from_markdown_cell(text: str) -> str:
+    """What escape_markdown was given."""
+    return html.unescape(re.sub(r'\\([\\`*{}\[\]|~#!$_])', r'\1', text))
+
+
 def csv_cell(text: str) -> str:
     """Text for a cell of a CSV file: ' in front of what a spreadsheet would compute as a formula."""
     return f"'{text}" if FORMULA.match(text) else text
@@ -304,8 +309,8 @@ class AugmentationSettings:
                            '.1 is usual; 0: off', low=0., high=.3)
     vtlp: float = setting(0., 'multiply the resonances of the vocal tract by 1 - VTLP to 1 + VTLP; .1 is usual; 0: off',
                           low=0., high=.3)
-    copypaste: float = setting(0., 'probability that another utterance of the same speaker is appended (CopyPaste)', low=0.,
-                               high=1.)
+    copypaste: float = setting(0., 'probability that an utterance of the same speaker is drawn to be appended (CopyPaste)',
+                               low=0., high=1.)
     copypaste_with: str = setting('emotion', 'append an utterance of the same class (emotion), or of the class whose name '
                                   'begins with "neu" (neutral)', choices=('emotion', 'neutral'))
     noise: float = setting(0., 'probability of stationary noise, between white and pink', low=0., high=1.)

@@ -62,10 +62,10 @@ class Voices:
     """New voices from recorded ones, by their log-mel features. Every utterance gets its own draws in every epoch.
 
     speed: utterances are played at 1 - speed to 1 + speed times their speed, which moves frequencies too. vtlp: the same
-    bounds for the vocal tract (Jaitly & Hinton 2013). copypaste: probability that part of another utterance of the speaker is
-    appended (Pappagari et al. 2021, arXiv 2010.14602), one of the same emotion or a neutral one; the label is kept, and half
-    of the window or more is of the utterance itself. noise: probability of stationary noise, between white and pink, at an
-    SNR from snr_low to snr_high dB.
+    bounds for the vocal tract (Jaitly & Hinton 2013). copypaste: probability that an utterance of the speaker is drawn and a
+    part of it appended (Pappagari et al. 2021, arXiv 2010.14602), one of the same emotion or a neutral one. It takes half of
+    the window at most, and the label is kept; if it is the utterance itself, nothing is appended. noise: probability of
+    stationary noise, between white and pink, at an SNR from snr_low to snr_high dB.
 
     All of it approximates a change of the waveform. Time and mel axis are interpolated linearly: on utterances of EMO-DB,
     features at speed 0.9 and 1.1 correlate .96 to .98 with those of the resampled wave. The bands above the highest

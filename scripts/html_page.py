@@ -7,6 +7,8 @@ import html
 import io
 import re
 
+from config import from_markdown_cell
+
 LIMIT = 5_000_000  # bytes of a page
 STYLE = '''body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.6rem; margin-top: 3rem; border-top: 2px solid #ccc; padding-top: 1rem }
@@ -91,7 +93,7 @@ def from_markdown(text: str, figures: dict) -> list:
         if part.startswith('#'):
             blocks.append(('h', part.lstrip('# ')))
         elif part.startswith('| '):
-            rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+            rows = [[from_markdown_cell(cell.strip()) for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines]
             blocks.append(('table', rows[0], rows[2:]))
         elif match := re.fullmatch(r'!\[(.*)\]\(.*\)', part):
             if match[1] in figures:
@@ -101,5 +103,5 @@ def from_markdown(text: str, figures: dict) -> list:
         elif part.startswith('**'):
             blocks.append(('note', part))
         else:
-            blocks += [('p', line) for line in lines] if part.startswith('- ') else [('p', part)]
+            blocks += [('p', from_markdown_cell(line)) for line in lines] if part.startswith('- ') else [('p', part)]
     return blocks

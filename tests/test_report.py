@@ -76,6 +76,13 @@ def test_a_page_of_an_experiment_says_what_its_table_says(tmp_path):
     assert cells and all(cell in page.text for cell in cells)
 
 
+def test_names_and_reasons_in_a_table_are_shown_as_they_are(tmp_path):
+    make(asked('searched', 'random', seeds=[0]), rename=lambda who: f'{who}|<b>', failed={('random', 1, 0): 'loss <nan> [3]_x'})
+    report.main([str(X), '-o', str(tmp_path / 'r.html')])
+    page = read(tmp_path / 'r.html')
+    assert 'random-f1-s0: loss <nan> [3]_x' in page.text and 'fold 1: ann|<b> bob|<b>' in page.text
+
+
 def test_no_label_or_name_becomes_markup():
     evil = '<script>alert(1)</script>"&'
     page = html_page.page(evil, [('title', evil), ('verdict', evil), ('p', evil), ('pre', evil), ('table', [evil], [[evil]])])
