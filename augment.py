@@ -23,7 +23,7 @@ import datasets
 import genotypes as gt
 import utils
 from datasets import scoring
-from models import board, parallel, sources
+from models import board, memory, parallel, sources
 from models.candidates import drawn
 from models.predictor import read_best, settings_of, start_from
 from models.run import Run
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None):
     utils.set_seed(config.seed)
     net = make_net(config, data, genotype)
     start = read_best(config.init) if config.init else None
-    taken = start and start_from(net, start, data.labels)
+    with cf.contents_of(config.init, 'name a whole best.pt, or its run'):
+        taken = start and start_from(net, start, data.labels, genotype)
     net.to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -51,7 +52,9 @@ def main(argv: list[str] | None = None):
     kept = ema.module if ema else net  # the network that is scored and kept
     n_params = tested_parameters(net)
 
-    steps = Steps(lambda: run.save_checkpoint({'best': best, **state.state_dict()}))
+    def save():
+        run.save_checkpoint({'best': best, 'genotype': text, **state.state_dict()})
+    steps, text = Steps(save), genotype and gt.to_str(genotype)
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, steps=steps,
                            **({'ema': ema} if ema else {}))
     checkpoint = parallel.from_main(lambda: run.open(data))
@@ -60,6 +63,8 @@ def main(argv: list[str] | None = None):
     with run.reading():
         if checkpoint:
             run.history, best = checkpoint['history'], checkpoint['best']
+            if checkpoint.get('genotype', text) != text:
+                raise utils.UserError(f'--resume: {config.genotype} is another genotype than {run.path} began with')
             if best['file']:  # else the run was stopped in its first epoch
                 check_best(best, genotype, net, run)
                 run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None):
         config.dataset, config.fold, len(train), len(dev or ()), len(test), f'{n_params:,}', hardware)
     for line in (*datasets.describe(config, data), *origin.describe(config, data), *describe_start(config, data, start, taken)):
         log('%s', line)
-    board.begin(run, data, n_params)
+    board.begin(run, data, n_params, genotype and memory.sized(config, genotype))
     board.network(run, genotype)
     if config.warmup >= config.epochs:
         log('WARNING: warmup %d leaves no epoch at the full learning rate', config.warmup)
@@ -96,7 +101,7 @@ def main(argv: list[str] | None = None):
             run.save('best.pt', best['file'])
         run.end_epoch({'epoch': epoch, **scores, 'lr': lr, **sources.of_layers(kept, config), 'seconds': seconds})
         board.retraining(run, data, probabilities if dev else None, best)
-        run.save_checkpoint({'best': best, **state.state_dict()})
+        save()
         shown = ' | '.join(f'{part} UA {s["ua"]:.3f} WA {s["wa"]:.3f} loss {s["loss"]:.3f}'
                            for part, s in reversed(scores.items()))
         log('epoch %d/%d: %s%s | %.0f s%s', epoch, config.epochs, shown, f' (best UA {best["ua"]:.3f}, epoch {best["epoch"]})'
@@ -133,6 +138,8 @@ def configure(given: cf.Given):
         genotype, record = gt.load(values['genotype'])
     except ValueError as error:
         raise utils.UserError(f'--genotype {error}') from None
+    if mistaken := sorted(memory.decided(genotype).keys() & given.typed):
+        raise utils.UserError(f'--{mistaken[0]} has no effect with this --genotype, which decides it itself: leave it out')
     origin = Origin(record, values['genotype'])
     return cf.build('augment', given, origin.settings(values)), genotype, origin
 
@@ -163,6 +170,8 @@ def describe_start(config, data, start: dict | None, taken: str):
     if start is None:
         return
     yield f'--init {config.init}: {taken}'
+    if differ := different_features(config, start['settings']):
+        yield f'NOTE: features differ from those of the network of --init: {differ}'
     heard = heard_before(config, data, start)
     if heard is None:
         yield ('NOTE: it is not known whether the network of --init was trained on test speakers: its best.pt does not say, or '
@@ -230,11 +239,14 @@ class Origin:
         elif heard:
             yield (f'WARNING: the search used test speakers of this fold: {" ".join(heard)}. The scores below are not '
                    'speaker-independent.')
-        differ = [f'{name} {now} (there {utils.recorded(self.features, name)})'
-                  for name, now in cf.pick(config, cf.FeatureSettings).items()
-                  if self.features and utils.recorded(self.features, name) not in (None, now)]
-        if differ:
-            yield f'NOTE: features differ from those of the search: {", ".join(differ)}'
+        if differ := different_features(config, self.features):
+            yield f'NOTE: features differ from those of the search: {differ}'
+
+
+def different_features(config, before: dict) -> str:
+    """The settings of features that differ from those of an earlier run, in words."""
+    return ', '.join(f'{name} {now} (there {then})' for name, now in cf.pick(config, cf.FeatureSettings).items()
+                     if before and (then := utils.recorded(before, name)) not in (None, now))
 
 
 def check_best(best, genotype, net, run):

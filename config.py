@@ -295,8 +295,9 @@ class DeviceSettings:
     """device"""
     device: str = setting('auto', 'auto, cpu, cuda or cuda:1; under torchrun each process takes one GPU')
     amp: bool = setting(True, 'bfloat16 autocast on a GPU that supports it')
-    channels_last: bool = setting(True, 'memory layout of feature maps')
-    deterministic: bool = setting(False, 'equal bits in every run on one GPU, which is slower; a CPU always gives them')
+    channels_last: bool = setting(True, 'keep feature maps in the memory layout channels_last, not in the default of PyTorch')
+    deterministic: bool = setting(False, 'on a GPU, deterministic operations where PyTorch has them, which are slower; a CPU '
+                                  'gives equal bits without it')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,7 +310,7 @@ class AugmentationSettings:
                            '.1 is usual; 0: off', low=0., high=.3)
     vtlp: float = setting(0., 'multiply the resonances of the vocal tract by 1 - VTLP to 1 + VTLP; .1 is usual; 0: off',
                           low=0., high=.3)
-    copypaste: float = setting(0., 'probability that an utterance of the same speaker is drawn to be appended (CopyPaste)',
+    copypaste: float = setting(0., 'probability of appending another utterance of the same speaker (CopyPaste)',
                                low=0., high=1.)
     copypaste_with: str = setting('emotion', 'append an utterance of the same class (emotion), or of the class whose name '
                                   'begins with "neu" (neutral)', choices=('emotion', 'neutral'))
@@ -405,8 +406,8 @@ class ModelSettings:
     model: str = setting('genotype', 'network: that of --genotype, or a hand-designed one', choices=('genotype', *BASELINES))
     genotype: str | None = setting(None, 'genotype.json, a folder of search.py, a text "Genotype(...)" or a file with one, or '
                                    'random: drawn from the search space by seed and fold')
-    init: str | None = setting(None, 'begin with the weights of a trained network: its folder of augment.py, or best.pt. Its '
-                               'genotype or model, sizes and features are taken too, unless --genotype or --model is given')
+    init: str | None = setting(None, 'begin with the weights of a trained network: its folder of augment.py, or best.pt. '
+                               'Without --genotype and --model its network, sizes and features are taken too')
     params: int = setting(0, 'resize a hand-designed network to about this many parameters; 0: its own width', low=0,
                           high=10 ** 9)
 
@@ -416,7 +417,8 @@ class RetrainingSettings:
     """retraining"""
     epochs: int = setting(60, 'epochs', low=1, high=100_000)
     batch_size: int = setting(32, 'utterances per step, over all processes', low=1, high=65_536)
-    patience: int = setting(0, 'stop after this many epochs without a better dev UA; 0: never', low=0, high=100_000)
+    patience: int = setting(0, 'stop after this many epochs without a better one (a higher dev UA, or the same with a lower '
+                             'loss); 0: never', low=0, high=100_000)
     optimizer: str = setting('sgd', 'optimizer of the weights', choices=('sgd', 'adamw'))
     lr: float = setting(.025, 'learning rate, decays to 0 along a cosine', low=1e-8, high=100.)
     warmup: int = setting(0, 'epochs of linear warm-up of the learning rate', low=0, high=100_000)
@@ -488,9 +490,10 @@ class Settings:
             (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),
             (get('rnn_layers') == 0 and not draws_sizes, '--rnn_layers 0', ['rnn_channels', 'rnn_nodes', 'rnn_ops']),
             (get('order') == 1, '--order 1', ['hessian']),
-            (get('alpha_split') == 'none', '--alpha_split none', ['order', 'alpha_lr', 'alpha_weight_decay', 'alpha_warmup']),
+            (get('alpha_split') == 'none', '--alpha_split none', ['order', 'hessian', 'alpha_lr', 'alpha_weight_decay',
+                                                                          'alpha_warmup']),
             (get('relaxation') in ('softmax', 'none'), f'--relaxation {get("relaxation")}', ['sampling']),
-            (get('relaxation') == 'none', '--relaxation none', ['candidates', 'scored_utterances'] + [
+            (get('relaxation') == 'none', '--relaxation none', ['dropout', 'candidates', 'scored_utterances'] + [
                 name for name in names_of(SearchSettings) if name not in ('relaxation', 'batch_size')]),
             (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}', ['tournament_minutes']),
             (get('relaxation') == 'none' and get('tournament_minutes') > 0, '--tournament_minutes', ['finalists']),
@@ -697,8 +700,11 @@ def build(section: str, given: Given, recorded: dict | None = None):
     return config
 
 
-def read_yaml(path, section: str) -> dict:
-    """{name: value} of a settings file for one program: keys at the top, overridden by those under `search:` and the like."""
+def read_yaml(path, section: str, alone: bool = False) -> dict:
+    """{name: value} of a settings file for one program: keys at the top, overridden by those under `search:` and the like.
+
+    alone: only those under `search:` and the like. UserError.
+    """
     tree = _load_yaml(path)
     if base := tree.pop('extends', None):
         below = _load_yaml(Path(path).parent / base) if isinstance(base, str) else {'extends': base}
@@ -714,9 +720,12 @@ def read_yaml(path, section: str) -> dict:
              **{part: tree.get(part) or {} for part in SECTIONS}}
     for where, values in parts.items():
         for key in values:
+            if key == 'overwrite':
+                raise UserError(f'--config {path}: overwrite: only as a flag, --overwrite, or every run would replace another')
             if key not in (NAMES[where] if where else SHARED):
                 raise UserError(f'--config {path}: {_misplaced(key, where)}')
-    values = {**{key: value for key, value in parts[None].items() if key in NAMES[section]}, **parts[section]}
+    above = {} if alone else {key: value for key, value in parts[None].items() if key in NAMES[section]}
+    values = {**above, **parts[section]}
     try:
         return {name: checked(SECTIONS[section], name, value) for name, value in values.items()}
     except UserError as error:

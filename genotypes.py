@@ -112,9 +112,9 @@ def allowed(names: tuple[str, ...], state: int, order: str = 'free') -> list[boo
 
 def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k: int = 2, space: str = 'paper',
          order: str = 'free', frames: bool = False) -> Genotype:
-    """A genotype drawn uniformly from all that a search of this space can find.
+    """A genotype of the space, drawn at random: the states that a node reads, then the operation of each edge, all uniformly.
 
-    rng: numpy Generator. Each node reads k different earlier states, each through any operation except `none` that `allowed`
+    rng: numpy Generator. Each node reads k different earlier states, each through an operation other than `none` that `allowed`
     lets it have.
     rnn_nodes = 0: no SeqNN cell. space 'speech': decisions outside the cells are drawn too, each from NETWORK_CHOICES; a kind
     of cell that the network then lacks stays empty. frames: the network reads frames, whose maps have one row: it has no

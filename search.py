@@ -33,14 +33,17 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 
 def main(argv: list[str] | None = None):
     config = cf.build('search', cf.given('search', argv))
+    # Read now: the settings file may have changed when the search ends.
+    typed, chooses = finalists.typed(config), config.finalists > 0 or config.relaxation == 'none'
+    recipe = finalists.recipe_of(config) if chooses else None
     device = parallel.start(config)
     run = parallel.together(lambda: Run('search', config, parallel.is_main()))
     # The audio of test speakers is not even read.
     data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes, **parallel.place()))
     train, dev = data.sets['train'], data.sets['dev']
     n_epochs = 0 if config.relaxation == 'none' else config.epochs
-    if config.finalists or n_epochs == 0:
-        finalists.check(config, data.labels)
+    if chooses:
+        finalists.check(config, recipe, data)
     w_half, alpha_half = halves(train.labels.cpu(), [u.speaker for u in train.utterances], config.alpha_split, config.seed)
 
     utils.set_seed(config.seed)
@@ -55,7 +58,9 @@ def main(argv: list[str] | None = None):
     autocast = utils.autocast(device, config.amp)
     masks, voices = SpecAugment(config.n_masks, config.max_freq, config.max_time), Voices.of(config, data.labels)
 
-    steps = Steps(lambda: run.save_checkpoint(state.state_dict()))
+    def save():
+        run.save_checkpoint({**state.state_dict(), **({'recipe': cf.pick(recipe, *finalists.RECIPE)} if chooses else {})})
+    steps = Steps(save)
     sampler = Sampler(net, config)
     state = parallel.State(config.seed, device, net=net, w_optim=w_optim, alpha_optim=alpha_optim, scheduler=scheduler,
                            steps=steps, **({'sampler': sampler} if sampler.active else {}))
@@ -64,15 +69,21 @@ def main(argv: list[str] | None = None):
     with run.reading():
         run.history = checkpoint['history'] if checkpoint else []
         state.load(checkpoint, log)
+        if checkpoint and chooses:
+            finalists.check_same(checkpoint.get('recipe', {}), recipe, run.path)
     scorer = Scorer(net, data, config, autocast) if config.finalists or sampler.active else None
-    log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset, config.fold,
-        len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}',
-        utils.describe_device(device, parallel.world_size()))
+    hardware = utils.describe_device(device, parallel.world_size())
+    if n_epochs:
+        log('search on %s, fold %d: %d utterances for w, %d for alpha, %d for dev; %s parameters; %s', config.dataset,
+            config.fold, len(w_half), len(alpha_half), len(dev), f'{utils.count_parameters(net.weights()):,}', hardware)
+    else:
+        log('random search on %s, fold %d: %d utterances to train candidates, %d for dev; %s', config.dataset, config.fold,
+            len(train), len(dev), hardware)
     for line in datasets.describe(config, data):
         log('%s', line)
     board.begin(run, data, utils.count_parameters(net.weights()))
     warmup = min(config.alpha_warmup, config.epochs - 1)
-    if warmup < config.alpha_warmup and len(alpha_half):
+    if n_epochs and warmup < config.alpha_warmup and len(alpha_half):
         log('WARNING: alpha_warmup %d leaves no epoch for alpha; shortened to %d', config.alpha_warmup, warmup)
 
     for epoch in range(len(run.history) + 1, n_epochs + 1):
@@ -94,15 +105,17 @@ def main(argv: list[str] | None = None):
                        'alpha': op_weights(net), 'beta': edge_weights(net), **sources.of_layers(net.net, config),
                        'seconds': seconds})
         board.search_epoch(run, net, genotype)
-        run.save_checkpoint(state.state_dict())
+        save()
         log_epoch(run)  # when the epoch is safe
 
     utils.hold_signals(False)
     if n_epochs == 0 and not checkpoint:
-        run.save_checkpoint(state.state_dict())  # remembers the data: --resume refuses others
-    genotype = finalists.choose(run, net, scorer, data, device) if config.finalists or n_epochs == 0 else net.genotype()
+        save()  # remembers the data: --resume refuses others
+    genotype, seconds = net.genotype(), 0.
+    if chooses:
+        genotype, seconds = finalists.choose(run, recipe, net, scorer, data, device)
     if run.writes:
-        finish(run, net, config, data, genotype)
+        finish(run, net, config, data, genotype, seconds, typed)
     run.close()
     parallel.stop()
 
@@ -212,8 +225,11 @@ def log_epoch(run):
         log('  %s', row['genotype'])
 
 
-def finish(run, net, config, data, genotype):
-    """Writes the genotype to files and to the log."""
+def finish(run, net, config, data, genotype, seconds: float, typed: dict):
+    """Writes the genotype to files and to the log.
+
+    seconds: what the choice among finalists took. typed: flags of the search that its retraining needs too.
+    """
     log = run.logger.info
     if run.history:
         net.print_alphas(run.logger)
@@ -227,10 +243,11 @@ def finish(run, net, config, data, genotype):
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
-    minutes = sum(row['seconds'] for row in run.history) / 60
+    minutes = (sum(row['seconds'] for row in run.history) + seconds) / 60
     log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
     flags = {name: value for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))}
-    argv = ['python', 'augment.py', '--name', config.name, *cf.to_flags({**flags, **finalists.typed(config)}),
+    flags |= {name: value for name, value in typed.items() if name not in memory.decided(genotype)}
+    argv = ['python', 'augment.py', '--name', config.name, *cf.to_flags(flags),
             '--genotype', run.path]
     log('retrain:  %s', shlex.join(argv))
 
@@ -239,16 +256,15 @@ def record(config, net, data) -> dict:
     """What augment.py needs to continue without repeated flags, and what tells where a genotype came from."""
     network = cf.pick(config, cf.NetworkSettings)
     del network['dropout']  # the search's and the retraining's differ
-    settings = vars(config)
+    settings, unused = vars(config), config.unused()
     protocol = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold')
-    method = ['seed', 'epochs', 'order', 'hessian', 'alpha_split', 'partial_channels']
-    method += ['relaxation', 'sampling'] * (config.relaxation != 'softmax')
-    method += ['finalists', 'candidates', 'band'] * (config.finalists > 0)
+    method = ('seed', 'space', 'cnn_order', 'epochs', 'relaxation', 'sampling', 'order', 'hessian', 'alpha_split',
+              'partial_channels', 'finalists', 'candidates', 'tournament_minutes', 'band')
     return {
         'network': {**network, 'n_nodes': config.n_nodes, 'rnn_nodes': config.rnn_nodes},
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},
         'features': cf.pick(config, cf.FeatureSettings),
-        'search': {**{name: settings[name] for name in (*protocol, *method)}, 'protocol': data.protocol,
+        'search': {**{name: settings[name] for name in (*protocol, *method) if name not in unused}, 'protocol': data.protocol,
                    'corpus': data.corpus, 'train_speakers': list(data.fold.train), 'dev_speakers': list(data.fold.dev)}}
 
 

@@ -87,7 +87,9 @@ def cli(main: Callable, speaks: Callable = lambda: True, leave: Callable = sys.e
     except (torch.OutOfMemoryError, MemoryError) as error:
         end(2, out_of_memory(error))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in USERS_ERRNO:
+        if isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error):  # how torch says it of the host
+            end(2, out_of_memory(error))
+        elif isinstance(error, OSError) and error.errno in USERS_ERRNO:
             end(2, explain(error))
         else:
             traceback.print_exc()
@@ -237,7 +239,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still have on a device."""
+    """Bytes that this process can still have on a device. Limits of a host count whole, without what is in use."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit > 0]

@@ -9,11 +9,11 @@ from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, confusion_ma
 from config import UserError
 from datasets.dataset import SpeechDataset
 
-LOWER = 'the last checkpoint is from before. Take a new --name and a lower learning rate'
+LOWER = 'take a new --name and a lower learning rate'
 
 
 class Diverged(UserError):
-    """The loss of a training is not finite."""
+    """A loss, a gradient or a probability is not finite."""
 
 
 def scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

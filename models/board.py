@@ -63,8 +63,11 @@ def due(run) -> bool:
 
 
 @harmless
-def begin(run, data, n_params: int):
-    """What the run is, its row in the HParams tab, and the layout of the Custom Scalars tab."""
+def begin(run, data, n_params: int, sizes=None):
+    """What the run is, its row in the HParams tab, and the layout of the Custom Scalars tab.
+
+    sizes: has those of the network as attributes, if a genotype decides them instead of the settings.
+    """
     run.tag = tag
     run.chance = 1 / len(data.labels)
     config = run.config
@@ -82,7 +85,7 @@ def begin(run, data, n_params: int):
         'Command:', '    ' + shlex.join(['python', *sys.argv]).replace(' --', ' \\\n        --'), f'Folder: `{run.path}`']), 0)
     # The first five columns are those that the tab shows; fold and seed are texts, so that they can be chosen there.
     session = {'model': model, 'corpus': config.dataset, 'fold': str(config.fold), 'seed': str(config.seed),
-               'parameters': n_params, **{name: getattr(config, name) for name in SIZES if hasattr(config, name)}}
+               'parameters': n_params, **{name: getattr(sizes or config, name) for name in SIZES if hasattr(config, name)}}
     session = {f'{i:02}_{name}': value for i, (name, value) in enumerate(session.items(), 1)}
     for summary in hparams(session, {TESTED: 0., BEST: 0.}):
         run.writer._get_file_writer().add_summary(summary)  # its own add_hparams would make a second run

@@ -1,4 +1,5 @@
 """Candidates: genotypes drawn from the space or from alpha, and their scores within the supernet."""
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -99,15 +100,18 @@ def in_band(genotypes: Iterable[gt.Genotype], config, labels: list[str]) -> Iter
                             'parameters; change --band' + ', --init_channels or --rnn_channels' * (config.space == 'paper'))
 
 
-def with_decisions(genotype: gt.Genotype, config, rng: np.random.Generator, labels: list[str]) -> gt.Genotype:
-    """The cells of a genotype in a network whose decisions outside the cells are drawn from the space `speech` and the band."""
+def with_decisions(genotype: gt.Genotype, config, rng: np.random.Generator, labels: list[str]) -> gt.Genotype | None:
+    """The cells of a genotype in a network whose decisions outside the cells are drawn from the space `speech` and the band.
+
+    None if MAX_DRAWS networks in a row are outside of the band.
+    """
     def complete():
         for other in random_genotypes(config, rng):
             lacks = [kind for kind in gt.KINDS if not getattr(other, kind)]
             if all(kind in lacks or getattr(genotype, kind) for kind in gt.KINDS):
                 empty = {field: [] for kind in lacks for field in (kind, f'{kind}_concat')}
                 yield genotype._replace(network=other.network, **empty)
-    return next(in_band(complete(), config, labels))[0]
+    return next((found for found, _ in in_band(itertools.islice(complete(), MAX_DRAWS - 1), config, labels)), None)
 
 
 class Scorer:
@@ -132,18 +136,20 @@ class Scorer:
     def score(self, genotype, whole: bool = False) -> dict:
         """UA, WA, F1 and log-loss on the part of dev that candidates are scored on, or on all of it.
 
-        UserError if the supernet does not contain the network.
+        UserError if the supernet does not contain the network. Diverged if its outputs are not finite.
         """
         net, dev = self.net, self.dev if whole else self.part
         try:
             net.paths = net.path_of(genotype)
         except ValueError as error:
             raise UserError(str(error)) from None
-        with self.autocast:
-            self._refit()
-            found, _ = speaker_norm.evaluate(net, dev, self.config.batch_size, net.criterion.weight)
-        net.paths = None
-        net.train()
+        try:
+            with self.autocast:
+                self._refit()
+                found, _ = speaker_norm.evaluate(net, dev, self.config.batch_size, net.criterion.weight)
+        finally:
+            net.paths = None
+            net.train()
         return parallel.gather(found)[0]
 
     def _refit(self):

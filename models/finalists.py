@@ -3,8 +3,9 @@
 All finalists train for a quarter of the epochs; then the best few of them train, from the beginning, for all epochs; or all of
 them do so at once. Each training has its whole schedule, so that networks are compared after their learning rate has decayed:
 successive halving (Jamieson & Talwalkar 2016) without trainings that stop halfway. A training is judged by its log-loss on the
-dev speakers after the last epoch. candidates.json has every score and every training, and a resumed run repeats none of them.
-It also has the training loss of every epoch. Dev speakers are scored once a training, because it takes much of an epoch's time.
+dev speakers after the last epoch. candidates.json has every score, every training, and the training loss of every epoch. Dev
+speakers are scored once a training, because it takes much of an epoch's time. A resumed run begins the training again that was
+interrupted, but none that was complete, and repeats fewer than SAVE_EVERY scores.
 """
 import itertools
 import math
@@ -19,42 +20,48 @@ import config as cf
 import genotypes as gt
 import utils
 from datasets.scoring import Diverged
+from datasets.transforms import Voices
 from models import parallel
 from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, random_genotypes, with_decisions
-from models.training import n_parameters, train
+from models.training import make_net, n_parameters, train
 
 RUNGS = 4  # the first rung has this part of the epochs
 SAVE_EVERY = 20  # scores
+LEFT_OUT = 20  # candidates in a row that are within --band with none of the networks drawn, after which a search ends
 RECIPE = (cf.RetrainingSettings, cf.NetworkSettings, cf.AugmentationSettings)
 
 
-def choose(run, net, scorer: Scorer | None, data, device) -> gt.Genotype:
-    """The winner. All ranks must call this."""
-    config, book = run.config, Book(run, recipe(run.config), data, device)
+def choose(run, recipe: cf.AugmentConfig, net, scorer: Scorer | None, data, device) -> tuple[gt.Genotype, float]:
+    """The winner, and the seconds that the choice took. All ranks must call this. Diverged if all finalists did."""
+    config, book = run.config, Book(run, recipe, data, device)
     if config.relaxation == 'none':
         contenders = first_rung(book, config)
     else:
-        contenders = [(loss_of(book.train(genotype, book.short)) if config.short_rung else 0., genotype)
+        contenders = [(loss_of(book.train(genotype, book.short_epochs)) if config.short_rung else 0., genotype)
                       for genotype in best_in_supernet(book, net, scorer, config)]
     contenders.sort(key=lambda pair: pair[0])
     last = contenders[:config.last_rung or None]
     results = [(book.train(genotype, book.config.epochs), genotype) for _, genotype in last]
     found, winner = min(results, key=lambda pair: loss_of(pair[0]))
+    if found['loss'] is None:
+        raise Diverged(f'all {len(last)} finalists diverged ({run.file("candidates.json")}): take a new --name, and a lower lr '
+                       'under augment: in --config')
     book.tree['winner'] = gt.to_str(winner)
     book.write()
     run.logger.info('best of %d finalists: dev loss %.3f UA %.3f after %d epochs (%.1f minutes of choice): %s', len(contenders),
-                    loss_of(found), found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
-    return winner
+                    found['loss'], found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
+    return winner, book.seconds()
 
 
-def check(config: cf.SearchConfig, labels: list[str]):
-    """UserError if candidates cannot be retrained, or none is within --band: known before the search, not after it."""
-    for _ in itertools.islice(in_band(random_genotypes(config, np.random.default_rng(0)), recipe(config), labels), 1):
-        pass
+def check(config: cf.SearchConfig, recipe: cf.AugmentConfig, data):
+    """UserError if a candidate cannot be retrained, or none is within --band: known before the search, not after it."""
+    genotype, _ = next(in_band(random_genotypes(config, np.random.default_rng(0)), recipe, data.labels))
+    make_net(recipe, data, genotype)
+    Voices.of(recipe, data.labels)
 
 
-def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
-    """The settings of the command for retraining that search.py prints: of the same --config, and the search's own sizes."""
+def recipe_of(config: cf.SearchConfig) -> cf.AugmentConfig:
+    """How finalists are trained: sizes and features of the search, the `augment` section of its --config, its typed flags."""
     shared = [group for group in cf.SearchConfig.GROUPS if group in cf.AugmentConfig.GROUPS]
     values = cf.pick(config, *(group for group in shared if group is not cf.AugmentationSettings))
     del values['dropout']  # the search's and the retraining's differ
@@ -62,21 +69,33 @@ def recipe(config: cf.SearchConfig) -> cf.AugmentConfig:
     values |= {name: value for name, value in given.items() if name in cf.names_of(*RECIPE)} | typed(config)
     values |= {'genotype': 'a finalist', 'patience': 0, 'resume': False, 'overwrite': False}
     if config.finalist_epochs:
-        values['epochs'] = config.finalist_epochs
+        epochs, warmup = (values.get(name, getattr(cf.AugmentConfig, name)) for name in ('epochs', 'warmup'))
+        values |= {'epochs': config.finalist_epochs, 'warmup': round(warmup * min(1, config.finalist_epochs / epochs))}
     return cf.AugmentConfig(**values)
+
+
+def check_same(before: dict, recipe: cf.AugmentConfig, path: str):
+    """UserError if a resumed search would train its finalists by another recipe than it began with. before: of RECIPE."""
+    for name, now in cf.pick(recipe, *RECIPE).items():
+        if before.get(name, now) != now:
+            raise utils.UserError(f'--resume: {name} of retraining is {now}, but the finalists of {path} began with '
+                                  f'{before[name]}; take another --name')
 
 
 def typed(config: cf.SearchConfig) -> dict:
     """{name: value} of the flags of a search that its retrainings need too, and would not get without them.
 
     These are the flags for augmentation, and those for sizes, features and folds where the settings file says otherwise for
-    augment.py: the genotype's record has these, but a settings file has precedence over it.
+    augment.py: the genotype's record has these, but a settings file has precedence over it. Sizes that the file has under
+    `augment:` are meant for retraining, and stay.
     """
     of_search, of_augment = (cf.read_yaml(config.config, part) if config.config else {} for part in ('search', 'augment'))
+    own = cf.read_yaml(config.config, 'augment', alone=True) if config.config else {}
+    own_sizes = own.keys() & cf.names_of(cf.NetworkSettings)
     default, augmentation = cf.SearchConfig(name='x'), cf.names_of(cf.AugmentationSettings)
     groups = (cf.DataSettings, cf.FeatureSettings, cf.NetworkSettings, cf.AugmentationSettings)
     found = {name: value for name, value in cf.pick(config, *groups).items()
-             if name != 'dropout' and value != of_search.get(name, getattr(default, name))}
+             if name not in {'dropout', *own_sizes} and value != of_search.get(name, getattr(default, name))}
     return {name: value for name, value in found.items()
             if (name in of_augment or name in augmentation) and value != of_augment.get(name)}
 
@@ -88,10 +107,18 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
     count in its score.
     """
     rng, within = np.random.default_rng([config.seed, config.fold]), {}  # {candidate: the network within the supernet}
+    left_out = 0  # in a row
 
     def completed():
+        nonlocal left_out
         for cells in itertools.chain([net.genotype()], genotypes_from_alpha(net, rng)):
             genotype = with_decisions(cells, book.config, rng, book.data.labels) if config.space == 'speech' else cells
+            left_out = 0 if genotype else left_out + 1
+            if left_out == LEFT_OUT:
+                raise utils.UserError(f'--band {config.band}: the cells of {LEFT_OUT} candidates in a row are outside of it '
+                                      'in all networks drawn; change --band in a run of another --name')
+            if not genotype:
+                continue
             within.setdefault(gt.to_str(genotype), cells._replace(network=genotype.network))  # may lack a kind of cell
             yield genotype
     drawn = distinct(completed())
@@ -111,7 +138,7 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung."""
     found, budget, spent = [], 60 * config.tournament_minutes, 0.
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
-    epochs = book.short if config.short_rung else book.config.epochs
+    epochs = book.short_epochs if config.short_rung else book.config.epochs
     book.tree['drawing'] = {'seconds': 0.}
     for genotype, drawing in timed(genotypes):
         to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
@@ -136,7 +163,7 @@ def timed(genotypes: Iterator[gt.Genotype]) -> Iterator[tuple[gt.Genotype, float
 
 
 def loss_of(training: dict) -> float:
-    """Log-loss on dev; infinite if the training diverged, for which JSON has no number."""
+    """Log-loss on dev; infinite if the training diverged or the score is no number, which JSON does not know."""
     return math.inf if training['loss'] is None else training['loss']
 
 
@@ -145,15 +172,13 @@ class Book:
 
     def __init__(self, run, config: cf.AugmentConfig, data, device):
         self.run, self.config, self.data, self.device, self.log = run, config, data, device, run.logger.info
-        self.short = max(1, round(config.epochs / RUNGS))
+        self.short_epochs = max(1, round(config.epochs / RUNGS))
         self.tree = {'recipe': cf.pick(config, *RECIPE), 'scores': [], 'finalists': [], 'winner': None,
                      'drawing': {'seconds': 0.}}
         before = parallel.from_main(self._read)
-        for name, now in self.tree['recipe'].items():
-            if before and before['recipe'].get(name, now) != now:
-                raise utils.UserError(f'--resume: {name} of retraining is {now}, but the finalists of {run.path} began with '
-                                      f'{before["recipe"][name]}; take another --name')
-        self.tree |= before or {}
+        if before:
+            check_same(before['recipe'], config, run.path)
+            self.tree |= before
         self.scores = {row['genotype']: row for row in self.tree['scores']}
         self.finalists = {row['genotype']: row for row in self.tree['finalists']}
 
@@ -190,12 +215,16 @@ class Book:
         """Log-loss of a genotype, which is that of the network `within` the supernet."""
         text = gt.to_str(genotype)
         if text not in self.scores:
-            began, found = time.time(), scorer.score(within)
+            began = time.time()
+            try:
+                found = scorer.score(within)
+            except Diverged:
+                found = {'loss': None, 'ua': 0.}
             self.scores[text] = {'genotype': text, 'loss': found['loss'], 'ua': found['ua'], 'seconds': time.time() - began}
             self.tree['scores'].append(self.scores[text])
             if len(self.scores) % SAVE_EVERY == 0:
                 self.write()
-        return self.scores[text]['loss']
+        return loss_of(self.scores[text])
 
     def train(self, genotype, epochs: int) -> dict:
         """Dev scores of a network trained for so many epochs."""

@@ -36,12 +36,17 @@ def of_genotype(genotype: gt.Genotype) -> dict:
     return {kind: (len(getattr(genotype, f'{kind}_concat')), counts[kind]) for kind in gt.KINDS}
 
 
+def decided(genotype: gt.Genotype) -> dict:
+    """{setting: size} of the sizes that the genotype decides itself."""
+    names = {'C': 'init_channels', 'layers': 'layers', 'rnn_layers': 'rnn_layers', 'C_rnn': 'rnn_channels'}
+    return {names[name]: value for name, value in (genotype.network or {}).items() if name in names}
+
+
 def sized(config, genotype: gt.Genotype) -> SimpleNamespace:
     """The settings, with the sizes that the genotype decides itself."""
-    names = {'C': 'init_channels', 'layers': 'layers', 'rnn_layers': 'rnn_layers', 'C_rnn': 'rnn_channels'}
-    decided = {names[name]: value for name, value in (genotype.network or {}).items() if name in names}
     strides = [gt.STRIDES[(genotype.network or {}).get(name, 'both')] for name in ('reduce_1', 'reduce_2')]
-    return SimpleNamespace(**{**vars(config), **decided, 'strides': strides, 'height': config.height, 'frames': config.frames})
+    found = {**vars(config), **decided(genotype)}
+    return SimpleNamespace(**found, strides=strides, height=config.height, frames=config.frames)
 
 
 def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float, float]:

@@ -351,11 +351,13 @@ def settings_of(best: dict) -> dict:
     return {**found, 'genotype': best['genotype']} if best['genotype'] else found
 
 
-def start_from(net: torch.nn.Module, best: dict, labels: list[str]) -> str:
+def start_from(net: torch.nn.Module, best: dict, labels: list[str], genotype: gt.Genotype | None) -> str:
     """Gives `net` the trained weights, but for the classifier if the classes differ. Returns what was done, in words.
 
-    UserError if the networks differ in more than that.
+    genotype: of `net`; None for a hand-designed network. UserError if the networks differ in more than the classifier.
     """
+    if (genotype and gt.to_str(genotype)) != (best['genotype'] and gt.to_str(gt.from_str(best['genotype']))):
+        raise UserError('--init: the trained network has another genotype: leave --genotype and --model out to take that one')
     own, anew = net.state_dict(), []
     other_classes, classifier = labels != best['labels'], head(best)
     if ('mix.scores' in own) != ('mix.scores' in best['weights']):
@@ -365,6 +367,8 @@ def start_from(net: torch.nn.Module, best: dict, labels: list[str]) -> str:
         if name.startswith('speaker_norm.') or name in classifier and other_classes \
                 or there is None and name.startswith('aux_head.'):
             anew.append(name)
+        elif there is not None and not there.isfinite().all():
+            raise ValueError(f'{name} is not finite')
         elif there is None or there.shape != x.shape:
             raise UserError(f'--init: {name} of this network is not in the trained one, which must have the same genotype or '
                             'model, sizes and features: leave these flags out to take them from there')

@@ -47,7 +47,7 @@ class Run:
         inside = [found for found in self._runs(path) if found != path]
         if inside:
             raise UserError(f'--name {name}: {path} contains other runs, such as {inside[0]}; take another --name')
-        for parent in list(Path(path).parents)[:-2]:  # without runs/PROGRAM and above
+        for parent in list(Path(path).parents)[:-2]:  # without runs and the folder it is in
             if (parent / 'config.yaml').exists():
                 raise UserError(f'--name {name}: {parent} is a run; take a --name outside it')
         if self.config.overwrite and os.path.islink(path):
@@ -131,6 +131,11 @@ class Run:
             inside = (checkpoint.get('steps') or {}).get('done')
             after = f'step {inside} of epoch {len(self.history) + 1}' if inside else f'epoch {len(self.history)}'
             self.logger.info('resumed after %s of %s', after, self.path)
+            before = checkpoint.get('provenance') or {}
+            changed = [f'{name} {now} (there {before[name]})' for name in ('commit', 'torch', 'numpy', 'device')
+                       if before.get(name) not in (None, now := self.provenance[name])]
+            if changed:
+                self.logger.info('NOTE: the checkpoint was written by another %s', ', '.join(changed))
         else:
             rows = [f'|{name}|{escape_markdown(value)}|' for name, value in self.settings.items()]
             self.writer.add_text('parameters', '\n'.join(['|setting|value|', '|---|---|', *rows]), 0)

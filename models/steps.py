@@ -67,7 +67,7 @@ class Steps:
                 self.save()
                 utils.stop(number)
         if self.done and max(self.in_a_row.values(), default=0) >= self.done:
-            raise self._diverged('in a whole epoch', self.done - 1)
+            raise self._diverged(max(self.in_a_row, key=self.in_a_row.get), 'in a whole epoch', self.done - 1)
 
     def sound(self, norm: torch.Tensor, what: str = 'w') -> bool:
         """Whether a gradient of this norm may be used. If not, the step is skipped: batch norm forgets its batch too.
@@ -82,13 +82,16 @@ class Steps:
         if self.kept:
             torch._foreach_copy_(self.buffers, self.kept)
         if self.in_a_row[what] >= PATIENCE:
-            raise self._diverged(f'{PATIENCE} times in a row', self.done)
+            raise self._diverged(what, f'{PATIENCE} times in a row', self.done)
         return False
 
-    def _diverged(self, how_often, step):
-        """Diverged, which names the step, counted from 0, and its batch."""
+    def _diverged(self, what, how_often, step):
+        """Diverged, which names the step, counted from 0, and, where the gradient is that of w, its batch."""
         if self.state is None:
             return Diverged(f'training diverged: the gradient was not finite {how_often}; lower the learning rate')
+        if what == 'alpha':
+            return Diverged(f'training diverged: the gradient of alpha was not finite {how_often}, last in epoch {self.epoch}, '
+                            f'step {step + 1}; take a new --name and a lower --w_lr or --alpha_lr')
         draws = torch.Generator()
         draws.set_state(self.start)
         files = self.files_of(step, draws)

@@ -15,7 +15,7 @@ import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
-from models.finalists import recipe  # noqa: E402
+from models.finalists import recipe_of  # noqa: E402
 from scripts import spread, spread_plan, trainings  # noqa: E402
 
 SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
@@ -24,7 +24,7 @@ SPACE = tuple(f.name for f in fields(cf.SpaceSettings) if f.name != 'band')
 
 def training_of(args, config) -> cf.AugmentConfig:
     """How networks are trained. Its seed is 0: other searches, with other seeds, are compared with the same networks."""
-    training = replace(recipe(config), seed=0)
+    training = replace(recipe_of(config), seed=0)
     return replace(training, epochs=args.epochs or training.epochs, name='ranks', band=args.band or training.band)
 
 

@@ -1,6 +1,7 @@
 """What a report says of a search, of a retraining and of an experiment, as blocks of html_page.py."""
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,9 @@ def candidates(tree: dict) -> list:
     def last(row):
         found = [one for one in row.get('trainings') or row.get('rungs') or [] if isinstance(one, dict)]
         return max(found, key=lambda one: one.get('epochs') or 0, default={})
-    rows.sort(key=lambda row: (-(last(row).get('epochs') or 0), last(row).get('loss') or 0, row.get('score') or 0))
+    def above(loss):
+        return math.inf if loss is None else loss  # that of a training that diverged
+    rows.sort(key=lambda row: (-(last(row).get('epochs') or 0), above(last(row).get('loss')), above(row.get('score'))))
     scored = tree.get('scores') or []
     lines = [[place, 'yes' if row.get('genotype') == tree.get('winner') else '', number(row.get('score')),
               '; '.join(f'{one.get("epochs")} epochs: loss {number(one.get("loss"))}, UA {percent(one.get("ua"))}'

@@ -101,12 +101,13 @@ WITHOUT_EFFECT = [
     *(('augment', GENOTYPE, name) for name in [*SPACE, 'params']), ('augment', ['--genotype', 'random'], 'params'),
     ('augment', [*GENOTYPE, '--optimizer', 'adamw'], 'momentum'), ('augment', [*GENOTYPE, '--n_masks', '0'], 'max_time'),
     ('search', ['--n_masks', '0'], 'max_freq'), ('search', [], 'hessian'), ('svm', [], 'duration'),
+    ('search', ['--relaxation', 'none', '--finalists', '2'], 'dropout'),
     ('search', [], 'band'), *(('augment', ['--genotype', 'random', '--space', 'speech'], name) for name in (
         'init_channels', 'layers', 'rnn_layers', 'rnn_channels')),
     *((section, [*argv, '--rnn_layers', '0'], name) for name in SEQ for section, argv in (
         ('search', []), ('augment', ['--genotype', 'random'])))]
-VALUES = {'drop_path_prob': '.5', 'momentum': '.5', 'hessian': 'difference', 'cnn_ops': 'pool', 'rnn_ops': 'gru',
-          'rnn_layers': '2', 'space': 'speech', 'band': '1-2', 'cnn_order': 'imposed'}
+VALUES = {'drop_path_prob': '.5', 'dropout': '.5', 'momentum': '.5', 'hessian': 'difference', 'cnn_ops': 'pool',
+          'rnn_ops': 'gru', 'rnn_layers': '2', 'space': 'speech', 'band': '1-2', 'cnn_order': 'imposed'}
 
 
 @pytest.mark.parametrize('section, argv, name', WITHOUT_EFFECT)
@@ -116,6 +117,17 @@ def test_a_typed_flag_without_effect_is_refused_and_a_presets_is_recorded(sectio
         build(section, *argv, f'--{name}', value)
     (tmp_path / 'c.yaml').write_text(f'{section}:\n  {name}: {value}\n')
     assert name in build(section, *argv, '--config', str(tmp_path / 'c.yaml')).unused()
+
+
+def test_alpha_that_is_not_trained_needs_no_second_order():
+    config = cf.SearchConfig(name='x', order=2, alpha_split='none', relaxation='sampled', sampling='uniform', finalists=2)
+    assert {'order', 'hessian'} <= config.unused().keys()
+
+
+def test_a_settings_file_cannot_overwrite(tmp_path):
+    (tmp_path / 'c.yaml').write_text('overwrite: true\n')
+    with pytest.raises(UserError, match='c.yaml: overwrite: only as a flag'):
+        build('search', '--config', str(tmp_path / 'c.yaml'))
 
 
 @pytest.mark.parametrize('flag, value', [('encoder', 'x'), ('encoder_layers', '8')])

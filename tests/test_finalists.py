@@ -92,7 +92,7 @@ def test_training_speakers_are_not_looked_up_among_those_of_dev():
 
 
 def test_a_band_rejects(small_corpus):
-    config = finalists.recipe(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
+    config = finalists.recipe_of(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
     drawn = list(islice(candidates.random_genotypes(config, np.random.default_rng(0)), 30))
     sizes = [n_parameters(config, ['a', 'b'], genotype) for genotype in drawn]
     low, high = sorted(sizes)[10], sorted(sizes)[20]
@@ -131,11 +131,102 @@ def test_the_recipe_is_that_of_augment(tmp_path):
     path.write_text(yaml.safe_dump({'n_mels': 20, 'search': {'dropout': .5, 'epochs': 9}, 'augment': {
         'epochs': 40, 'lr': .5, 'dropout': .25, 'train_on_dev': True, 'patience': 3, 'init_channels': 12}}))
     flags = ['--name', 'x', '--config', str(path), '--layers', '4']
-    found = finalists.recipe(cf.build('search', cf.given('search', flags)))
+    found = finalists.recipe_of(cf.build('search', cf.given('search', flags)))
     assert (found.epochs, found.lr, found.dropout, found.init_channels, found.layers, found.n_mels) == (40, .5, .25, 12, 4, 20)
     assert not found.train_on_dev and not found.patience and found.weight_decay == cf.AugmentConfig(name='x').weight_decay
     config = cf.build('search', cf.given('search', [*flags, '--finalists', '2', '--finalist_epochs', '7']))
-    assert finalists.recipe(config).epochs == 7
+    assert finalists.recipe_of(config).epochs == 7
+    sized = cf.build('search', cf.given('search', [*flags, '--init_channels', '6']))  # the file has its own for retraining
+    assert finalists.recipe_of(sized).init_channels == 12 and 'init_channels' not in finalists.typed(sized)
+
+
+@pytest.mark.parametrize('epochs, warmup', [(8, 2), (40, 10), (60, 10)])
+def test_finalists_of_fewer_epochs_have_a_shorter_warm_up(epochs, warmup, tmp_path):
+    path = tmp_path / 'c.yaml'
+    path.write_text(yaml.safe_dump({'augment': {'epochs': 40, 'warmup': 10}}))
+    flags = ['--name', 'x', '--config', str(path), '--finalists', '2', '--finalist_epochs', str(epochs)]
+    found = finalists.recipe_of(cf.build('search', cf.given('search', flags)))
+    assert (found.epochs, found.warmup) == (epochs, warmup)
+
+
+def test_a_settings_file_may_change_while_a_search_runs(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path, text = Path('c.yaml'), yaml.safe_dump({'init_channels': 3, 'augment': {'lr': .01}})
+    path.write_text(text)
+    argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '1', '--last_rung', '0', '--config', 'c.yaml']
+    train_epoch = search.train_epoch
+    monkeypatch.setattr(search, 'train_epoch', lambda *args: path.write_text('augment: {lr: abc}') and train_epoch(*args))
+    search.main(['--name', 's', *argv])
+    assert read('s')[0]['recipe']['lr'] == .01 and '--init_channels 2 --genotype' in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="--config c.yaml: --lr: 'abc' is not a number"):
+        search.main(['--name', 't', *argv])
+    path.write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(finalists, 'choose', killed(finalists.choose, 1, []))
+        with pytest.raises(KeyboardInterrupt):
+            search.main(['--name', 't', *argv])
+    close_all()
+    path.write_text(yaml.safe_dump({'init_channels': 3, 'augment': {'lr': .02}}))
+    with pytest.raises(utils.UserError, match='--resume: lr of retraining is 0.02, but the finalists of .* began with 0.01'):
+        search.main(['--name', 't', *argv, '--resume'])
+
+
+def test_what_finalists_cannot_do_is_said_before_the_search(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*SEARCH, '--data_path', str(small_corpus), '--config', 'c.yaml']
+    for name, settings, said in (('a', {'copypaste': .5, 'copypaste_with': 'neutral'}, 'neutral'),
+                                 ('b', {'init_channels': 4096, 'layers': 100}, 'memory|GB')):
+        Path('c.yaml').write_text(yaml.safe_dump({'augment': settings}))
+        with pytest.raises(utils.UserError, match=said):
+            search.main(['--name', name, *argv])
+        assert not Path('runs/search', name).exists()
+
+
+def test_a_candidate_without_a_score_loses_and_no_finalist_wins_that_diverged(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '1', '--last_rung', '0']
+    evaluate, calls = speaker_norm.evaluate, []
+
+    def lost(*args):
+        calls.append(args)
+        if len(calls) == 2:  # the first is that of the epoch
+            raise scoring.Diverged('no probabilities')
+        return evaluate(*args)
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates.speaker_norm, 'evaluate', lost)
+        search.main(['--name', 's', *argv])
+    tree, _ = read('s')
+    losses = [row['loss'] for row in tree['scores']]
+    assert losses[0] is None and None not in losses[1:]
+    assert tree['scores'][0]['genotype'] not in [row['genotype'] for row in tree['finalists']]
+
+    def diverges(*args):
+        raise scoring.Diverged('training diverged')
+    monkeypatch.setattr(finalists, 'train', diverges)
+    with pytest.raises(scoring.Diverged, match='all 4 finalists diverged'):
+        search.main(['--name', 'd', *argv])
+    assert not Path('runs/search/d/genotype.json').exists()
+
+
+def test_cells_that_no_network_fits_within_the_band_are_left_out(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    complete, calls = finalists.with_decisions, []
+
+    def sometimes(*args):
+        calls.append(args)
+        return complete(*args) if len(calls) % 2 == 0 else None
+    argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--space', 'speech', '--relaxation', 'sampled',
+            *'--finalists 2 --candidates 3 --epochs 1 --finalist_epochs 1 --last_rung 0 --band 100-9999999'.split()]
+    monkeypatch.setattr(finalists, 'with_decisions', sometimes)
+    search.main(['--name', 's', *argv])
+    assert len(read('s')[0]['scores']) == 3 and len(calls) == 6
+    monkeypatch.setattr(finalists, 'with_decisions', lambda *args: None)
+    with pytest.raises(utils.UserError, match='--band 100-9999999: the cells of 20 candidates in a row are outside'):
+        search.main(['--name', 't', *argv])
+    config = finalists.recipe_of(cf.build('search', cf.given('search', ['--name', 'x', *argv])))
+    monkeypatch.setattr(candidates, 'MAX_DRAWS', 5)
+    cells = next(candidates.random_genotypes(config, np.random.default_rng(0)))
+    assert candidates.with_decisions(cells, replace(config, band='1-2'), np.random.default_rng(0), ['a', 'b']) is None
 
 
 def test_flags_of_a_search_hold_for_its_finalists_and_for_the_retraining(small_corpus, tmp_path, monkeypatch, capsys):
@@ -225,7 +316,7 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
         assert len(scored) == 3  # of 6; three were on disk
     close_all()
     with pytest.raises(utils.UserError, match='epochs of retraining is 8, but the finalists of .* began with 4'):
-        monkeypatch.setattr(finalists, 'recipe', lambda config: cf.AugmentConfig(name='x', epochs=8))
+        monkeypatch.setattr(finalists, 'recipe_of', lambda config: cf.AugmentConfig(name='x', epochs=8))
         search.main(['--name', 'killed', *argv, '--resume'])
     close_all()
     monkeypatch.undo()
@@ -235,7 +326,7 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
 
 
 def test_a_tournament_of_an_earlier_version_goes_on(tmp_path):
-    config = finalists.recipe(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
+    config = finalists.recipe_of(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
     training = {'epochs': 10, 'loss': 1., 'ua': .5, 'seconds': 3.}  # without the losses of its epochs
     utils.write_json(tmp_path / 'candidates.json', {
         'recipe': cf.pick(config, *finalists.RECIPE), 'scores': [], 'winner': None,

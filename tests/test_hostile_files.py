@@ -236,4 +236,6 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(tmp_path, monkeypatch, 
     said = capsys.readouterr().err
     assert codes == [2] and said.count('\n') == 1
     assert all(part in said for part in ('out of memory on the GPU', '--batch_size 7', 'lower', '--resume'))
+    utils.cli(lambda: torch.empty(10 ** 15), leave=codes.append)
+    assert codes == [2, 2] and 'out of memory on the host' in capsys.readouterr().err
 

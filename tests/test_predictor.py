@@ -218,7 +218,7 @@ def test_a_trained_network_goes_on(name, folder, small_corpus, tmp_path, monkeyp
     assert {key for key in differ if not key.startswith('aux_head')} == {'linear.weight', 'linear.bias'}
 
 
-def test_a_network_that_heard_the_test_speakers_is_named(folder, small_corpus, monkeypatch, capsys):
+def test_a_network_that_heard_the_test_speakers_or_is_another_is_named(folder, small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder.parent.parent)
     init(folder, small_corpus, 'heard', '--init', 'runs/augment/genotype', '--fold', '2')
     assert 'WARNING: the network of --init was trained on test speakers of this fold: spk' in capsys.readouterr().out
@@ -226,6 +226,20 @@ def test_a_network_that_heard_the_test_speakers_is_named(folder, small_corpus, m
     assert found['init_heard_test_speakers'] and set(found['init_heard_test_speakers']) <= set(found['test_speakers'])
     with pytest.raises(cf.UserError, match='--init: .* is not in the trained one'):
         init(folder, small_corpus, 'wide', '--init', 'runs/augment/genotype', '--init_channels', '4')
+    before = torch.load(folder / 'genotype/best.pt', weights_only=True)
+    argv = RUNS['genotype'].replace(' --n_nodes 2', '').split()
+    other = before['genotype'].replace('_5x5', '_3x3').replace('avg_', 'max_')
+    assert other != before['genotype']
+    with pytest.raises(cf.UserError, match='--init: the trained network has another genotype'):
+        init(folder, small_corpus, 'cells', '--init', 'runs/augment/genotype', *argv, '--genotype', other)
+    name = next(iter(before['weights']))
+    for changes in ({name: before['weights'][name] * float('nan')}, {name: 3}):
+        torch.save({**before, 'weights': {**before['weights'], **changes}}, tmp_path / 'best.pt')
+        with pytest.raises(cf.UserError, match='best.pt: not what it should hold'):
+            init(folder, small_corpus, 'bad', '--init', str(tmp_path / 'best.pt'))
+    capsys.readouterr()
+    init(folder, small_corpus, 'trimmed', '--init', 'runs/augment/genotype', '--trim_db', '40')
+    assert 'NOTE: features differ from those of the network of --init: trim_db 40.0 (there 30.0)' in capsys.readouterr().out
 
 
 def test_the_lines_of_the_page(folder, small_corpus, tmp_path, monkeypatch, capsys):

@@ -126,6 +126,8 @@ def test_the_learning_curves_of_a_tournament():
     rows.append({'genotype': 'd', 'trainings': [{'epochs': 2, 'loss': None, 'ua': 0.}]})  # diverged
     blocks = report_parts.candidates({'finalists': rows, 'winner': 'b'})
     assert [block[1] for block in blocks if block[0] == 'figure'] == ['learning curves of the candidates']
+    table = next(block[2] for block in blocks if block[0] == 'table')
+    assert [row[1] for row in table] == ['yes', '', '', ''] and 'loss ,' in table[3][3].replace('loss -', 'loss ')
     assert charts.tournament(rows[3:], 'b') is None
 
 

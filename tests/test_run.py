@@ -205,6 +205,15 @@ def test_overwrite_does_not_follow_links_inside_a_run():
     assert os.path.exists('elsewhere/kept') and not os.path.lexists(first.file('link'))
 
 
+def test_a_checkpoint_of_another_version_is_noted(capsys):
+    first = made()
+    first.provenance |= {'torch': '1.0', 'commit': None}  # of a folder without git
+    first.save_checkpoint({})
+    made(resume=True)
+    said = capsys.readouterr().out
+    assert f'NOTE: the checkpoint was written by another torch {torch.__version__} (there 1.0)\n' in said
+
+
 def test_resume_without_a_run_says_so_names_near_ones_and_begins(capsys):
     made('emodb')
     begun = made('emodb2', resume=True)

@@ -13,6 +13,7 @@ from test_networks import check_batch_invariance, copy_weights, one_hot, padded,
 import augment
 import config as cf
 import genotypes as gt
+from config import UserError
 from models.augment_cnn import AugmentCNN
 from models.heads import HEADS, AttendedBands
 from models.ops import OPS, AxisReduce
@@ -223,6 +224,8 @@ def test_draws_reach_every_choice_and_survive_both_forms(tmp_path):
         for name, value in genotype.network.items():
             seen[name].add(value)
     assert seen == {name: set(choices) for name, choices in gt.NETWORK_CHOICES.items()} and ops == {*CNN_OPS, *SEQ_OPS}
+    with pytest.raises(UserError, match='--init_channels has no effect with this --genotype, which decides it itself'):
+        augment.configure(cf.given('augment', ['--name', 'x', '--genotype', gt.to_str(genotype), '--init_channels', '4']))
     gt.save(tmp_path / 'g.json', genotype, {'network': {'layers': 9}})
     assert gt.load(tmp_path / 'g.json') == (genotype, {'network': {'layers': 9}})
     assert json.loads((tmp_path / 'g.json').read_text())['genotype']['network'] == genotype.network

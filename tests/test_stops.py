@@ -101,7 +101,8 @@ def test_a_sampled_search_stopped_in_a_step_and_in_a_score_goes_on_there(space, 
 
 def test_augment_stopped_in_a_step_and_in_an_evaluation_goes_on_there(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = [*augment_args(small_corpus, 'x', GENOTYPE), *FEATURES, *SIZES, '--epochs', 2, '--batch_size', 5, '--resume']
+    (tmp_path / 'g.txt').write_text(GENOTYPE)
+    argv = [*augment_args(small_corpus, 'x', 'g.txt'), *FEATURES, *SIZES, '--epochs', 2, '--batch_size', 5, '--resume']
     call(augment, ['--name', 'whole', *argv[2:]])
     for n in (2, 1):
         with monkeypatch.context() as m, pytest.raises(utils.Stopped):
@@ -109,6 +110,11 @@ def test_augment_stopped_in_a_step_and_in_an_evaluation_goes_on_there(small_corp
             call(augment, argv)
         leave()
     assert utils.read_torch('runs/augment/x/checkpoint.pt')['best']['file'] is None  # in the first epoch
+    (tmp_path / 'g.txt').write_text(GENOTYPE.replace('sep_conv', 'dil_conv'))
+    with pytest.raises(utils.UserError, match='g.txt is another genotype than runs/augment/x began with'):
+        call(augment, argv)
+    leave()
+    (tmp_path / 'g.txt').write_text(GENOTYPE)
     evaluate = augment.evaluate
 
     def arrives(*args):
@@ -230,6 +236,19 @@ def test_a_run_that_diverges_names_the_step_and_keeps_its_checkpoint(patience, h
     assert '.wav' in said and '7 more' in said or '1 more' in said
     assert len(utils.read_torch(tmp_path / 'runs/augment/x/checkpoint.pt')['history']) == 1
     leave()
+
+
+def test_a_gradient_of_alpha_that_is_not_finite_is_not_blamed_on_the_batch_of_w(monkeypatch):
+    monkeypatch.setattr(steps, 'PATIENCE', 1)
+    net = torch.nn.Linear(2, 3)
+    optim, each = torch.optim.SGD(net.parameters(), .1), steps.Steps()
+    state = parallel.State(0, torch.device('cpu'), net=net, optim=optim, steps=each)
+    each.begin(1, state, optim, lambda step, draws: ['a.wav'])
+    for what, said in (('alpha', 'the gradient of alpha was not finite .*, step 1; take a new --name and a lower --w_lr or '),
+                       ('w', 'the gradient was not finite .* at learning rate 0.1, on a.wav; ')):
+        with pytest.raises(scoring.Diverged, match=said):
+            each.sound(torch.tensor(float('nan')), what)
+    utils.hold_signals(False)
 
 
 def test_the_files_of_a_batch_are_those_that_were_in_it():
