@@ -75,5 +75,5 @@ def test_the_leading_operations_are_those_of_the_last_epoch():
 
 
 def test_speakers():
-    labels, predicted = np.array([0, 1, 0, 0]), np.array([0, 0, 0, 1])
-    assert board.by_speaker(labels, predicted, ['b', 'b', 'a', 'a']) == {'a': (.5, 2), 'b': (.5, 2)}
+    labels, predicted = np.array([0, 1, 0, 0, 1]), np.array([0, 0, 0, 0, 1])
+    assert board.by_speaker(labels, predicted, ['b', 'b', 'a', 'a', 'a']) == {'a': (1., 3), 'b': (.5, 2)}

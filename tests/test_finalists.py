@@ -50,6 +50,15 @@ def test_drawn_genotypes_are_of_the_space_and_distinct():
     assert list(candidates.distinct([found[0], swapped])) == found[:1]
 
 
+def test_candidates_are_drawn_as_the_weights_of_edges_say():
+    net = supernet(3, n_nodes=2, n_nodes_rnn=1, partial_channels=2)
+    with torch.no_grad():
+        net.beta_normal[1].copy_(torch.tensor([-20., 0., 0.]))
+    drawn = list(islice(candidates.genotypes_from_alpha(net, np.random.default_rng(0)), 30))
+    assert {tuple(sorted(state for _, state in genotype.normal[1])) for genotype in drawn} == {(1, 2)}
+    assert {state for genotype in drawn for _, state in genotype.reduce[1]} == {0, 1, 2}
+
+
 def test_a_score_is_that_of_the_discrete_network():
     net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
     net.criterion.weight = data.class_weights
@@ -147,6 +156,17 @@ def test_finalists_of_fewer_epochs_have_a_shorter_warm_up(epochs, warmup, tmp_pa
     flags = ['--name', 'x', '--config', str(path), '--finalists', '2', '--finalist_epochs', str(epochs)]
     found = finalists.recipe_of(cf.build('search', cf.given('search', flags)))
     assert (found.epochs, found.warmup) == (epochs, warmup)
+
+
+def test_the_short_rung_has_a_short_warm_up(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('c.yaml').write_text(yaml.safe_dump({'augment': {'epochs': 8, 'warmup': 4}}))
+    trained = []
+    monkeypatch.setattr(finalists, 'train', lambda config, *args: trained.append((config.epochs, config.warmup)) or (
+        {'loss': 1., 'ua': .5}, None))
+    search.main(['--name', 's', *ARGS, '--data_path', str(small_corpus), '--config', 'c.yaml',
+                 *'--relaxation none --finalists 2 --last_rung 1'.split()])
+    assert trained == [(2, 1), (2, 1), (8, 4)]
 
 
 def test_a_settings_file_may_change_while_a_search_runs(small_corpus, tmp_path, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -201,6 +202,20 @@ def test_halves_are_disjoint_complete_and_even(by, seed):
     assert all(map(np.array_equal, again, (first, second)))
     if by == 'utterance':
         assert not np.array_equal(halves(labels, speakers, by, seed + 1)[0], first)
+
+
+def test_halves_by_speaker_are_as_alike_as_any():
+    speakers = np.repeat(list('abcdef'), [3, 9, 4, 17, 8, 5])
+    labels = np.random.default_rng(0).integers(0, 3, len(speakers))
+
+    def difference(names):
+        counts = [np.bincount(labels[np.isin(speakers, names) == inside], minlength=3) for inside in (True, False)]
+        return np.abs(counts[0] - counts[1]).sum()
+    every = [difference(names) for names in itertools.combinations('abcdef', 3)]
+    first, _ = halves(labels, speakers, 'speaker', 0)
+    assert difference(sorted(set(speakers[first]))) == min(every) < sorted(every)[2]
+    alike = [halves([0, 1] * 6, np.repeat(list('abcdef'), 2), 'speaker', seed)[0].tolist() for seed in range(4)]
+    assert len(set(map(str, alike))) > 1  # all partitions are as good: the seed decides
 
 
 def test_without_a_split_all_utterances_are_for_w():

@@ -16,7 +16,7 @@ import genotypes as gt
 from config import UserError
 from models.augment_cnn import AugmentCNN
 from models.heads import HEADS, AttendedBands
-from models.ops import OPS, AxisReduce
+from models.ops import OPS, AxisReduce, BroadcastConv, FrequencyAttention, SqueezeConv
 from models.rnn_ops import RNN_OPS
 from models.search_cnn import SearchCNNController
 from models.skeleton import valid_steps
@@ -272,3 +272,21 @@ def test_random_genotypes_of_augment_obey_space_and_band(small_corpus):
 def test_the_page_of_the_method_names_every_operation_and_decision():
     page = (Path(gt.__file__).parent / 'docs' / 'method.md').read_text().partition('### `--space speech`')[2]
     assert not [name for name in (*CNN_OPS, *SEQ_OPS, *gt.NETWORK_CHOICES) if f'`{name}`' not in page]
+
+
+def test_operations_are_their_formulas():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, 7, dtype=torch.double)
+    squeeze, broadcast, attention = (kind(4, 1, affine=False).double().eval() for kind in (
+        SqueezeConv, BroadcastConv, FrequencyAttention))
+    y = squeeze.conv(x)
+    W1, W2 = (squeeze.gate[i].weight[:, :, 0, 0] for i in (0, 2))
+    scale = torch.sigmoid(torch.relu(y.sum(dim=(2, 3)) / 35 @ W1.T) @ W2.T)  # (N, C)
+    torch.testing.assert_close(squeeze(x), squeeze.bn(torch.einsum('ncft,nc->ncft', y, scale)))
+    y = broadcast.along_frequency(x)
+    added = broadcast.along_time(sum(y[:, :, f:f + 1] for f in range(5)) / 5)
+    torch.testing.assert_close(broadcast(x), broadcast.bn(torch.stack([y[:, :, f] + added[:, :, 0] for f in range(5)], dim=2)))
+    scores = torch.einsum('dc,ncft->ndft', attention.score.weight[:, :, 0, 0], x).exp()
+    found = torch.einsum('ncft,ncft->nct', scores / scores.sum(dim=2, keepdim=True), x)
+    added = torch.einsum('dc,nct->ndt', attention.out.weight[:, :, 0, 0], found)
+    torch.testing.assert_close(attention(x), attention.bn(x + added[:, :, None]))

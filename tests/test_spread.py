@@ -157,12 +157,23 @@ def test_committed_report_and_page_are_those_of_the_committed_trainings():
     assert 'NOT PASSED' in text and '| 0.40 | 0.00 to 2.05 |' in page and '-0.66 (p 0.02' in page
 
 
-def test_latency_is_measured_on_one_thread():
+def test_latency_is_measured_on_one_thread(monkeypatch):
     own, config = spread_plan.configure(['--name', 's', *SMALL, '--deltas', '--prosody'])
     network, = spread_plan.draw(dataclasses.replace(own, architectures=2), config, ['angry', 'sad'])[:1]
+    make_net, inside = spread_plan.make_net, []
+
+    def made(*args):
+        net = make_net(*args)
+        net.register_forward_pre_hook(lambda *_: inside.append(torch.get_num_threads()))
+        return net
+    monkeypatch.setattr(spread_plan, 'make_net', made)
     threads = torch.get_num_threads()
-    found = spread_plan.latency_ms(config, ['angry', 'sad'], network.genotype)
-    assert .05 < found < 2000 and torch.get_num_threads() == threads
+    torch.set_num_threads(2)
+    try:
+        found = spread_plan.latency_ms(config, ['angry', 'sad'], network.genotype)
+        assert .05 < found < 2000 and set(inside) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_rows_of_earlier_versions_have_no_latency(whole, tmp_path):

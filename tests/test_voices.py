@@ -15,7 +15,7 @@ import search
 from datasets import features as ft
 from datasets.dataset import SpeechDataset, statistics, to_logmel
 from datasets.readers import synthetic
-from datasets.transforms import SpecAugment, Voices, n_frames_of, noise_bands, source_bands
+from datasets.transforms import Recast, SpecAugment, Voices, n_frames_of, noise_bands, source_bands
 from utils import UserError
 
 F, WINDOW = 32, 40
@@ -216,6 +216,21 @@ def test_a_gpu_makes_the_same_voices():
     for (x, valid, y), (x2, valid2, y2) in zip(epoch(speech(), ALL), epoch(speech(device='cuda'), ALL), strict=True):
         torch.testing.assert_close(x, x2.cpu(), rtol=1e-4, atol=1e-4)
         assert torch.equal(valid, valid2.cpu()) and torch.equal(y, y2.cpu())
+
+
+def test_voices_are_drawn_within_their_bounds_and_up_to_them():
+    data = speech(lengths=(12,) * 2000)
+    drawn = Recast(*Voices(speed=.1, vtlp=.2, noise=.4, snr_low=5., snr_high=25.).draw(
+        torch.arange(2000), data, torch.Generator().manual_seed(0)))
+    noisy = drawn.snr.isfinite()
+    for values, low, high in ((drawn.speed, .9, 1.1), (drawn.warp, .8, 1.2), (drawn.snr[noisy], 5., 25.),
+                              (drawn.slope, 0., 1.)):
+        margin = (high - low) / 50
+        assert low <= values.min() < low + margin and high - margin < values.max() <= high
+        assert abs(values.mean() - (low + high) / 2) < margin
+    assert abs(noisy.double().mean() - .4) < .04
+    pairs = torch.stack([drawn.speed, drawn.warp, drawn.slope])
+    assert (torch.corrcoef(pairs) - torch.eye(3)).abs().max() < .1  # each by itself
 
 
 def test_mistakes():
