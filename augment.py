@@ -50,11 +50,11 @@ def main(argv: list[str] | None = None):
     net.pools_padding = run.format < 2
     criterion, optim, scheduler, autocast, masks, voices, ema = setup(net, config, data, device)
     kept = ema.module if ema else net  # the network that is scored and kept
-    n_params = tested_parameters(net)
+    n_params, text = tested_parameters(net), genotype and gt.to_str(genotype)
 
     def save():
         run.save_checkpoint({'best': best, 'genotype': text, **state.state_dict()})
-    steps, text = Steps(save), genotype and gt.to_str(genotype)
+    steps = Steps(save)
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, steps=steps,
                            **({'ema': ema} if ema else {}))
     checkpoint = parallel.from_main(lambda: run.open(data))
