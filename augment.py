@@ -138,7 +138,8 @@ def configure(given: cf.Given):
         genotype, record = gt.load(values['genotype'])
     except ValueError as error:
         raise utils.UserError(f'--genotype {error}') from None
-    if mistaken := sorted(memory.decided(genotype).keys() & given.typed):
+    mistaken = sorted(memory.decided(genotype).keys() & given.typed)
+    if mistaken and not values.get('resume'):  # a run of an earlier version may have begun with them
         raise utils.UserError(f'--{mistaken[0]} has no effect with this --genotype, which decides it itself: leave it out')
     origin = Origin(record, values['genotype'])
     return cf.build('augment', given, origin.settings(values)), genotype, origin

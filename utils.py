@@ -239,7 +239,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still have on a device. Limits of a host count whole, without what is in use."""
+    """Bytes that this process can still have on a device. What is in use is not subtracted from the limits of a host."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     found = [limit for limit in (resource.getrlimit(resource.RLIMIT_AS)[0],) if limit > 0]

@@ -103,7 +103,7 @@ def in_band(genotypes: Iterable[gt.Genotype], config, labels: list[str]) -> Iter
 def with_decisions(genotype: gt.Genotype, config, rng: np.random.Generator, labels: list[str]) -> gt.Genotype | None:
     """The cells of a genotype in a network whose decisions outside the cells are drawn from the space `speech` and the band.
 
-    None if MAX_DRAWS networks in a row are outside of the band.
+    None if MAX_DRAWS - 1 networks in a row are outside of the band.
     """
     def complete():
         for other in random_genotypes(config, rng):
@@ -162,6 +162,8 @@ class Scorer:
         self.net.eval()
         for norm in self.norms:
             norm.train()
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.nan_to_num_(0., 0., 0.)  # of a candidate that overflowed: momentum 1 would keep it
         try:
             for i, X in enumerate(self.batches):
                 for norm in self.norms:

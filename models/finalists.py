@@ -130,6 +130,9 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
         parallel.progress(candidates, 'candidates scored', len(candidates)))]
     book.write()
     scored.sort(key=lambda row: row[:2])
+    if scored[0][0] == math.inf:
+        raise Diverged(f'the supernet gives no probabilities with any of {len(scored)} candidates: take a new --name and a '
+                       'lower --w_lr')
     book.log('%d candidates scored in the supernet: dev loss %.3f to %.3f', len(scored), scored[0][0], scored[-1][0])
     return [genotype for *_, genotype in scored[:config.finalists]]
 

@@ -357,7 +357,8 @@ def start_from(net: torch.nn.Module, best: dict, labels: list[str], genotype: gt
     genotype: of `net`; None for a hand-designed network. UserError if the networks differ in more than the classifier.
     """
     if (genotype and gt.to_str(genotype)) != (best['genotype'] and gt.to_str(gt.from_str(best['genotype']))):
-        raise UserError('--init: the trained network has another genotype: leave --genotype and --model out to take that one')
+        raise UserError('--init: the trained network has another genotype, or none: leave --genotype and --model out to take '
+                        'that one')
     own, anew = net.state_dict(), []
     other_classes, classifier = labels != best['labels'], head(best)
     if ('mix.scores' in own) != ('mix.scores' in best['weights']):

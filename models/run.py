@@ -63,9 +63,10 @@ class Run:
         self.format = before.pop('format')
         if self.format > utils.FORMAT:
             raise UserError(f'{path} was made by a newer version of emoDARTS: update, or take another --name')
+        unused = self.config.unused()
         for key in {**before, **self.settings}:
             then, now = utils.recorded(before, key), self.settings.get(key)
-            if key not in utils.MAY_CHANGE and then != now:
+            if key not in utils.MAY_CHANGE and key not in unused and then != now:
                 raise UserError(f'--resume: {plain(key)} is {plain(now)}, but {path} began with {plain(then)}; take another '
                                 '--name')
 

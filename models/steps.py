@@ -86,10 +86,10 @@ class Steps:
         return False
 
     def _diverged(self, what, how_often, step):
-        """Diverged, which names the step, counted from 0, and, where the gradient is that of w, its batch."""
+        """Diverged, which names the step, counted from 0, and its batch, unless only the gradient of alpha is not finite."""
         if self.state is None:
             return Diverged(f'training diverged: the gradient was not finite {how_often}; lower the learning rate')
-        if what == 'alpha':
+        if what == 'alpha' and not self.in_a_row['w']:
             return Diverged(f'training diverged: the gradient of alpha was not finite {how_often}, last in epoch {self.epoch}, '
                             f'step {step + 1}; take a new --name and a lower --w_lr or --alpha_lr')
         draws = torch.Generator()

@@ -49,20 +49,23 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f'{own.run} was made by an earlier version, which did not record how: run its command again')
     home = Path(*run.parts[:len(run.parts) - run.parts[::-1].index('runs') - 1])  # where the run was started
     with tempfile.TemporaryDirectory() as folder:
-        flags = flags_of(run, program, home, own.data_path or before['data_path'])
+        # In a file: a flag that is typed is refused where a genotype decides its value.
+        config, settings = Path(folder, 'again.yaml'), {program: in_effect(run, program, home)}
         if (run / 'candidates.json').exists():  # the finalists were trained by a --config, which may have changed since
-            recipe = Path(folder, 'recipe.yaml')
-            recipe.write_text(yaml.safe_dump({'augment': cf.read_json(run / 'candidates.json')['recipe']}))
-            flags += ['--config', str(recipe)]
-        print(f'python {program}.py {" ".join(flags)}', flush=True)
+            settings['augment'] = cf.read_json(run / 'candidates.json')['recipe']
+        config.write_text(yaml.safe_dump(settings))
+        flags = ['--name', 'again', '--cache', str(home / '.cache'), '--config', str(config), '--device', own.device]
+        if data_path := own.data_path or before['data_path']:
+            flags += ['--data_path', str(home / data_path)]
+        print(f'python {program}.py {" ".join(cf.to_flags(settings[program]))}', flush=True)
         with contextlib.chdir(folder) if hasattr(contextlib, 'chdir') else _chdir(folder):
-            {'search': search, 'augment': augment}[program].main([*flags, '--device', own.device])
+            {'search': search, 'augment': augment}[program].main(flags)
         again = Path(folder, 'runs', program, 'again')
         now = cf.read_json(again / PRODUCTS[program])['provenance']
         keys = [key for key in now if key not in ('command', 'data_path', 'settings')]  # settings: a hash of paths too
         lines = [*differences({key: before.get(key) for key in keys}, {key: now[key] for key in keys}, 'made with '),
                  *differences(in_effect(run, program, home), in_effect(again, program, home), 'settings.'),
-                 *differences(contents(run, home), contents(again, home))]
+                 *differences(*comparable(contents(run, home), contents(again, home)))]
     equal = not [line for line in lines if not line.startswith('made with')]
     if [line for line in lines if line.startswith('settings.')]:
         lines.append('settings differ in effect: the code has other defaults now')
@@ -70,12 +73,6 @@ def main(argv: list[str] | None = None) -> int:
     if equal and lines:
         print('all the same, the results are equal to the bit')
     return int(not equal)
-
-
-def flags_of(run: Path, program: str, home: Path, data_path: str | None) -> list[str]:
-    """Flags that repeat the run from any folder. Paths in the run's settings are relative to `home`."""
-    flags = ['--name', 'again', '--cache', str(home / '.cache'), *cf.to_flags(in_effect(run, program, home))]
-    return flags + (['--data_path', str(home / data_path)] if data_path else [])
 
 
 def in_effect(run: Path, program: str, home: Path) -> dict:
@@ -116,6 +113,18 @@ def contents(run: Path, home: Path) -> dict:
         if (run / name).exists():
             found[name] = utils.read_torch(run / name)
     return found
+
+
+def comparable(before: dict, now: dict) -> tuple[dict, dict]:
+    """Two `contents` without what one version records and another does not: other files have it too."""
+    for tree in (before, now):
+        for name in ('genotype', 'recipe'):
+            tree.get('checkpoint.pt', {}).pop(name, None)
+    records = [tree['genotype.json']['search'] for tree in (before, now) if 'genotype.json' in tree]
+    for name in set().union(*records) - set.intersection(*map(set, records)) if records else ():
+        for record in records:
+            record.pop(name, None)
+    return before, now
 
 
 def differences(before, now, where: str = ''):

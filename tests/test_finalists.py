@@ -90,6 +90,24 @@ def test_a_score_is_that_of_the_discrete_network():
     assert len(set(chosen.tolist())) == 5 and scorer.score(GENOTYPE)['loss'] == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_a_candidate_that_overflows_leaves_no_trace():
+    net, data = supernet(4, n_nodes=2, n_nodes_rnn=2), data_of('train', 'dev')
+    net.criterion.weight = data.class_weights
+    for u in data.sets['dev'].utterances:
+        u.path = 'a.wav'
+    scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
+    before = scorer.score(GENOTYPE)
+    stem = next(p for p in net.net.stem.parameters() if p.ndim == 4)
+    kept = stem.detach().clone()
+    for bad in (float('nan'), 1e38):  # of all candidates here, as an operation would be of some
+        stem.data.fill_(bad)
+        with pytest.raises(scoring.Diverged):
+            scorer.score(GENOTYPE)
+        assert net.paths is None and net.training
+        stem.data.copy_(kept)
+        assert scorer.score(GENOTYPE) == before
+
+
 def test_training_speakers_are_not_looked_up_among_those_of_dev():
     net, data = supernet(3, n_nodes=2, n_nodes_rnn=2), data_of('train', 'dev')
     data.sets['train'].speaker[::2] = 1  # one more than dev has

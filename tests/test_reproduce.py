@@ -63,11 +63,22 @@ def test_a_run_that_reads_files_is_repeated(small_corpus, tmp_path, monkeypatch,
     augment.main(['--name', 'y', *argv, '--init', 'runs/augment/x'])
     search.main(['--name', 't', *argv[:4], *SMALL, *'--n_nodes 1 --rnn_nodes 1 --epochs 1 --relaxation sampled'.split(),
                  *'--finalists 2 --candidates 3 --finalist_epochs 1'.split()])
-    for run in ('search/s', 'search/t', 'augment/x', 'augment/y'):
+    argv = [*argv[:4], *FEATURES, '--epochs', '1', '--genotype']
+    augment.main(['--name', 'w', *argv, 'random', '--space', 'speech'])
+    Path('g.txt').write_text(json.loads(Path('runs/augment/w/results.json').read_text())['genotype'])
+    augment.main(['--name', 'z', *argv, 'g.txt'])
+    for run in ('search/s', 'search/t', 'augment/x', 'augment/y', 'augment/z'):
         capsys.readouterr()
         assert reproduce.main([f'runs/{run}', '--device', 'cpu']) == 0
         said = capsys.readouterr().out
         assert said.endswith('\nequal to the bit\n') and 'made with' not in said, said[-500:]
+
+
+def test_what_an_earlier_version_did_not_record_is_no_difference():
+    def made(**more):
+        return {'checkpoint.pt': {'net': 1, **more}, 'genotype.json': {'search': {'seed': 1, **more}}, 'results.json': {**more}}
+    before, now = reproduce.comparable(made(), made(genotype=2))
+    assert [*reproduce.differences(before, now)] == ['results.json.genotype: None, now 2']
 
 
 def test_deterministic_switches_every_switch(monkeypatch):

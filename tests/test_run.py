@@ -205,6 +205,14 @@ def test_overwrite_does_not_follow_links_inside_a_run():
     assert os.path.exists('elsewhere/kept') and not os.path.lexists(first.file('link'))
 
 
+def test_a_setting_without_effect_may_change():
+    made('n', n_masks=0, max_time=.2).save_checkpoint({})
+    made('n', n_masks=0, resume=True)
+    made('m', max_time=.2).save_checkpoint({})
+    with pytest.raises(UserError, match='max_time is 0.15, but .* began with 0.2'):
+        made('m', resume=True)
+
+
 def test_a_checkpoint_of_another_version_is_noted(capsys):
     first = made()
     first.provenance |= {'torch': '1.0', 'commit': None}  # of a folder without git

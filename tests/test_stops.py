@@ -245,7 +245,8 @@ def test_a_gradient_of_alpha_that_is_not_finite_is_not_blamed_on_the_batch_of_w(
     state = parallel.State(0, torch.device('cpu'), net=net, optim=optim, steps=each)
     each.begin(1, state, optim, lambda step, draws: ['a.wav'])
     for what, said in (('alpha', 'the gradient of alpha was not finite .*, step 1; take a new --name and a lower --w_lr or '),
-                       ('w', 'the gradient was not finite .* at learning rate 0.1, on a.wav; ')):
+                       ('w', 'the gradient was not finite .* at learning rate 0.1, on a.wav; '),
+                       ('alpha', 'the gradient was not finite .* at learning rate 0.1, on a.wav; ')):  # both are not finite
         with pytest.raises(scoring.Diverged, match=said):
             each.sound(torch.tensor(float('nan')), what)
     utils.hold_signals(False)
