@@ -158,7 +158,8 @@ def test_heads_learn_and_are_compared(corpus, here, capsys, few_pictures):
     found = json.loads((here / 'runs/augment/h/results.json').read_text())
     assert found['ua'] == 1 and found['layers']['2'] == max(found['layers'].values()) and abs(found['n_params'] - 300) < 20
     with pytest.raises(UserError, match='one mixes the layers of an encoder and one does not'):
-        start_from(make_baseline('ssl_mlp', **SIZES, n_sources=1), utils.read_torch('runs/augment/h/best.pt'), ['angry', 'sad'])
+        start_from(make_baseline('ssl_mlp', **SIZES, n_sources=1), utils.read_torch('runs/augment/h/best.pt'), ['angry', 'sad'],
+                   None)
     spread.main(['--name', 'sp', *corpus, *CELLS, *'--epochs 1 --architectures 2 --seeds 2 --hand_made '
                  'ssl_att,ssl_linear,lstm:900'.split()])
     recipe.main(['--name', 'r', *corpus, *'--model ssl_att --epochs 1 --only_folds 1 --seeds 1 --variant a lr=.001'.split()])
