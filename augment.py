@@ -245,9 +245,10 @@ class Origin:
 
 
 def different_features(config, before: dict) -> str:
-    """The settings of features that differ from those of an earlier run, in words."""
-    return ', '.join(f'{name} {now} (there {then})' for name, now in cf.pick(config, cf.FeatureSettings).items()
-                     if before and (then := utils.recorded(before, name)) not in (None, now))
+    """The settings of features that differ from those of an earlier run, in words. before: {} if they are not known."""
+    now = cf.pick(config, cf.FeatureSettings) if before else {}
+    return ', '.join(f'{name} {value} (there {then})' for name, value in now.items()
+                     if (then := utils.recorded(before, name)) not in (None, value))
 
 
 def check_best(best, genotype, net, run):

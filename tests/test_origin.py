@@ -70,7 +70,8 @@ def heard(retrained_on, data_corpus, **search):
     ([('manifest', 'c2', ['d'])], None), ([('manifest', 'c1', ['a']), ('manifest', 'c2', ['d'])], None),
     ([('manifest', 'c2', ['a']), ('manifest', 'c1', ['d'])], ['d'])])
 def test_what_cannot_be_known_of_the_network_of_init_is_not_called_unheard(entries, known):
-    start = {'heard': [{'dataset': dataset, 'corpus': corpus, 'speakers': speakers} for dataset, corpus, speakers in entries]}
+    heard = [{'dataset': dataset, 'corpus': corpus, 'speakers': speakers} for dataset, corpus, speakers in entries]
+    start = {'heard': heard, 'settings': {}}
     config, data = SimpleNamespace(init='runs/x', dataset='manifest'), SimpleNamespace(corpus='c1', fold=FOLD)
     assert augment.heard_before(config, data, start) == known
     said = list(augment.describe_start(config, data, start, 'taken'))[1:]
