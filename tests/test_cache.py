@@ -237,8 +237,7 @@ def test_an_interruption_ends_at_once_with_one_line(tmp_path):
     while len(list(cache.glob('*/*.npy'))) < 20:
         assert process.poll() is None and time.time() < deadline
         time.sleep(.01)
-    began = time.time()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and said.count('\n') == 1 and 'interrupted' in said and time.time() - began < 10
-    assert not list(cache.glob('*/*.tmp'))
+    assert process.returncode == 130 and said.count('\n') == 1 and 'interrupted' in said
+    assert not list(cache.glob('*/*.tmp')) and len(list(cache.glob('*/*.npy'))) < 4_000  # of 8,000: it did not go on
