@@ -1,18 +1,16 @@
-"""Candidates and the tournament: what is drawn and scored, how a winner is chosen, and that nothing is repeated."""
+"""models/finalists.py: the recipe, how a winner is chosen, and that nothing is repeated."""
 import json
+import re
 import shlex
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import SMALL
-from test_networks import copy_weights, supernet
-from test_rank_correlation import GENOTYPE, Config, data_of
+from test_rank_correlation import GENOTYPE
 
 import augment
 import config as cf
@@ -22,109 +20,37 @@ import utils
 from datasets import scoring
 from datasets.dataset import SpeechDataset
 from models import candidates, finalists, parallel, speaker_norm
-from models.augment_cnn import AugmentCNN
-from models.training import n_parameters, train
+from models.training import train
 
 ARGS = ['--dataset', 'manifest', *SMALL, '--n_nodes', '1', '--rnn_nodes', '1']
 SEARCH = [*ARGS, '--epochs', '1', '--alpha_warmup', '0', '--relaxation', 'sampled', '--finalists', '4', '--candidates', '6']
 
 
-def test_candidates_are_drawn_as_alpha_says():
-    weights = np.array([[.5, .2, .3], [.1, .1, .8]])  # the last operation is `none`
-    rng, n, counts = np.random.default_rng(0), 4000, {}
-    for _ in range(n):
-        first, second = candidates.draw_node(weights, ('a', 'b', gt.NONE), rng)
-        assert {first[1], second[1]} == {0, 1}
-        counts[first] = counts.get(first, 0) + 1
-    for key, share in {('a', 0): .5, ('b', 0): .2, ('a', 1): .1, ('b', 1): .1}.items():
-        assert counts[key] / n == pytest.approx(share / .9, abs=.03)
+def without_seconds(tree):
+    if isinstance(tree, dict):
+        return {name: without_seconds(value) for name, value in tree.items() if name != 'seconds'}
+    return [without_seconds(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def test_drawn_genotypes_are_of_the_space_and_distinct():
-    net = supernet(3, n_nodes=1, n_nodes_rnn=1, primitives='max_pool_3x3,none', rnn_primitives='gru_1,rnn_1')
-    found = list(candidates.distinct(candidates.genotypes_from_alpha(net, np.random.default_rng(0))))
-    assert len(found) == 4  # two operations on two edges of the SeqNN cell; nothing else to choose. And it ends
-    for genotype in found:
-        assert gt.check(genotype) == genotype and net.path_of(genotype)
-    swapped = found[0]._replace(rnn=[found[0].rnn[0][::-1]])
-    assert list(candidates.distinct([found[0], swapped])) == found[:1]
+def read(name):
+    folder = Path('runs/search', name)
+    return without_seconds(json.loads((folder / 'candidates.json').read_text())), (folder / 'genotype.json').read_text()
 
 
-def test_candidates_are_drawn_as_the_weights_of_edges_say():
-    net = supernet(3, n_nodes=2, n_nodes_rnn=1, partial_channels=2)
-    with torch.no_grad():
-        net.beta_normal[1].copy_(torch.tensor([-20., 0., 0.]))
-    drawn = list(islice(candidates.genotypes_from_alpha(net, np.random.default_rng(0)), 30))
-    assert {tuple(sorted(state for _, state in genotype.normal[1])) for genotype in drawn} == {(1, 2)}
-    assert {state for genotype in drawn for _, state in genotype.reduce[1]} == {0, 1, 2}
+def killed(where, limit, calls):
+    """The function, but its call number `limit` is interrupted. calls: a list that gets the arguments."""
+    def instead(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == limit:
+            raise KeyboardInterrupt
+        return where(*args, **kwargs)
+    return instead
 
 
-def test_a_score_is_that_of_the_discrete_network():
-    net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
-    net.criterion.weight = data.class_weights
-    for p in net.buffers():
-        p.fill_(7.) if p.is_floating_point() else None
-    scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
-    found = scorer.score(GENOTYPE)
-    assert scorer.score(GENOTYPE) == pytest.approx(found)  # no dropout, nothing left of the statistics before
-    with pytest.raises(utils.UserError, match='normal cell'):
-        scorer.score(GENOTYPE._replace(normal=GENOTYPE.normal[:1]))
-    discrete = AugmentCNN(None, 1, 4, 3, 4, False, GENOTYPE, C_rnn=6)
-    copy_weights(net, discrete, GENOTYPE)
-    for module in discrete.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    with torch.no_grad():
-        for X, _ in data.sets['train'].batches(12):
-            discrete(*X)
-        p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
-    labels = data.sets['dev'].labels
-    assert found['loss'] == pytest.approx(torch.nn.functional.nll_loss(p.log(), labels).item(), rel=1e-4)
-    config = SimpleNamespace(batch_size=4, seed=0, finalists=1, scored_utterances=5)
-    scorer = candidates.Scorer(net, data, config, torch.autocast('cpu', enabled=False))
-    of_files = {u: i for i, u in enumerate(map(id, data.sets['dev'].utterances))}
-    chosen = torch.tensor([of_files[id(u)] for u in scorer.part.utterances])
-    assert scorer.score(GENOTYPE, whole=True)['loss'] == pytest.approx(found['loss'])
-    loss = torch.nn.functional.nll_loss(p[chosen].log(), labels[chosen])
-    assert len(set(chosen.tolist())) == 5 and scorer.score(GENOTYPE)['loss'] == pytest.approx(loss.item(), rel=1e-4)
-
-
-def test_a_candidate_that_overflows_leaves_no_trace():
-    net, data = supernet(4, n_nodes=2, n_nodes_rnn=2), data_of('train', 'dev')
-    net.criterion.weight = data.class_weights
-    for u in data.sets['dev'].utterances:
-        u.path = 'a.wav'
-    scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
-    before = scorer.score(GENOTYPE)
-    stem = next(p for p in net.net.stem.parameters() if p.ndim == 4)
-    kept = stem.detach().clone()
-    for bad in (float('nan'), 1e38):  # of all candidates here, as an operation would be of some
-        stem.data.fill_(bad)
-        with pytest.raises(scoring.Diverged):
-            scorer.score(GENOTYPE)
-        assert net.paths is None and net.training
-        stem.data.copy_(kept)
-        assert scorer.score(GENOTYPE) == before
-
-
-def test_training_speakers_are_not_looked_up_among_those_of_dev():
-    net, data = supernet(3, n_nodes=2, n_nodes_rnn=2), data_of('train', 'dev')
-    data.sets['train'].speaker[::2] = 1  # one more than dev has
-    speaker_norm.added(net.net, SimpleNamespace(embedding='speaker'), torch.full((2,), 99))
-    net.criterion.weight = data.class_weights
-    net(*next(data.sets['train'].batches(12))[0])
-    scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
-    assert scorer.score(GENOTYPE) == scorer.score(GENOTYPE)  # the second time the network knows the speakers of dev
-
-
-def test_a_band_rejects(small_corpus):
-    config = finalists.recipe_of(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
-    drawn = list(islice(candidates.random_genotypes(config, np.random.default_rng(0)), 30))
-    sizes = [n_parameters(config, ['a', 'b'], genotype) for genotype in drawn]
-    low, high = sorted(sizes)[10], sorted(sizes)[20]
-    kept = list(candidates.in_band(drawn, replace(config, band=f'{low}-{high}'), ['a', 'b']))
-    assert kept == [(g, n) for g, n in zip(drawn, sizes) if low <= n <= high]
+def close_all():
+    """What the end of a process does."""
+    for run in [*utils.open_runs]:
+        run.close()
 
 
 @pytest.mark.parametrize('relaxation', ['softmax', 'sampled'])
@@ -289,33 +215,6 @@ def test_flags_of_a_search_hold_for_its_finalists_and_for_the_retraining(small_c
         name: value for name, value in found.items() if name not in ('epochs', 'patience')}
 
 
-def without_seconds(tree):
-    if isinstance(tree, dict):
-        return {name: without_seconds(value) for name, value in tree.items() if name != 'seconds'}
-    return [without_seconds(value) for value in tree] if isinstance(tree, list) else tree
-
-
-def read(name):
-    folder = Path('runs/search', name)
-    return without_seconds(json.loads((folder / 'candidates.json').read_text())), (folder / 'genotype.json').read_text()
-
-
-def killed(where, limit, calls):
-    """The function, but its call number `limit` is interrupted. calls: a list that gets the arguments."""
-    def instead(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == limit:
-            raise KeyboardInterrupt
-        return where(*args, **kwargs)
-    return instead
-
-
-def close_all():
-    """What the end of a process does."""
-    for run in [*utils.open_runs]:
-        run.close()
-
-
 def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '4']
@@ -380,6 +279,9 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     tree, _ = read('k')
     assert not tree['scores'] and [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4], [4]]
     assert not Path('runs/search/k/metrics.jsonl').read_text()
+    log = Path('runs/search/k/search.log').read_text()
+    assert re.search(r'random search on manifest, fold 1: \d+ utterances to train candidates, \d+ for dev; cpu', log)
+    assert ' for alpha' not in log
     clock = iter(range(0, 10_000, 30))  # a draw takes 30 s, and so does a training
     monkeypatch.setattr(finalists, 'time', SimpleNamespace(time=lambda: next(clock)))
     search.main(['--name', 't', *argv, '--tournament_minutes', '22.9'])

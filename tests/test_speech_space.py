@@ -226,6 +226,8 @@ def test_draws_reach_every_choice_and_survive_both_forms(tmp_path):
     assert seen == {name: set(choices) for name, choices in gt.NETWORK_CHOICES.items()} and ops == {*CNN_OPS, *SEQ_OPS}
     with pytest.raises(UserError, match='--init_channels has no effect with this --genotype, which decides it itself'):
         augment.configure(cf.given('augment', ['--name', 'x', '--genotype', gt.to_str(genotype), '--init_channels', '4']))
+    resumed = ['--name', 'x', '--genotype', gt.to_str(genotype), '--init_channels', '4', '--resume']
+    assert augment.configure(cf.given('augment', resumed))[1] == genotype  # versions that let a run begin so
     gt.save(tmp_path / 'g.json', genotype, {'network': {'layers': 9}})
     assert gt.load(tmp_path / 'g.json') == (genotype, {'network': {'layers': 9}})
     assert json.loads((tmp_path / 'g.json').read_text())['genotype']['network'] == genotype.network
