@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import config as cf
+import genotypes as gt
 import utils
-from models import board, charts
+from models import board, charts, memory
 
 
 def a_run(seconds=(10.,), epochs=9, **more):
@@ -29,6 +31,23 @@ def test_a_failure_is_a_warning_and_takes_nothing_else_along(caplog):
 
 def interrupt(run):
     raise KeyboardInterrupt
+
+
+def test_the_row_of_hparams_has_the_sizes_that_the_genotype_decides(monkeypatch):
+    genotype = gt.draw(np.random.default_rng(0), 2, 1, 'speech', 'speech', space='speech')
+    genotype = genotype._replace(network={**genotype.network, 'C': 6, 'layers': 4})
+    config = cf.AugmentConfig(name='x', genotype=gt.to_str(genotype))
+    assert (config.init_channels, config.layers) != (6, 4)
+    rows, written = [], []
+    monkeypatch.setattr(board, 'hparams', lambda row, _: rows.append(row) or [row])
+    writer = SimpleNamespace(add_text=print, add_custom_scalars=written.append, _get_file_writer=lambda: SimpleNamespace(
+        add_summary=written.append))
+    run = SimpleNamespace(config=config, program='augment', resumed=False, writer=writer, writes=True, path='runs/augment/x')
+    speakers = SimpleNamespace(train=['a'], dev=['b'], test=['c'])
+    board.begin(run, SimpleNamespace(labels=['x', 'y'], fold=speakers), 77, memory.sized(config, genotype))
+    row = {name.partition('_')[2]: value for name, value in rows[0].items()}
+    assert row['init_channels'] == 6 and row['layers'] == 4 and row['parameters'] == 77
+    assert row['model'] == 'searched network' and row['fold'] == '1' and rows[0] in written
 
 
 def test_pictures_are_of_every_epoch_or_of_thirty_and_of_the_last():
