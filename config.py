@@ -194,11 +194,11 @@ def setting(default, help, choices=None, low=None, high=None, off=False, found=F
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """run"""
-    name: str = field(metadata=dict(help='name of the run: runs/search/NAME or runs/augment/NAME; A/B makes a subfolder'))
+    name: str = field(metadata=dict(help='name of the run and of its folder, such as runs/search/NAME; A/B makes a subfolder'))
     config: str | None = setting(None, 'YAML file with settings; a flag overrides it')
     seed: int = setting(0, 'seed of weights, batches and masks', low=0, high=2 ** 32 - 1)
-    resume: bool = setting(False, 'continue from the last checkpoint of this run; begin if there is none')
-    overwrite: bool = setting(False, 'delete an earlier run of this name')
+    resume: bool = setting(False, 'continue from the last checkpoint of this run; begin the run if there is none')
+    overwrite: bool = setting(False, 'replace an earlier run of this name, once this one has a checkpoint')
     threads: int = setting(0, 'CPU threads; 0: OMP_NUM_THREADS, or all cores but one', low=0, high=1024)
 
 
@@ -240,11 +240,12 @@ class FeatureSettings:
                              low=1., high=200., off=True)
     normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
                              'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
-    embedding: str = setting('none', 'normalise what enters the classifier by all recordings of the same speaker, including '
+    embedding: str = setting('none', 'normalise the input of the classifier by all recordings of the same speaker, including '
                              'test speakers (speaker)', choices=('none', 'speaker'))
     prosody: bool = setting(False, 'read pitch, voicing, loudness, spectral flux and harmonicity too, and their differences')
     deltas: bool = setting(False, 'read the first and second differences of the features over time too')
-    duration: float = setting(3., 's of audio in a window; longer utterances are scored on several windows', low=.05, high=600.)
+    duration: float = setting(3., 'length of a window in seconds; longer utterances are scored on several windows',
+                              low=.05, high=600.)
 
     @property
     def hop_length(self):
@@ -314,7 +315,8 @@ class AugmentationSettings:
                                low=0., high=1.)
     copypaste_with: str = setting('emotion', 'append an utterance of the same class (emotion), or of the class whose name '
                                   'begins with "neu" (neutral)', choices=('emotion', 'neutral'))
-    noise: float = setting(0., 'probability of stationary noise, between white and pink', low=0., high=1.)
+    noise: float = setting(0., 'probability of adding stationary noise, between white and pink, to an utterance',
+                           low=0., high=1.)
     snr_low: float = setting(10., 'loudest noise, dB of speech over noise', low=-20., high=60.)
     snr_high: float = setting(30., 'softest noise, dB of speech over noise', low=-20., high=60.)
 
@@ -332,22 +334,24 @@ class NetworkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceSettings:
-    """search space, also of --genotype random"""
-    space: str = setting('paper', 'paper, or speech: other operations, and genotypes that also decide widths, depths, strides '
-                         'and pooling; the defaults of this section are then those of SPACES in config.py',
+    """search space (also used by --genotype random)"""
+    space: str = setting('paper', 'paper; or speech: other operations, and genotypes that also decide widths, depths, strides '
+                         'and pooling. Its defaults: --cnn_ops speech --rnn_ops speech --n_nodes 2 --rnn_nodes 1',
                          choices=('paper', 'speech'))
     band: str | None = setting(None, 'LOW-HIGH: draw genotypes and candidates whose network has this many parameters')
     n_nodes: int = setting(3, 'nodes in a CNN cell', low=1, high=32)
     rnn_nodes: int = setting(2, 'nodes in a SeqNN cell', low=1, high=32)
-    cnn_ops: str = setting('paper', 'operations of CNN cells: a set of genotypes.py, or names separated by commas')
-    rnn_ops: str = setting('mixed', 'operations of SeqNN cells: a set of genotypes.py, or names separated by commas')
+    cnn_ops: str = setting('paper', 'operations of CNN cells: paper, conv, sep_conv, dil_conv, pool, speech or frames, or '
+                           'names separated by commas')
+    rnn_ops: str = setting('mixed', 'operations of SeqNN cells: mixed, paper, all, lstm, gru, rnn, lstm_att, gru_att, rnn_att '
+                           'or speech, or names separated by commas')
     cnn_order: str = setting('free', 'free: the search orders the operations of a CNN cell; imposed: inputs of a cell pass '
                              'convolutions, and nodes pooling', choices=('free', 'imposed'))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """search"""
+    """search (w: weights of the supernet; alpha: weights of the operations)"""
     epochs: int = setting(15, 'epochs', low=1, high=100_000)
     batch_size: int = setting(16, 'utterances per step, for w and for alpha, over all processes', low=1, high=65_536)
     order: int = setting(1, 'order of the alpha gradient: 1, or 2 with one virtual step of w', choices=(1, 2))
@@ -358,7 +362,7 @@ class SearchSettings:
     alpha_split: str = setting('utterance', 'split the training data for w and alpha by utterance or by speaker; none: w gets '
                                'all of it, alpha is not trained, and candidates are drawn uniformly (one-shot search)',
                                choices=('utterance', 'speaker', 'none'))
-    alpha_warmup: int = setting(2, 'first epochs, which train w alone', low=0, high=100_000)
+    alpha_warmup: int = setting(2, 'train w alone for this many epochs first', low=0, high=100_000)
     w_lr: float = setting(.025, 'initial learning rate of w (SGD, cosine schedule)', low=1e-8, high=100.)
     w_lr_min: float = setting(.001, 'final learning rate of w', low=0., high=100.)
     w_momentum: float = setting(.9, 'momentum of w', low=0., high=.9999)
@@ -799,8 +803,11 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.flags = {}  # flag: (group, name)
 
-    def add_settings(self, group, prefix='', hidden=False):
-        """One flag per field of a dataclass of settings, in a section of the help that its docstring names."""
+    def add_settings(self, group, prefix='', hidden=()):
+        """One flag per field of a dataclass of settings, in a section of the help that its docstring names.
+
+        hidden: names of fields that the help leaves out.
+        """
         section = self.add_argument_group(group.__doc__.partition('\n')[0])
         for f in fields(group):
             if f.metadata.get('found'):
@@ -808,7 +815,7 @@ class Parser(argparse.ArgumentParser):
             flag, choices = f'--{prefix}{f.name}', f.metadata.get('choices')
             default = '' if f.default in (None, '') or not isinstance(f.default, bool | int | float | str) \
                 else f' (default: {f.default})'
-            text = argparse.SUPPRESS if hidden else f.metadata['help'].replace('%', '%%') + default
+            text = argparse.SUPPRESS if f.name in hidden else f.metadata['help'].replace('%', '%%') + default
             how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
                 metavar='{' + ','.join(map(str, choices)) + '}' if choices else f.name.upper())
             section.add_argument(flag, dest=f'{prefix}{f.name}', help=text, **how)

@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> tuple[ExperimentSettings, dict[str, dict]]:
             parser.add_settings(without_owned(group))
     for section, cls in cf.SECTIONS.items():
         for group in cls.GROUPS:
-            parser.add_settings(without_owned(group), f'{section}.', hidden=True)
+            parser.add_settings(without_owned(group), f'{section}.', hidden=cf.names_of(group))
     for word in argv:
         explain(word.partition('=')[0], parser.flags)
     found = parser.known(argv)

@@ -86,7 +86,7 @@ def configure(argv) -> tuple[RecipeSettings, cf.AugmentConfig, object, dict[str,
         examples=['python scripts/recipe.py --name lr --config configs/nemo.yaml --data_path DIR --model cnn_gru '
                   '--variant slow lr=0.001'])
     for group in (RecipeSettings, *cf.AugmentConfig.GROUPS):
-        parser.add_settings(group)
+        parser.add_settings(group, hidden=OWNED)
     parser.add_argument('--variant', nargs=2, metavar=('NAME', 'SETTING=VALUE,...'), help='a variant; may be repeated')
     flags = parser.known(argv)
     own = RecipeSettings(**{f.name: flags.pop(f.name) for f in fields(RecipeSettings) if f.name in flags})

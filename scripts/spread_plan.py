@@ -61,7 +61,7 @@ def configure(argv) -> tuple[SpreadSettings, cf.AugmentConfig]:
     parser = cf.Parser(prog='scripts/spread.py', description='Measure how far random networks of a search space differ.',
                        examples=['python scripts/spread.py --name nemo --config configs/nemo.yaml --data_path DIR'])
     for group in (SpreadSettings, *cf.AugmentConfig.GROUPS):
-        parser.add_settings(group, hidden=group is cf.ModelSettings)
+        parser.add_settings(group, hidden=OWNED)
     flags = parser.known(argv)
     own = SpreadSettings(**{f.name: flags.pop(f.name) for f in fields(SpreadSettings) if f.name in flags})
     values = {**(cf.read_yaml(flags['config'], 'augment') if flags.get('config') else {}), **flags}

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT
 
 import config as cf
+import genotypes as gt
 from config import UserError
 
 
@@ -180,3 +181,11 @@ def test_help_is_grouped_shows_choices_defaults_and_examples_without_slow_import
 def test_the_corpora_are_the_readers():
     assert set(cf.CORPORA) == {p.stem for p in (ROOT / 'datasets/readers').glob('*.py')} - {'__init__'}
     assert Path(ROOT / 'datasets/readers/manifest.py').exists() and 'emodb' in cf.CORPORA
+
+
+def test_the_help_names_every_set_of_operations_and_the_defaults_of_the_space():
+    helps = {f.name: f.metadata['help'] for f in fields(cf.SpaceSettings)}
+    for name, sets in (('cnn_ops', gt.CNN_OP_SETS), ('rnn_ops', gt.RNN_OP_SETS)):
+        words = helps[name].partition(': ')[2].partition(', or names')[0]
+        assert {*re.split(', | or ', words)} == {*sets}
+    assert ' '.join(f'--{name} {value}' for name, value in cf.SPACES['speech'].items()) in helps['space']
