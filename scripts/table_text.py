@@ -74,8 +74,10 @@ def verdict(summaries: list[dict], compared: list[dict]) -> str:
         numbers += '; one seed'
     if sig.smallest_p(row['n_speakers']) >= .05:
         return f'{count(row["n_speakers"])} cannot show whether {row["of"]} is better than {row["model"]}: {numbers}.'
-    word = 'not better than' if p >= .05 else 'better than' if difference > 0 else 'worse than'
-    return f'{row["of"]} is {word} {row["model"]}: {numbers}.'
+    direction = 'better' if difference > 0 else 'worse'
+    said = 'was not shown to be better or worse' if p >= .05 else \
+        f'may be {direction}' if row['holm'] >= .05 else f'is {direction}'
+    return f'{row["of"]} {said} than {row["model"]}: {numbers}.'
 
 
 def state(runs):
