@@ -9,6 +9,7 @@ after an interruption and never repeats a finished run. Results: runs/cv/NAME/ta
 import contextlib
 import itertools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -57,7 +58,7 @@ def main(argv=None, code: Path = ROOT):
             check_finished(job, given[job.program])
     if own.dry_run:
         return list_jobs(experiment, every, own.jobs)
-    command = shlex.join(['python', 'scripts/cross_validate.py', *argv])
+    command = re.sub(r' --shard[= ]\S+', '', shlex.join(['python', 'scripts/cross_validate.py', *argv]))  # one for all shards
     asked = jobs_of(own.name, models, numbers, seeds)
     experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command)
     try:
@@ -159,7 +160,7 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     for number in (*cf.SIGNALS, signal.SIGHUP):  # of the keyboard, a cluster, a closed terminal
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end_all)
-    with workers(own) as n_jobs:
+    with workers(own) as n_jobs, ending_all():
         calls = [joblib.delayed(jobs.run_chain)(chain, sys.executable, env) for chain in chains.values()]
         parallel = joblib.Parallel(n_jobs, batch_size=1, pre_dispatch='all', return_as='generator_unordered')
         for reasons in parallel(calls):
@@ -173,6 +174,16 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
             except Exception as error:  # the runs are worth more than a table, which is made again at the end
                 print(f'the tables could not be made: {error!r}', flush=True)
     return failed
+
+
+@contextlib.contextmanager
+def ending_all():
+    """No process that was started here outlives an error."""
+    try:
+        yield
+    except BaseException:
+        jobs.stop()
+        raise
 
 
 def end_all(number, _):
@@ -209,10 +220,16 @@ def workers(own):
 
 
 def make_tables(experiment: Experiment, figures: bool = True) -> str:
-    """Writes all tables from what is on disk. Returns the verdict."""
+    """Writes all tables from what is on disk. Returns the verdict.
+
+    Again if a run was finished meanwhile: its shard may have written the tables first, and this one older ones over them.
+    """
     import table
-    experiment.collect()
-    return table.make(experiment.path, figures=figures)
+    while True:
+        collected = experiment.collect()
+        verdict = table.make(experiment.path, figures=figures)
+        if collected == {job for job in experiment.jobs() if job.done()}:
+            return verdict
 
 
 if __name__ == '__main__':

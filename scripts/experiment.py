@@ -1,5 +1,6 @@
 """The folder runs/cv/NAME: settings, plan, and what finished runs left. Refuses to mix runs that cannot be compared."""
 import contextlib
+import fcntl
 import itertools
 import json
 from dataclasses import fields
@@ -32,8 +33,8 @@ MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # 
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'embedding',
                 'device', 'genotype']
 SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns of runs.csv that are alike in all runs of an experiment
-COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'minutes', 'test_speakers',
-           'search_heard_test_speakers']  # of runs.csv
+COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'search_device', 'minutes',
+           'test_speakers', 'search_heard_test_speakers']  # of runs.csv
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs
 RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds'), int | float),
            'test_speakers': list}  # of results.json
@@ -80,12 +81,13 @@ class Experiment:
             except ValueError as error:
                 raise UserError(f'--{model} {error}') from None
             kept = {'search': record['search']} if 'search' in record else {}
+            kept |= {'search_device': device} if (device := device_of(record)) else {}
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file without the folder of its search
                 kept['search_minutes'] = minutes_of_search(there.removesuffix('genotype.json'))
             gt.save(path, genotype, kept)
 
     def plan(self) -> dict | None:
-        """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command."""
+        """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command (a line each)."""
         path = self.path / 'plan.json'
         if not path.exists():
             return None
@@ -102,6 +104,19 @@ class Experiment:
 
     def add_to_plan(self, asked: list[Job], test_speakers: list, digest: str, clean_folds: list, command: str):
         """Adds runs to plan.json. UserError if the corpus or its division into folds has changed."""
+        with self.locked():
+            self._add_to_plan(asked, test_speakers, digest, clean_folds, command)
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Other processes, of any machine, wait where the file system has locks."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / 'lock', 'a') as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _add_to_plan(self, asked, test_speakers, digest, clean_folds, command):
         before = self.plan() or {'runs': [], 'test_speakers': test_speakers, 'digest': digest, 'clean_folds': []}
         pairs = itertools.zip_longest(before['test_speakers'], test_speakers, fillvalue=['nobody'])
         for fold, (then, now) in enumerate(pairs, 1):
@@ -112,20 +127,20 @@ class Experiment:
             raise UserError(f'--data_path: the utterances, labels or speakers are not those {self.path} began with; take '
                             'another --name')
         runs = {(*run,) for run in before['runs']} | {(job.model, job.fold, job.seed) for job in asked if job.program != SEARCH}
+        commands = dict.fromkeys([*str(before.get('command', '')).splitlines(), command])
         plan = {'runs': sorted(runs, key=lambda run: (rank(run[0]), *run[1:])), 'test_speakers': test_speakers,
-                'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': command}
+                'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': '\n'.join(commands)}
         publish(self.path / 'plan.json', json.dumps(plan) + '\n')
 
     def jobs(self) -> list[Job]:
         """A job for every run of the plan."""
         return [Job(self.name, *run) for run in (self.plan() or {'runs': []})['runs']]
 
-    def collect(self):
-        """Writes runs.csv and predictions.csv from what is on disk."""
+    def collect(self) -> set[Job]:
+        """Writes runs.csv and predictions.csv from what is on disk. Returns the finished runs."""
         jobs, finished = self.jobs(), None
         while finished != {job for job in jobs if job.done()}:  # another shard may finish a run meanwhile
             finished = {job for job in jobs if job.done()}
-            publish(self.path / 'runs.csv', pd.DataFrame([row_of(job) for job in jobs]).to_csv(index=False))
             tables = [read_table(Path(job.folder, 'predictions.csv'), PREDICTION, 'delete results.json beside it, and the run '
                                  'will be repeated').assign(model=job.model, seed=job.seed, fold=job.fold)
                       for job in jobs if job in finished]
@@ -134,16 +149,20 @@ class Experiment:
                 names = ['model', 'seed', 'fold', 'path', 'speaker', 'label', 'predicted', 'start', 'end']
                 table = table[[name for name in names if name in table]]
                 publish(self.path / 'predictions.csv', table.to_csv(index=False))
+            # Last: a run that this file calls finished has predictions for whoever reads both meanwhile.
+            rows = [row_of(job, job in finished) for job in jobs]
+            publish(self.path / 'runs.csv', pd.DataFrame(rows).to_csv(index=False))
+        return finished
 
 
-def row_of(job: Job) -> dict:
+def row_of(job: Job, done: bool) -> dict:
     """The row of a run in runs.csv."""
-    found, reason = results(job) if job.done() else {}, job.reason()
+    found, reason = results(job) if done else {}, job.reason()
     heard = found.get('search_heard_test_speakers', [])
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
-            'search_minutes': search_minutes(job) if found else None,
+            **(search_cost(job) if found else {'search_minutes': None, 'search_device': None}),
             'minutes': minutes(job) if found else None, 'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
             'search_heard_test_speakers': UNKNOWN if heard is None else cf.csv_cell(' '.join(heard))}
 
@@ -169,16 +188,26 @@ def minutes(job: Job) -> float | None:
         return None
 
 
-def search_minutes(job: Job) -> float | None:
-    """Minutes of the search that found a run's genotype; None if there was none, or they are not known.
+def search_cost(job: Job) -> dict:
+    """Minutes and device of the search that found a run's genotype; None if there was none, or they are not known.
 
     Of a search on another corpus, which serves all folds, they are the whole search's.
     """
-    if job.model in TRANSFERS:
-        with contextlib.suppress(ValueError):
-            return gt.load(Path('runs', 'cv', job.experiment, f'{job.model}-s{job.seed}.json'))[1].get('search_minutes')
-        return None
-    return minutes(job.needs) if job.needs and job.needs.program == SEARCH else None
+    found = dict.fromkeys(('search_minutes', 'search_device'))
+    with contextlib.suppress(ValueError):
+        if job.model in TRANSFERS:
+            record = gt.load(Path('runs', 'cv', job.experiment, f'{job.model}-s{job.seed}.json'))[1]
+            found = {name: record.get(name) for name in found}
+        elif job.needs and job.needs.program == SEARCH:
+            found['search_minutes'] = minutes(job.needs)
+            found['search_device'] = device_of(gt.load(job.needs.folder)[1])
+    return found
+
+
+def device_of(record: dict) -> str | None:
+    """The device of a search, from what it wrote beside its genotype."""
+    provenance = record.get('provenance')
+    return provenance.get('device') if isinstance(provenance, dict) else None
 
 
 def check_finished(job: Job, values: dict):
@@ -189,6 +218,11 @@ def check_finished(job: Job, values: dict):
         return
     then = read_yaml(path, 'delete its folder, and the run will be repeated')
     then |= then.get('not_used') or {}
+    if job.model.endswith(MATCHED) and job.needs.done() and 'params' in then:
+        size = results(job.needs)['n_params']
+        if then['params'] != size:
+            raise UserError(f'{path.parent} was sized after a network of {then["params"]} parameters, but {job.needs} has '
+                            f'{size}: leave {job.model} out, or take another --name')
     config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
     chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params', 'functionals'}
     chosen |= {'relaxation', 'tournament_minutes'} if job.model == DRAWS else set()

@@ -146,16 +146,24 @@ def against_costs(summaries, results) -> Figure:
 def minutes(summaries, results) -> tuple[str, dict[str, float]]:
     """'core-minutes' if all runs were on CPUs, else 'minutes'; and {model: mean of search and training}."""
     runs = {row['model']: results.finished(row['model']).loc[row['pairs']] for row in summaries}
-    matches = {model: [re.fullmatch(r'cpu(?: \([^)]*\))?(?:, (\d+) threads?)?', str(device)) for device in some['device']]
-               for model, some in runs.items() if model not in results.added}
-    on_cpus = all(match for some in matches.values() for match in some)
+    cores = {}  # of every run, its training and its search; None of a GPU
+    for model, some in ((model, some) for model, some in runs.items() if model not in results.added):
+        search = some['search_device'].astype(object).fillna(some['device'])  # older experiments do not have it
+        cores[model] = [[n_cores(device) for device in its] for its in (some['device'], search)]
+    on_cpus = all(n for lists in cores.values() for its in lists for n in its)
     found = {}
-    for model, some in ((model, runs[model]) for model in matches):
-        cores = [int(match[1] or 1) for match in matches[model]] if on_cpus else 1
+    for model, some in ((model, runs[model]) for model in cores):
+        of_training, of_search = cores[model] if on_cpus else (1, 1)
         # nan, and no point, if a run has not recorded its minutes
         search = some['search_minutes'] if model in NEEDS else some['search_minutes'].fillna(0)
-        found[model] = float(np.mean((some['minutes'] + search).to_numpy() * cores))
+        found[model] = float(np.mean((some['minutes'] * of_training + search * of_search).to_numpy()))
     return 'core-minutes' if on_cpus else 'minutes', {**dict.fromkeys(results.added, np.nan), **found}
+
+
+def n_cores(device) -> int | None:
+    """Threads of a CPU as results.json has it; None of a GPU."""
+    match = re.fullmatch(r'cpu(?: \([^)]*\))?(?:, (\d+) threads?)?', str(device))
+    return int(match[1] or 1) if match else None
 
 
 def title(row) -> str:

@@ -30,7 +30,7 @@ NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
-GRACE = 30.  # s that a process has to write a checkpoint and end after SIGTERM
+GRACE = 30.  # s that all processes together have to write checkpoints and end after SIGTERM
 AGAIN = 75  # exit code of a program that wrote one
 TAIL = 40  # lines of stderr kept of a failed run
 
@@ -183,9 +183,13 @@ def _run(job, python, env):
         if job.done():  # after the lock was found free, which a run releases last
             return None
         try:
-            code, lines = _call(job, python, env)
+            argv = job.argv()
         except (KeyError, TypeError, ValueError, OSError):  # of the results of the run that this one takes its size from
             return f'{job.needs.product} is damaged: delete it, and the run will be repeated'
+        try:
+            code, lines = _call(job, [python, *argv], env)
+        except OSError as error:
+            return f'could not be started: {error.strerror or error}'
         said = next((line.strip() for line in reversed(lines) if line.strip()), 'no message')
         if job.done():
             return None
@@ -196,7 +200,7 @@ def _run(job, python, env):
             return '\n'.join([why if code >= 0 else f'ended by {_signal(-code)}', '', *lines[-TAIL:]])
 
 
-def _call(job, python, env):
+def _call(job, argv, env):
     """(exit code, lines of stderr) of the job's process."""
     errors = job.note('log', 'err')
     os.makedirs(os.path.dirname(errors), exist_ok=True)
@@ -204,7 +208,7 @@ def _call(job, python, env):
         with undisturbed(), lock:
             if stopping.is_set():
                 return 130, []
-            process = subprocess.Popen([python, *job.argv()], cwd=job.cwd, env={**os.environ, **env, **gpu},
+            process = subprocess.Popen(argv, cwd=job.cwd, env={**os.environ, **env, **gpu},
                                        stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
             running.add(process)
         while True:
@@ -296,7 +300,8 @@ def stop():
         for process in [*running]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
+        until = time.monotonic() + GRACE
         for process in [*running]:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
+                process.wait(max(0., until - time.monotonic()))
                 running.discard(process)

@@ -52,6 +52,10 @@ def read(file: Path, names: list[str], predictions: pd.DataFrame, truth: pd.Data
         if not its['seed'].str.fullmatch(r'\d{1,9}').all():
             raise UserError(f'--add {file}: seed must be a whole number in each row')
         its = its.astype({'seed': int})
+        if not {*its['seed']} & {*predictions['seed']}:
+            seeds = ' '.join(map(str, sorted({*predictions['seed']})))
+            raise UserError(f'--add {file}: no row has a seed that is compared ({seeds}); leave the column seed out if the '
+                            'predictions stand for all seeds')
     else:
         its = its.merge(pd.DataFrame({'seed': sorted({*predictions['seed']})}), how='cross')
     if (twice := its.duplicated([*names, 'seed'])).any():

@@ -56,7 +56,7 @@ def main(argv=None):
     if args.other:
         networks = scored_by(supernet(args.other, other, its_config, data), args, config, data)
     elif args.networks:
-        networks = trained(args, config, data)
+        networks, passed = trained(args, config, data)
     scorer, rows = scorer_of(net, data, config), []
     for name, genotype, measured in tqdm(networks, 'networks', disable=None, leave=False):
         try:

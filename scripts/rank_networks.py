@@ -33,8 +33,11 @@ def draw(args, config, data) -> list[spread_plan.Network]:
     return spread_plan.draw(SimpleNamespace(architectures=args.networks), training_of(args, config), data.labels)
 
 
-def trained(args, config, data) -> list:
-    """[(name, Genotype, [scores of every seed])] of networks drawn from the space and trained, those on disk not again."""
+def trained(args, config, data) -> tuple[list, dict]:
+    """Networks drawn from the space and trained, those on disk not again.
+
+    Returns [(name, Genotype, [scores of every seed])] and the networks that are passed over, {reason: names}.
+    """
     training, networks = training_of(args, config), draw(args, config, data)
     path = Path('runs', 'ranks', args.name or config.name)
     with trainings.locked(path):
@@ -45,8 +48,14 @@ def trained(args, config, data) -> list:
         left = [job for job in jobs if spread.key(*job) not in rows]
         print(f'{len(jobs) - len(left)} of {len(jobs)} trainings finished', flush=True)
         spread.train_all(left, rows, path / 'trainings.csv', training, 'dev')
-    return [(network.name, network.genotype, [rows[spread.key(network, config.fold, seed)] for seed in range(args.seeds)])
-            for network in networks]
+    found, passed = [], {}
+    for network in networks:
+        measured = [rows[spread.key(network, config.fold, seed)] for seed in range(args.seeds)]
+        if trainings.diverged(measured):
+            passed.setdefault('a training diverged', []).append(network.name)
+        else:
+            found.append((network.name, network.genotype, measured))
+    return found, passed
 
 
 def trained_before(args, settings, config):
@@ -77,6 +86,8 @@ def trained_before(args, settings, config):
             passed.setdefault('no genotype', []).append(name)
         elif n < max(counts.values()):
             passed.setdefault('some seeds not trained', []).append(name)
+        elif trainings.diverged(measured):
+            passed.setdefault('a training diverged', []).append(name)
         else:
             with cf.contents_of(folder / 'trainings.csv', advice):
                 found.append((name, gt.from_str(measured[0]['genotype']), measured))

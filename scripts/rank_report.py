@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 BOOTSTRAP = 2000
+FEW = 5  # networks; an interval over fewer would say nothing
 OTHER = 'other supernet'  # in place of the set on which retrained networks were scored
 MEASURES = {'loss': 'log-loss', 'ua': 'UA'}
 
@@ -62,8 +63,10 @@ def print_taus(rows: list[Row], what: str, with_loss: bool, done: str):
     if with_loss:
         pairs.append(('loss', [row.mean('loss') for row in rows], loss))
     for by, x, y in pairs:
-        low, high = interval(x, y)
-        print(f'Kendall tau, {len(rows)} {what}, by {by}: {kendall(x, y):.2f} ({low:.2f} to {high:.2f})')
+        tau, (low, high) = kendall(x, y), interval(x, y)
+        # If all pairs agree, all resamples do; so do most resamples of few networks.
+        said = f'{low:.2f} to {high:.2f}' if len(rows) >= FEW and abs(tau) < 1 else 'too few networks for an interval'
+        print(f'Kendall tau, {len(rows)} {what}, by {by}: {tau:.2f} ({said})')
 
 
 def has_loss(rows: list[Row]) -> bool:

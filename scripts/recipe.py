@@ -11,6 +11,7 @@ Every training is one row of runs/recipe/NAME/trainings.csv, and the same comman
 variants may be added later.
 """
 import json
+import math
 import re
 import sys
 import time
@@ -24,6 +25,7 @@ import augment  # noqa: E402
 import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from datasets.scoring import Diverged  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import trainings  # noqa: E402
 from scripts.recipe_report import report  # noqa: E402
@@ -152,7 +154,10 @@ def tell(own: RecipeSettings, variants: dict, numbers: list[int], rows: dict) ->
     jobs = [(name, seed, fold) for seed in range(own.seeds) for fold in numbers for name in variants]
     left = [job for job in jobs if job not in rows]
     head = f'{len(jobs) - len(left)} of {len(jobs)} trainings finished: folds {", ".join(map(str, numbers))}, dev speakers.'
-    return left, f'{head}\n\n{report([rows[job] for job in jobs if job in rows], variants, own.seeds, numbers)}'
+    found = [rows[job] for job in jobs if job in rows]
+    lost = trainings.diverged(found, 'variant')
+    head += f' {lost}; their seeds do not count for these variants.' if lost else ''
+    return left, f'{head}\n\n{report(found, variants, own.seeds, numbers)}'
 
 
 def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.AugmentConfig, genotype):
@@ -165,12 +170,16 @@ def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.Aug
         if needs != loaded:
             data, loaded = datasets.load(its, ('train', 'dev'), device), needs
         began, cpu = time.time(), time.process_time()
-        scores, p = train(its, genotype, data, device, 'dev')
         labels = data.sets['dev'].labels.cpu().numpy()
-        loss = -np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, 1)).mean()
+        try:
+            scores, p = train(its, genotype, data, device, 'dev')
+            loss = -np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, 1)).mean()
+        except Diverged as error:
+            print(f'NOTE: {name}, seed {seed}, fold {fold}: {error}', flush=True)
+            scores, loss = trainings.DIVERGED, math.nan
         spent = time.time() - began, time.process_time() - cpu
         rows[name, seed, fold] = dict(zip(COLUMNS, (
-            name, as_text(variants[name]), seed, fold, ' '.join(data.fold.dev), len(p), round(float(loss), 6),
+            name, as_text(variants[name]), seed, fold, ' '.join(data.fold.dev), len(labels), round(float(loss), 6),
             round(scores['ua'], 6), round(scores['wa'], 6), *(round(s / 60, 3) for s in spent)), strict=True))
         utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
         print(f'{i}/{len(jobs)}: {name}, seed {seed}, fold {fold}: log-loss {loss:.4f}, UA {scores["ua"]:.3f}, '

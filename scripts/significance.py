@@ -55,7 +55,7 @@ def point(counts: np.ndarray) -> np.ndarray:
 
 
 def interval(counts: np.ndarray, minus: np.ndarray | None = None) -> np.ndarray:
-    """95% percentile intervals (2, 3) over speakers, each with all utterances and seeds; nan for one speaker.
+    """95% percentile intervals (2, 3) over speakers, each with all utterances and seeds; nan for fewer than FEW speakers.
 
     minus: counts of another model on the same seeds and speakers; the intervals are then those of the difference.
     """
@@ -73,7 +73,7 @@ def p_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def pooled_interval(pairs: list[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
     """`interval` of the mean over corpora, each a pair of counts; every corpus keeps its number of speakers."""
     sizes = [counts.shape[1] for counts, _ in pairs]
-    if min(sizes) == 1:
+    if min(sizes) < FEW:
         return np.full((2, len(MEASURES)), np.nan)
 
     def statistic(*drawn, axis):

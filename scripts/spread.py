@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets  # noqa: E402
 import utils  # noqa: E402
+from datasets.scoring import Diverged  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import spread_report, trainings  # noqa: E402
 from scripts.spread_plan import COLUMNS, Network, baselines, configure, draw, fold_numbers, latency_ms  # noqa: E402
@@ -70,7 +71,11 @@ def train_all(jobs, rows: dict, path: Path, config, judged: str = 'test'):
         if network.name not in latency:
             latency[network.name] = round(latency_ms(network.config, data.labels, network.genotype), 3)
         began, run_seed = time.time(), network.run_seed(fold, seed)
-        scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device, judged)
+        try:
+            scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device, judged)
+        except Diverged as error:
+            print(f'NOTE: architecture {network.name}, seed {seed}, fold {fold}: {error}', flush=True)
+            scores = trainings.DIVERGED
         rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
             network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
             round(scores['loss'], 6), round((time.time() - began) / 60, 3), latency[network.name]), strict=True))

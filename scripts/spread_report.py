@@ -47,12 +47,15 @@ def table(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int]
 
 def report(rows: list[dict], n_architectures: int, n_seeds: int, folds: list[int]) -> str:
     """Markdown: the estimates of the finished trainings, and the hand-made networks."""
+    from scripts.trainings import diverged  # loads torch
     ua, names = table(rows, n_architectures, n_seeds, folds, 'ua')
     loss, _ = table(rows, n_architectures, n_seeds, folds, 'loss')
     lines = [f'{len(names)} genotypes, {n_seeds} seeds, fold{"s" * (len(folds) > 1)} {", ".join(map(str, folds))}.']
     if len(names) < n_architectures:
         lines = [f'INCOMPLETE: {n_architectures - len(names)} of {n_architectures} genotypes lack trainings, and take no '
                  f'part in the estimates. {lines[0]}']
+    if lost := diverged(rows):
+        lines = [f'{lost}. {lines[0]}']
     if len(names) < 2:
         lines += ['', 'Estimates need two genotypes with all their trainings.', '']
     elif np.ptp(ua, axis=2).max() == 0:
@@ -126,7 +129,9 @@ def _hand_made(rows):
         yield ('| hand-made network | parameters | trainings | UA, mean | UA, sd of seeds |\n'
                '|---|---|---|---|---|')
     for name in names:
-        its = [row for row in rows if row['architecture'] == name]
+        its = [row for row in rows if row['architecture'] == name and np.isfinite(row['ua'])]
+        if not its:
+            continue
         ua = [100 * row['ua'] for row in its]
         by_fold = [[100 * row['ua'] for row in its if row['fold'] == fold] for fold in {row['fold'] for row in its}]
         enough = min(map(len, by_fold)) > 1

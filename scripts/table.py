@@ -31,7 +31,7 @@ from config import UserError  # noqa: E402
 KEY = ['model', 'seed', 'fold']
 NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'minutes')
 FLAGS = {'model': 'models', 'fold': 'only_folds'}  # that choose runs
-REMAKE = 'the command in plan.json makes it anew'
+REMAKE = 'the commands in plan.json make it anew'
 TEXT = {'path': str, 'speaker': str, 'label': str, 'predicted': str}
 SIZES = {'params': 'n_params', 'search_minutes': 'search_minutes', 'minutes': 'minutes'}  # column of table.csv: of runs.csv
 
@@ -92,7 +92,8 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
         predictions[name] = predictions[name].map(cf.from_csv_cell)
     names = [Path(file).stem for file in add]
     if names:
-        runs, predictions = others.added(map(Path, add), runs, predictions)
+        compared = predictions[predictions['seed'].isin(only['seed'])] if only.get('seed') else predictions
+        runs, predictions = others.added(map(Path, add), runs, compared)
         wanted = chosen(runs, {**only, 'model': only.get('model') and [*only['model'], *names]})
     runs = wanted
     predictions = predictions.merge(runs[KEY], on=KEY)

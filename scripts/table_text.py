@@ -220,7 +220,7 @@ def signed(x: float) -> str:
 
 
 def between(low: float, high: float) -> str:
-    return 'one speaker' if np.isnan(low) else f'{percent(low)} to {percent(high)}'
+    return 'too few speakers' if np.isnan(low) else f'{percent(low)} to {percent(high)}'
 
 
 def p_value(p: float) -> str:

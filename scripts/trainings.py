@@ -1,6 +1,7 @@
 """What programs share that train many networks one after another: a locked folder, its settings, its rows."""
 import csv
 import fcntl
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,16 @@ def check_settings(folder: Path, settings: dict, write: bool):
                                   'another --name')
         if then != now:
             raise utils.UserError(f'{name} is {now}, but {folder} began with {then}: take another --name')
+
+
+# Scores of a training that diverged. Repeating it would change nothing.
+DIVERGED = dict.fromkeys(('ua', 'wa', 'loss'), math.nan)
+
+
+def diverged(rows: list[dict], name: str = 'architecture') -> str:
+    """'DIVERGED: 2 trainings (0 seed 1 fold 1, ...)'; '' if none did. name: the column that tells networks apart."""
+    found = [f'{row[name]} seed {row["seed"]} fold {row["fold"]}' for row in rows if math.isnan(row['loss'])]
+    return f'DIVERGED: {len(found)} training{"s" * (len(found) > 1)} ({", ".join(found)})' if found else ''
 
 
 def read_rows(path: Path, columns: dict[str, Callable], advice: str = 'delete it, or take another --name') -> list[dict]:

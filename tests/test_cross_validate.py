@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -351,3 +352,94 @@ def analysed(folder):
     """(results, rows of its models)"""
     results, parts, _ = tables.analyse(folder)
     return results, parts[0][1]
+
+
+def test_the_plan_keeps_the_commands_of_all_parts(desk, small_corpus):
+    for shard in ('1/2', '2/2'):
+        assert call(desk, small_corpus, '--shard', shard, models='cnn', seeds='0') == 0
+    assert call(desk, small_corpus, '--only_folds', '1', models='rnn', seeds='0') == 0
+    commands = json.loads(Path('runs/cv/x/plan.json').read_text())['command'].splitlines()
+    assert len(commands) == 2 and '--models cnn' in commands[0] and '--models rnn' in commands[1]
+    assert '--shard' not in commands[0] and '--only_folds 1' in commands[1]
+    assert 'Commands:' in table() and all(f'    {line}' in table() for line in commands)
+
+
+def test_two_commands_that_begin_together_both_get_into_the_plan(desk, small_corpus, monkeypatch):
+    """The second one comes between the first one's look at plan.json and its writing, and waits."""
+    assert call(desk, small_corpus, '--only_folds', '1', models='svm', seeds='0') == 0
+    plan = ex.Experiment.plan
+    here, others = threading.current_thread(), []
+
+    def disturbed(experiment):
+        found = plan(experiment)
+        if not others and threading.current_thread() is here:
+            other = ex.Experiment('x')
+            args = ([jobs.Job('x', 'rnn', 1, 0)], found['test_speakers'], found['digest'], [], 'python b')
+            others.append(threading.Thread(target=other.add_to_plan, args=args))
+            others[0].start()
+            others[0].join(.5)
+        return found
+    monkeypatch.setattr(ex.Experiment, 'plan', disturbed)
+    kept = plan(ex.Experiment('x'))
+    ex.Experiment('x').add_to_plan([jobs.Job('x', 'cnn', 1, 0)], kept['test_speakers'], kept['digest'], [], 'python a')
+    others[0].join()
+    assert [run[0] for run in plan(ex.Experiment('x'))['runs']] == ['cnn', 'rnn', 'svm']
+
+
+def test_tables_are_made_again_if_a_run_was_finished_meanwhile(desk, small_corpus, monkeypatch):
+    """Its shard wrote the whole tables, and ours, which are older, over them."""
+    call(desk, small_corpus, models='cnn', seeds='0')
+    product = Path(jobs.Job('x', 'cnn', 2, 0).product)
+    product.rename('later.json')
+    make = tables.make
+
+    def meanwhile(*args, **kwargs):
+        if os.path.exists('later.json'):
+            os.rename('later.json', product)
+        return make(*args, **kwargs)
+    monkeypatch.setattr(tables, 'make', meanwhile)
+    cross_validate.make_tables(ex.Experiment('x'))
+    assert finished(3)
+
+
+def test_whoever_reads_meanwhile_finds_predictions_of_every_finished_run(desk, small_corpus, monkeypatch):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    product = Path(jobs.Job('x', 'cnn', 2, 0).product)
+    product.rename('later.json')
+    cross_validate.make_tables(ex.Experiment('x'))
+    os.rename('later.json', product)
+    write, read = ex.publish, []
+
+    def publish(path, text):
+        write(path, text)
+        read.append(len(tables.read(Path('runs/cv/x')).counts))
+    monkeypatch.setattr(ex, 'publish', publish)
+    ex.Experiment('x').collect()
+    assert len(read) == 2 and read[-1] == 3
+
+
+def test_a_baseline_that_was_sized_after_another_network_is_refused(desk, small_corpus, tmp_path):
+    gt.save(tmp_path / 'g.json', gt.from_str(json.loads((desk / 'genotypes.json').read_text())[0]), {})
+    more = ['--only_folds', '1', '--transferred', str(tmp_path / 'g.json')]
+    models = 'transferred,cnn_gru_matched'
+    assert call(desk, small_corpus, *more, models=models, seeds='0') == 0
+    folder = Path('runs/augment/cv/x/cnn_gru_matched-f1-s0')
+    made = asdict(cf.AugmentConfig(name='x', dataset='manifest', folds='3', model='cnn_gru', params=1001))
+    (folder / 'config.yaml').write_text(yaml.safe_dump({k: v for k, v in made.items() if k not in ex.MACHINE}))
+    assert call(desk, small_corpus, *more, models=models, seeds='0') == 0
+    searched = Path('runs/augment/cv/x/searched-f1-s0/results.json')
+    assert call(desk, small_corpus, '--only_folds', '1', models='searched', seeds='0') == 0
+    searched.write_text(searched.read_text().replace('"n_params": 1001', '"n_params": 1500'))
+    with pytest.raises(cf.UserError, match='cnn_gru_matched-f1-s0 was sized after a network of 1001 parameters, but '
+                                           'searched-f1-s0 has 1500: leave cnn_gru_matched out'):
+        call(desk, small_corpus, *more, models=f'searched,{models}', seeds='0')
+
+
+def test_the_device_of_a_search_is_kept_beside_its_minutes(desk, small_corpus, tmp_path):
+    genotype = gt.from_str(json.loads((desk / 'genotypes.json').read_text())[0])
+    gt.save(tmp_path / 'g.json', genotype, {'provenance': {'device': 'cpu, 4 threads'}})
+    more = ['--only_folds', '1', '--transferred', str(tmp_path / 'g.json')]
+    assert call(desk, small_corpus, *more, models='searched,transferred', seeds='0') == 0
+    gt.save('runs/search/cv/x/f1-s0/genotype.json', genotype, {'provenance': {'device': 'H100'}})
+    ex.Experiment('x').collect()
+    assert {row['model']: row['search_device'] for row in rows()} == {'searched': 'H100', 'transferred': 'cpu, 4 threads'}

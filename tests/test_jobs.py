@@ -1,5 +1,6 @@
 """How cross_validate runs its jobs: once each, in order, through failures and kills; what it lists beforehand."""
 import collections
+import errno
 import os
 import shlex
 import signal
@@ -195,3 +196,53 @@ def test_time_left_is_measured_or_unknown(desk, monkeypatch):
     assert left(known, every[3:], 1) == 'about 2 h 00 min left, no estimate for searched'
     assert left(known, every[3:], 8) == 'about 50 min left, no estimate for searched'  # no run is shorter for company
     assert left(known, [], 1) == 'nothing is left to run'
+
+
+@pytest.mark.parametrize('model', ['cnn', 'cnn_gru_matched'])
+def test_a_job_that_cannot_be_started_says_so_and_blames_no_file(model, desk, small_corpus, monkeypatch):
+    assert call(desk, small_corpus, '--only_folds', '1', models='searched', seeds='0') == 0
+    start = subprocess.Popen
+
+    def refused(argv, *args, **kwargs):
+        if any(model in word for word in argv):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return start(argv, *args, **kwargs)
+    monkeypatch.setattr(jobs.subprocess, 'Popen', refused)
+    assert call(desk, small_corpus, '--only_folds', '1', models=f'searched,{model}', seeds='0') == 1
+    assert {row['model']: row['failed'] for row in rows()}[model] == 'could not be started: Cannot allocate memory'
+
+
+def test_no_process_outlives_an_error(desk, small_corpus, monkeypatch):
+    order(cnn_f1_s0='hang')
+    called = jobs._call
+
+    def broken(job, *args):
+        if job.model == 'rnn':
+            wait_for(lambda: jobs.running)
+            raise AssertionError('a fault of the program')
+        return called(job, *args)
+    monkeypatch.setattr(jobs, '_call', broken)
+    with pytest.raises(AssertionError, match='a fault of the program'):
+        call(desk, small_corpus, '--only_folds', '1', '--jobs', '2', models='cnn,rnn', seeds='0')
+    assert not jobs.running
+
+
+def test_all_processes_together_have_the_time_to_end(monkeypatch):
+    """Three that ignore SIGTERM."""
+    monkeypatch.setattr(jobs, 'GRACE', 1.)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    processes = [subprocess.Popen([sys.executable, '-c', deaf], stdout=subprocess.PIPE, start_new_session=True)
+                 for _ in range(3)]
+    for process in processes:
+        process.stdout.readline()
+    waits = []
+    for process in processes:
+        wait = process.wait
+        monkeypatch.setattr(process, 'wait', lambda timeout, wait=wait: waits.append(timeout) or wait(timeout))
+    jobs.running.update(processes)
+    try:
+        jobs.stop()
+    finally:
+        jobs.stopping.clear()
+    assert not jobs.running and [process.returncode for process in processes] == [-signal.SIGKILL] * 3
+    assert sum(waits[:3]) < 1.5  # not GRACE for each

@@ -1,19 +1,23 @@
 """scripts/recipe.py: resumption, dev speakers only, its report against a sum by hand, mistakes."""
 import csv
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import FEATURES
+from scipy.stats import ttest_1samp
 
 import augment
 import datasets
+from datasets.scoring import Diverged
 from scripts import recipe, recipe_report
 from utils import UserError
 
 ARGS = ['--name', 'r', '--dataset', 'manifest', '--folds', '3', *FEATURES, '--model', 'rnn', '--params', '300', '--epochs', '2',
         '--workers', '1', '--threads', '1', '--seeds', '2', '--only_folds', '1,3']
-VARIANTS = ['--variant', 'fast', 'lr=0.1,speed=0.1', '--variant', 'ema', 'ema=0.5']
+VARIANTS = ['--variant', 'fast', 'lr=0.1,speed=0.1', '--variant', 'ema', 'ema=0.5,n_mels=9']
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +40,8 @@ def test_a_row_is_a_training_of_augment_scored_on_dev(small_corpus, whole, here)
         (name, seed, fold) for seed in '01' for fold in '13' for name in ('base', 'fast', 'ema')]
     row = found[-1]
     args = ARGS[2:ARGS.index('--seeds')]
-    augment.main(['--name', 'a', '--seed', '1', '--fold', '3', '--ema', '0.5', '--data_path', str(small_corpus), *args])
+    augment.main(['--name', 'a', '--seed', '1', '--fold', '3', '--data_path', str(small_corpus), *args, '--ema', '0.5',
+                  '--n_mels', '9'])
     last = json.loads((here / 'runs/augment/a/metrics.jsonl').read_text().splitlines()[-1])
     results = json.loads((here / 'runs/augment/a/results.json').read_text())
     assert float(row['ua']) == pytest.approx(last['dev']['ua'], abs=1e-6)
@@ -71,8 +76,8 @@ def test_resumed_equals_uninterrupted_and_test_speakers_are_not_read(small_corpu
     for changed, message in ((['--epochs', '3'], 'epochs is 3, but'), (['--folds', '4'], 'folds is 4')):
         with pytest.raises(UserError, match=message):
             recipe.main([*argv, *changed])
-    argv[argv.index('ema=0.5')] = 'ema=0.6'
-    with pytest.raises(UserError, match='--variant ema: is {"ema": 0.6}, but .* with {"ema": 0.5}'):
+    argv[argv.index('ema=0.5,n_mels=9')] = 'ema=0.6,n_mels=9'
+    with pytest.raises(UserError, match='--variant ema: is {"ema": 0.6, "n_mels": 9}, but .* with {"ema": 0.5, "n_mels": 9}'):
         recipe.main(argv)
 
 
@@ -88,6 +93,9 @@ def test_report_is_the_sum_by_hand():
     difference = np.mean(of_new) - np.mean(of_base)
     spread = np.std(of_new, ddof=1)
     assert lines[2].startswith(f'| new | lr 0.1 | 2 | {np.mean(of_new):.4f} | {spread:.4f} | {difference:+.4f} (')
+    paired = np.array([(.9 - 1.) * 10, (1.5 - 2.) * 30, (1. - 1.2) * 10, (1.6 - 1.8) * 30]) / 20
+    low, high = ttest_1samp(paired, 0).confidence_interval()
+    assert lines[2].split('|')[6].strip() == f'{paired.mean():+.4f} ({low:+.4f} to {high:+.4f})'
     assert lines[2].endswith('| 50.0 | 4.0 |') and lines[3].startswith(f'| base |  | 2 | {np.mean(of_base):.4f}')
     assert 'half' not in text
 
@@ -112,3 +120,37 @@ def test_variants_of_a_file(here):
                                   'prosody=true,deltas=false'])[3]
     assert variants == {'base': {}, 'still': {'n_masks': 0}, 'voices': {'speed': .1, 'vtlp': .1}, 'slow': {'lr': .001},
                         'pitch': {'prosody': True, 'deltas': False}}
+
+
+def test_a_training_that_diverges_is_counted_and_the_rest_goes_on(small_corpus, whole, here, monkeypatch, capsys):
+    train, calls = recipe.train, []
+
+    def diverging(config, *args):
+        calls.append(config)
+        if config.lr == .1:
+            raise Diverged('training diverged: the loss is not finite')
+        return train(config, *args)
+    monkeypatch.setattr(recipe, 'train', diverging)
+    argv = [*ARGS, *VARIANTS, '--data_path', str(small_corpus)]
+    recipe.main(argv)
+    said = capsys.readouterr().out
+    assert 'NOTE: fast, seed 0, fold 1: training diverged: the loss is not finite' in said
+    assert 'DIVERGED: 4 trainings (fast seed 0 fold 1, fast seed 0 fold 3, fast seed 1 fold 1, fast seed 1 fold 3)' in said
+    assert '| ema |' in said and '| base |' in said and '| fast |' not in said
+    assert [row for row in rows(here) if row['variant'] != 'fast'] == [row for row in rows(whole) if row['variant'] != 'fast']
+    assert {row['loss'] for row in rows(here) if row['variant'] == 'fast'} == {'nan'}
+    calls.clear()
+    recipe.main(argv)
+    assert not calls  # all seeds are fixed, so it would diverge again
+
+
+def test_minutes_are_of_the_wall_and_of_the_cores(small_corpus, here, monkeypatch):
+    walls, cores = itertools.cycle([0., 60.]), itertools.cycle([0., 90.])
+    monkeypatch.setattr(recipe, 'time', SimpleNamespace(time=lambda: next(walls), process_time=lambda: next(cores)))
+
+    def diverging(*args):
+        raise Diverged('training diverged')
+    monkeypatch.setattr(recipe, 'train', diverging)
+    recipe.main([*ARGS, '--data_path', str(small_corpus)])
+    with open('runs/recipe/r/trainings.csv', newline='') as f:
+        assert {(row['minutes'], row['core_minutes']) for row in csv.DictReader(f)} == {('1.0', '1.5')}

@@ -58,8 +58,9 @@ def test_a_seed_without_a_drawn_speaker_is_left_out():
     assert (sig.score(counts, drawn) == alone).all() and not np.isnan(alone).any()
 
 
-def test_the_interval_is_that_of_all_resamples():
+def test_the_interval_is_that_of_all_resamples(monkeypatch):
     """4 speakers: 256 equally likely resamples, of one model and of a difference."""
+    monkeypatch.setattr(sig, 'FEW', 2)
     speakers, labels, first, a = speech(n_speakers=4, n=30, n_seeds=1)
     *_, second, b = speech(n_speakers=4, n=30, n_seeds=1, hit=.3)
     every = [[plain(speakers, labels, p, drawn) for drawn in itertools.product(range(4), repeat=4)] for p in (first, second)]
@@ -67,7 +68,8 @@ def test_the_interval_is_that_of_all_resamples():
         exact = np.quantile(values, [.02, .025, .03, .97, .975, .98], axis=0, method='inverted_cdf')  # (6, 3)
         assert (exact[0] - 1e-9 <= found[0]).all() and (found[0] <= exact[2] + 1e-9).all()
         assert (exact[3] - 1e-9 <= found[1]).all() and (found[1] <= exact[5] + 1e-9).all()
-    assert np.isnan(sig.interval(a[:, :1])).all()
+    monkeypatch.undo()
+    assert np.isnan(sig.interval(a)).all()  # of four speakers an interval says nothing
 
 
 def test_p_is_that_of_all_swaps():
@@ -106,8 +108,9 @@ def test_p_of_wa_is_that_of_a_mean_over_speakers():
     assert ours(16) == pytest.approx(exact(16), rel=.2) and ours(16) != exact(16)
 
 
-def test_a_mean_over_corpora_is_that_of_all_swaps_and_resamples():
+def test_a_mean_over_corpora_is_that_of_all_swaps_and_resamples(monkeypatch):
     """Corpora of 2 and 3 speakers: 32 equally likely swaps, 4 x 27 resamples; each corpus weighs the same."""
+    monkeypatch.setattr(sig, 'FEW', 2)
     corpora = [(speech(n_speakers=n, n=30, hit=.8, seed=n), speech(n_speakers=n, n=30, hit=.6, seed=n)) for n in (2, 3)]
     swaps, resamples = [], []
     for (speakers, labels, first, a), (*_, second, _) in corpora:
@@ -150,3 +153,9 @@ def test_no_p_is_smaller_than_the_smallest(n):
 def test_holm_by_hand():
     assert sig.holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02])
     assert sig.holm([.5, .9]) == pytest.approx([1., 1.]) and sig.holm([]) == []
+
+
+def test_an_interval_needs_five_speakers_in_each_corpus():
+    (*_, many), (*_, few) = speech(n_speakers=5), speech(n_speakers=4)
+    assert not np.isnan(sig.interval(many)).any() and np.isnan(sig.interval(few)).all()
+    assert np.isnan(sig.pooled_interval([(many, many), (few, few)])).all()

@@ -11,6 +11,7 @@ from conftest import SMALL
 
 import augment
 import config as cf
+from datasets.scoring import Diverged
 from models import candidates
 from scripts import spread, spread_plan, spread_report
 from utils import UserError
@@ -242,3 +243,22 @@ def test_bands_are_drawn_together_if_nothing_else_differs(tmp_path, capsys):
     (large / 'settings.yaml').unlink()
     with pytest.raises((UserError, FileNotFoundError), match='settings.yaml'):
         spread_report.main([str(small), str(large), '-o', str(out)])
+
+
+def test_a_training_that_diverges_is_counted_and_the_rest_goes_on(small_corpus, here, monkeypatch, capsys):
+    train, calls = spread.train, []
+
+    def diverging(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise Diverged('training diverged: the loss is not finite')
+        return train(*args)
+    monkeypatch.setattr(spread, 'train', diverging)
+    argv = [*ARGS, '--data_path', str(small_corpus)]
+    spread.main(argv)
+    assert len(calls) == 4 and [row['ua'] == 'nan' for row in trainings(here)] == [False, True, False, False]
+    said = capsys.readouterr().out
+    assert 'NOTE: architecture 0, seed 1, fold 1: training diverged: the loss is not finite' in said
+    assert 'DIVERGED: 1 training (0 seed 1 fold 1). INCOMPLETE: 1 of 2 genotypes lack trainings' in said
+    spread.main(argv)
+    assert len(calls) == 4

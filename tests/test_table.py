@@ -357,3 +357,29 @@ def test_minutes_of_a_search_that_are_not_known_are_not_none():
     results, parts, _ = tables.analyse(X)
     found = figures.minutes(parts[0][1], results)[1]
     assert np.isnan(found['searched']) and found['cnn'] == 2.
+
+
+@pytest.mark.parametrize('device, minutes', [('cpu, 4 threads', ('core-minutes', 2 + 4 * 1.5)), ('H100', ('minutes', 3.5)),
+                                             (None, ('core-minutes', 3.5))])
+def test_minutes_of_the_search_are_those_of_its_own_device(device, minutes):
+    make(asked('searched', 'cnn'), device='cpu, 1 thread', search_device=device)
+    results, parts, _ = tables.analyse(X)
+    unit, found = figures.minutes(parts[0][1], results)
+    assert (unit, found['searched']) == minutes and found['cnn'] == 2
+
+
+def test_few_speakers_have_no_interval():
+    text = make(asked('searched', 'cnn'), clean=[3])
+    part = text[text.index('## Fold 3'):]
+    assert 'too few speakers' in cells(part, 'cnn', 'model | seeds')
+    assert 'too few speakers' not in text.partition('## Fold 3')[0]
+
+
+def test_predictions_of_seeds_that_are_not_compared_are_refused():
+    make(asked('searched', 'random'))
+    rows = [(path, 'sad') for path, _, _ in speech(1)]
+    with pytest.raises(UserError, match=r'--add mine.csv: no row has a seed that is compared \(0 1\)'):
+        tables.read(X, mine(rows, seed='7'))
+    with pytest.raises(UserError, match=r'no row has a seed that is compared \(0\)'):
+        tables.read(X, mine(rows, seed='1'), seed=[0])
+    assert 'mine' in tables.read(X, mine(rows, seed='1')).models()
