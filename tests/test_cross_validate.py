@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
@@ -24,6 +25,14 @@ import figures  # isort: skip
 import latency  # isort: skip
 import options  # isort: skip
 import table as tables  # isort: skip
+
+
+def record(program, made):
+    """config.yaml as the program leaves it. made: its flags."""
+    section = program.removesuffix('.py')
+    config = cf.build(section, cf.given(section, [word for pair in made.items() for word in pair]))
+    kept = {name: value for name, value in asdict(config).items() if name not in {*ex.MACHINE, 'config', 'resume', 'overwrite'}}
+    Path('runs', section, config.name, 'config.yaml').write_text(yaml.safe_dump(kept))
 
 
 def finished(n):
@@ -75,6 +84,7 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
     assert made['cv/x/random_search-f2-s0'][1]['--genotype'] == 'runs/search/cv/x/draws-f2-s0/genotype.json'
     assert made['cv/x/transferred-f2-s0'][1]['--genotype'] == 'runs/cv/x/transferred-s0.json'
     assert gt.load('runs/cv/x/transferred-s0.json') == (given, {'search': {'dataset': 'nemo'}})
+    record(*made['cv/x/draws-f1-s0'])
     assert finished(6) and {row['model']: row['search_minutes'] for row in rows()} == {
         'searched': '1.5', 'random_search': '1.5', 'transferred': ''}
     assert call(desk, small_corpus, *more, models=models, seeds='0') == 0 and calls(desk) == []
@@ -127,6 +137,7 @@ def test_one_part_is_searched_and_the_other_fixed(desk, small_corpus):
         assert found[flag] == op and getattr(config, flag[2:]) == op and not {'--rnn_ops', '--cnn_ops'} - {flag} & set(found)
         assert made[f'searched_{part}-f1-s0']['--genotype'] == f'runs/search/cv/x/search_{part}-f1-s0/genotype.json'
         assert names.index(f'search_{part}-f1-s0') < names.index(f'searched_{part}-f1-s0')
+    record('search.py', made['search_cnn-f1-s0'])
     assert finished(2) and {row['search_minutes'] for row in rows()} == {'1.5'}
     assert call(desk, small_corpus, '--only_folds', '1', models='searched_cnn', seeds='0') == 0 and not calls(desk)
 
@@ -356,9 +367,11 @@ def analysed(folder):
 
 def test_the_plan_keeps_the_commands_of_all_parts(desk, small_corpus):
     for shard in ('1/2', '2/2'):
-        assert call(desk, small_corpus, '--shard', shard, models='cnn', seeds='0') == 0
+        assert call(desk, small_corpus, '--shard', shard, '--clean_folds', '1', models='cnn', seeds='0') == 0
     assert call(desk, small_corpus, '--only_folds', '1', models='rnn', seeds='0') == 0
-    commands = json.loads(Path('runs/cv/x/plan.json').read_text())['command'].splitlines()
+    plan = json.loads(Path('runs/cv/x/plan.json').read_text())
+    commands = plan['command'].splitlines()
+    assert plan['clean_folds'] == [1]  # which the last command does not say again
     assert len(commands) == 2 and '--models cnn' in commands[0] and '--models rnn' in commands[1]
     assert '--shard' not in commands[0] and '--only_folds 1' in commands[1]
     assert 'Commands:' in table() and all(f'    {line}' in table() for line in commands)
@@ -444,3 +457,12 @@ def test_the_device_of_a_search_is_kept_beside_its_minutes(desk, small_corpus, t
     gt.save('runs/search/cv/x/f1-s0/genotype.json', genotype, {'provenance': {'device': 'H100'}})
     ex.Experiment('x').collect()
     assert {row['model']: row['search_device'] for row in rows()} == {'searched': 'H100', 'transferred': 'cpu, 4 threads'}
+
+
+def test_parts_of_recordings_keep_their_times(desk, small_corpus):
+    assert call(desk, small_corpus, '--only_folds', '1', models='cnn', seeds='0') == 0
+    path = Path('runs/augment/cv/x/cnn-f1-s0/predictions.csv')
+    pd.read_csv(path).assign(start=.5, end=1.25).to_csv(path, index=False)
+    ex.Experiment('x').collect()
+    found = pd.read_csv('runs/cv/x/predictions.csv')
+    assert {*zip(found['start'], found['end'])} == {(.5, 1.25)}

@@ -121,6 +121,8 @@ def test_what_cannot_be_compared_is_refused():
     part('b', asked('random'), plan={'digest': 'def'})
     part('c', asked('random'), plan={'test_speakers': SPEAKERS[::-1]})
     part('d', asked('cnn'), n_params=7)
+    part('j', asked('random'), plan={'clean_folds': [1]})
+    part('k', asked('svm'), plan={'clean_folds': [2]})
     part('e', asked('cnn'))
     part('g', asked('random'), normalise='speaker')
     part('h', asked('svm'), normalise='corpus')
@@ -128,7 +130,7 @@ def test_what_cannot_be_compared_is_refused():
     table = Path('e/predictions.csv')
     table.write_text(table.read_text()[::-1].replace('yrgna', 'das', 1)[::-1])
     for folders, said in (('ab', 'b has other utterances, labels or speakers than a, so'),
-                          ('ac', 'c has other folds than a, so'),
+                          ('ac', 'c has other folds than a, so'), ('ajk', 'k has other clean folds than j, so'),
                           ('ad', 'cnn-f1-s0 is finished in a and in d, and its rows differ'),
                           ('ae', 'cnn-f3-s1 is finished in a and in e'), ('af', 'f/runs.csv does not exist'),
                           ('agh', 'normalise is corpus in h and speaker in g, so'), ('aa', 'a: named twice'),

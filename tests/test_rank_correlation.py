@@ -50,6 +50,9 @@ def test_tau_is_scipys_and_its_interval_covers_the_truth():
         x = x.round(1)  # with ties
         assert rank_report.kendall(x, y) == pytest.approx(kendalltau(x, y).statistic)
     assert 87 <= covered <= 99
+    drawn = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), rank_report.BOOTSTRAP)
+    taus = rank_report.kendall(x, y, drawn.astype(float))
+    assert rank_report.interval(x, y) == pytest.approx(np.percentile(taus, [2.5, 97.5]))
     counts = np.array([[2., 1., 0., 1.], [1., 1., 1., 1.]])
     x, y = np.array([1., 2., 3., 4.]), np.array([1., 3., 2., 4.])
     assert rank_report.kendall(x, y, counts) == pytest.approx([1., 4 / 6])
@@ -138,6 +141,12 @@ def test_the_program_ranks_the_networks_of_a_random_search(small_corpus, tmp_pat
         assert table.loc[f'd-{i}', 'loss_retrained'] == pytest.approx(row['trainings'][0]['loss'], abs=1e-6)
     assert sorted(name for name in table.index if name[0] == 'e') == [f'e-{i}' for i, row in enumerate(json.loads(
         Path('runs/search/e/candidates.json').read_text())['finalists'], 1) if len(row['trainings']) == 2]
+    tree['recipe']['lr'] *= 2
+    tree['finalists'] = tree['finalists'][:2]
+    shutil.copytree('runs/search/d', 'runs/search/g')
+    Path('runs/search/g/candidates.json').write_text(json.dumps(tree))
+    with pytest.raises(UserError, match='^runs/search/g has networks of another recipe than the folder before it'):
+        rank_correlation.main(['runs/search/s', 'runs/search/d', 'runs/search/g', '--data_path', str(small_corpus)])
     search.main(['--name', 'f', *draws, '--last_rung', '0', '--fold', '2'])
     Path('runs/search/s/candidates.json').write_text('{}')
     for other, why in (('f', ': it has another fold; leave it out'), ('s', '; leave it out')):

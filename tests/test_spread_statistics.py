@@ -129,11 +129,13 @@ def test_ceiling_and_seeds_needed():
     assert st.expected_maximum(8) == pytest.approx(1.42360, abs=1e-5)
     rng = np.random.default_rng(7)
     of_a = 2. * rng.standard_normal((4000, 300))
-    v = dict(architecture=4., seed=9., interaction=0.)
+    v = dict(architecture=4., seed=9., interaction=3.)
+    assert st.correlation(v) == pytest.approx(7 / 16)
+    assert st.correlation(dict(architecture=4., seed=9.)) == pytest.approx(4 / 13)
     assert st.ceiling(300)(v) == pytest.approx(of_a.max(axis=1).mean(), rel=.01)
-    chosen = (of_a + 3. * rng.standard_normal(of_a.shape)).argmax(axis=1)
+    chosen = (of_a + 12 ** .5 * rng.standard_normal(of_a.shape)).argmax(axis=1)  # by one training on one fold
     assert st.one_training_each(300)(v) == pytest.approx(np.take_along_axis(of_a, chosen[:, None], 1).mean(), rel=.04)
-    for n_folds, anew, sd in ((1, False, 3.), (5, False, 3.), (5, True, 13 ** .5)):
+    for n_folds, anew, sd in ((1, False, 3.), (5, False, 3.), (5, True, 4.)):
         n = int(st.seeds_needed(n_folds, anew)(v))
         error = sd * np.sqrt(2 / n_folds)  # of the difference, with one seed
         powers = [np.mean(np.abs(st.DIFFERENCE + error / np.sqrt(k) * rng.standard_normal(40_000)) > 1.96 * error / np.sqrt(k))
