@@ -16,7 +16,7 @@ means that the genotype a search ends with is no better than a random one.
 
 The last form trains nothing: it tells whether the supernet of another search, such as one with another seed, scores networks
 alike. If the two disagree, at most one of them can be right. The interval is a bootstrap over networks. Scores and a figure go
-to runs/ranks/NAME, as supernet.csv and supernet.png.
+to runs/ranks/NAME, as supernet.csv and supernet.png; under a --name other than the search's, as supernet-SEARCH.csv and .png.
 """
 import argparse
 import sys
@@ -70,10 +70,12 @@ def main(argv=None):
     default = f'{config.name}-{args.other.resolve().name}' if args.other else config.name
     folder = Path('runs', 'ranks', args.name or default)
     folder.mkdir(parents=True, exist_ok=True)
-    utils.write_csv(folder / 'supernet.csv', rank_report.columns(judged), rank_report.csv_rows(rows))
+    # Several searches may be compared in a folder that --name names.
+    stem = 'supernet' if args.name in (None, default) else f'supernet-{default.replace("/", "-")}'
+    utils.write_csv(folder / f'{stem}.csv', rank_report.columns(judged), rank_report.csv_rows(rows))
     figure = rank_report.draw(rows, judged)
-    utils.write_aside(folder / 'supernet.png', lambda f: figure.savefig(f, dpi=110, format='png'))
-    print(f'figure: {folder / "supernet.png"}')
+    utils.write_aside(folder / f'{stem}.png', lambda f: figure.savefig(f, dpi=110, format='png'))
+    print(f'figure: {folder / stem}.png')
 
 
 def settings_of(folder: Path, args) -> tuple[dict, cf.SearchConfig]:

@@ -114,6 +114,11 @@ def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_cor
     means = table.groupby('architecture')[['ua', 'loss']].mean().sort_values('ua', ascending=False)
     np.testing.assert_allclose(found, means * [100, 1], atol=.051)
     assert 'Kendall tau, 3 networks, by loss' in said and 'two seeds of the retraining' in said
+    assert 'too few networks for an interval' in said
+    Path('runs/ranks/s').rename('runs/ranks/both')
+    rank_correlation.main([*argv, '--name', 'both'])
+    assert Path('runs/ranks/both/supernet-s.csv').read_text() == Path('runs/ranks/both/supernet.csv').read_text()
+    Path('runs/ranks/both').rename('runs/ranks/s')
     with pytest.raises(UserError, match='epochs is 2, but'):
         rank_correlation.main([*argv[:-4], '--epochs', '2', *argv[-2:]])
     with pytest.raises(UserError, match='^--seeds has an effect with --networks alone, which trains: leave it out$'):
