@@ -136,7 +136,7 @@ def _seconds(u):
     """Length of a recording by its header; 0 if it has none, which read_audio will report."""
     try:
         info = soundfile.info(u.path)
-    except (soundfile.SoundFileError, OSError, RuntimeError, ValueError):
+    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError):
         return 0.
     end = info.duration if u.end is None else min(u.end, info.duration)
     return max(0., end - (u.start or 0.))

@@ -32,14 +32,14 @@ def features(utterance: Utterance, config: FeatureSettings, device: str | torch.
     try:
         info = soundfile.info(path)
         long = info.frames > LONG * info.samplerate
-    except (soundfile.LibsndfileError, OSError, ValueError):  # ValueError: a name that is not UTF-8
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError):  # TypeError: .raw; ValueError: a name that is not UTF-8
         long = False  # load_audio says what is wrong
     whole = not long or utterance.start is not None or utterance.end is not None
     if whole or config.features == 'encoder':
         wave = load_audio(utterance) if whole else np.concatenate([*read(path)])
         return of_wave(wave, config, device, path)
     first, last = kept(read(path), config.trim_db) if config.trim_db else (0, None)
-    x = in_blocks(part(read(path), first, last), config)
+    x = in_blocks(part(read(path), first, last), config, path)
     return x, first / SAMPLE_RATE
 
 
@@ -50,7 +50,7 @@ def of_wave(wave: np.ndarray, config: FeatureSettings, device: str | torch.devic
         encoder = encoders.of(config, device)
         return through(encoder, encoder.wave(wave, where), where).T, 0.
     first = trimmed(wave, config.trim_db)[0] if config.trim_db else 0
-    return extracted(wave, config), first / SAMPLE_RATE
+    return extracted(wave, config, where), first / SAMPLE_RATE
 
 
 def through(encoder: encoders.Encoder, wave: np.ndarray, where: str) -> np.ndarray:
@@ -66,10 +66,13 @@ def through(encoder: encoders.Encoder, wave: np.ndarray, where: str) -> np.ndarr
     return frames if frames.nbytes > HELD else np.array(frames)
 
 
-def extracted(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:
-    """What the cache holds of a wave, and below it the rows of prosody, if there are any: float16."""
+def extracted(wave: np.ndarray, config: FeatureSettings, where: str) -> np.ndarray:
+    """What the cache holds of a wave, and below it the rows of prosody, if there are any: float16. UserError."""
     x = extract(wave, config)
-    return (np.concatenate([x, extract_prosody(wave, config)]) if config.prosody else x).astype(np.float16)
+    x = (np.concatenate([x, extract_prosody(wave, config)]) if config.prosody else x).astype(np.float16)
+    if not np.isfinite(x).all():
+        raise UserError(f'{where}: its samples are so large that features overflow; leave it out')
+    return x
 
 
 def read(path: str) -> Iterator[np.ndarray]:
@@ -128,7 +131,7 @@ def _squares(wave):
     return np.square(wave.astype(np.float64)).reshape(-1, TRIM_HOP).sum(axis=1)
 
 
-def in_blocks(waves: Iterable[np.ndarray], config: FeatureSettings) -> np.ndarray:
+def in_blocks(waves: Iterable[np.ndarray], config: FeatureSettings, where: str) -> np.ndarray:
     """`extracted`, without trimming, of a wave in blocks; float16 (n_rows, n_frames).
 
     Every block is extracted with a margin on both sides, whose frames are dropped. In unvoiced stretches pitch is filled with
@@ -142,7 +145,7 @@ def in_blocks(waves: Iterable[np.ndarray], config: FeatureSettings) -> np.ndarra
     while True:
         wave = np.concatenate([wave, take(before + size + margin - len(wave))])
         whole = len(wave) == before + size + margin
-        x = extracted(wave, config)
+        x = extracted(wave, config, where)
         parts.append(x[:, before // step:(before + size) // step if whole else None])
         if not whole:
             return np.concatenate(parts, axis=1)

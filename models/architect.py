@@ -45,13 +45,14 @@ class Architect:
         """Second order: alpha.grad = d L_val(w'(alpha), alpha) / d alpha after one virtual step w' (DARTS, equations 6 to 8).
 
         xi: learning rate of the virtual step. w_optim: the SGD of w, whose momentum buffers the virtual step uses.
-        All passes over the training batch draw the same dropout masks, so that they differentiate the same L_trn.
+        All passes over the training batch begin with the same random generators and buffers: they draw the same dropout masks,
+        and normalise speakers by the same moments, so that they differentiate the same L_trn.
         Returns the validation loss at w', detached.
         """
         alphas, weights = list(self.net.alphas()), list(self.net.weights())
         exact = self.hessian == 'exact'
         with self._undisturbed(), cudnn(tf32=False):  # second derivatives do not survive TF32
-            rng = self._rng()
+            state = self._state()
             dtrn = self.training_gradient(trn_X, trn_y, create_graph=exact)
             with self.virtual_step(dtrn, xi, w_optim):
                 loss = self.net.loss(val_X, val_y)  # L_val(w', alpha)
@@ -60,7 +61,7 @@ class Architect:
             if exact:
                 hessian = self.exact_hessian(dw, dtrn)
             else:
-                self._set_rng(rng)
+                self._restore(state)
                 hessian = self.compute_hessian(dw, trn_X, trn_y)
             # d/dalpha L_val(w', alpha) - xi * d2 L_trn / (dalpha dw) . d/dw' L_val
             _assign(alphas, torch._foreach_sub(dalpha, hessian, alpha=xi))
@@ -113,9 +114,9 @@ class Architect:
         radius = min(RADIUS, torch.finfo(norm.dtype).eps ** (1 / 3)) if norm.dtype == torch.float64 else RADIUS
         eps = radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         direction = torch._foreach_mul(dw, eps)
-        rng, grads = self._rng(), []
+        state, grads = self._state(), []
         for move in (torch._foreach_add, torch._foreach_sub):
-            self._set_rng(rng)
+            self._restore(state)
             with torch.no_grad():
                 moved = move(weights, direction)
             with replaced(weights, moved):
@@ -127,16 +128,24 @@ class Architect:
     @contextmanager
     def _undisturbed(self):
         """Restores buffers and random generators at the end."""
-        buffers = list(self.net.buffers()) if hasattr(self.net, 'buffers') else []
-        by_dtype = [[b for b in buffers if b.dtype == dtype] for dtype in {b.dtype for b in buffers}]
-        kept = [torch.cat([b.flatten() for b in alike]) for alike in by_dtype]  # one operation, not one per buffer
-        rng = self._rng()
+        state = self._state()
         try:
             yield
         finally:
-            for alike, flat in zip(by_dtype, kept):
-                _copy(alike, [part.view_as(b) for b, part in zip(alike, flat.split([b.numel() for b in alike]))])
-            self._set_rng(rng)
+            self._restore(state)
+
+    def _state(self):
+        """Buffers and random generators: what a pass changes and the next one depends on."""
+        buffers = list(self.net.buffers()) if hasattr(self.net, 'buffers') else []
+        by_dtype = [[b for b in buffers if b.dtype == dtype] for dtype in {b.dtype for b in buffers}]
+        kept = [torch.cat([b.flatten() for b in alike]) for alike in by_dtype]  # one operation, not one per buffer
+        return by_dtype, kept, self._rng()
+
+    def _restore(self, state):
+        by_dtype, kept, rng = state
+        for alike, flat in zip(by_dtype, kept):
+            _copy(alike, [part.view_as(b) for b, part in zip(alike, flat.split([b.numel() for b in alike]))])
+        self._set_rng(rng)
 
     def _rng(self):
         devices = {p.device for p in self.net.weights() if p.is_cuda}

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from numbers import Real
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -53,8 +54,10 @@ class Predictor:
 
     def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32, encoder: str | None = None,
                  warn: Callable[[str], None] = lambda line: None):
-        self.net = rebuild(best).to(device)
-        self.device, self.batch_size = device, batch_size
+        if batch_size < 1:
+            raise UserError(f'batch_size {batch_size} must be 1 or more')
+        self.device, self.batch_size = utils.choose_device(device) if isinstance(device, str) else device, batch_size
+        self.net = rebuild(best).to(self.device)
         self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
         self.config = with_encoder(cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings)), encoder, warn)
         self.prior = best.get('prior')  # moments of the training speakers before --normalise speaker
@@ -188,6 +191,8 @@ def _in_threads(function, items) -> list:
 
 def _wave(audio, rate):
     """float32 (n_samples,) at SAMPLE_RATE. UserError."""
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < np.inf:
+        raise UserError(f'rate {rate!r} must be a positive number of Hz')
     wave = np.asarray(audio)
     if wave.dtype.kind != 'f' or wave.ndim not in (1, 2):
         raise UserError(f'a wave must be floats between -1 and 1, (n_samples,) or (n_samples, n_channels), not {wave.dtype} '
@@ -276,17 +281,20 @@ def _check(best):
     pairs = [(best['mean'], best['std']), *([best['prior']] if best.get('prior') is not None else [])]
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(
-                isinstance(x, torch.Tensor) and x.shape == (n_rows, 1) and x.isfinite().all() for x in pair) \
+                is_plain(x) and x.dtype == torch.float32 and x.shape == (n_rows, 1) and x.isfinite().all() for x in pair) \
                 or not (pair[1] > 0).all():
-            raise ValueError(f'mean and std must be finite tensors ({n_rows}, 1), and std positive')
-
-
+            raise ValueError(f'mean and std must be finite float32 tensors ({n_rows}, 1), and std positive')
     heard = best.get('heard', [])
     if not isinstance(heard, list) or not all(
             isinstance(entry, dict) and isinstance(entry.get('speakers'), list)
             and all(isinstance(name, str) for name in (entry.get('dataset'), entry.get('corpus'), *entry['speakers']))
             for entry in heard):
         raise ValueError('heard must list {dataset, corpus, speakers}')
+
+
+def is_plain(x) -> bool:
+    """Whether this is a dense tensor in memory, which all operations take: a file may hold others."""
+    return type(x) is torch.Tensor and x.layout is torch.strided and x.device.type == 'cpu' and not x.is_quantized
 
 
 def _known(settings, *groups) -> dict:
@@ -306,7 +314,7 @@ def rebuild(best: dict) -> torch.nn.Module:
     net, weights = skeleton(best, len(best['labels'])), best['weights']
     expected = net.state_dict()
     if weights.keys() != expected.keys() or any(
-            not isinstance(x, torch.Tensor) or x.shape != expected[name].shape or x.dtype != expected[name].dtype
+            not is_plain(x) or x.shape != expected[name].shape or x.dtype != expected[name].dtype
             for name, x in weights.items()):
         raise ValueError('the weights are not those of the network that the settings describe')
     if not all(x.isfinite().all() for x in weights.values()):
@@ -324,7 +332,8 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
         config = cf.AugmentConfig(name='x', **settings)
     except UserError as error:  # settings that exclude each other
         raise ValueError(str(error)) from None
-    n_speakers = len(best['weights'].get('speaker_norm.sums', ()))
+    sums = best['weights'].get('speaker_norm.sums')
+    n_speakers = len(sums) if is_plain(sums) and sums.ndim == 2 else 0
     with torch.device('meta'):
         if best['genotype']:
             net = AugmentCNN(None, C=config.init_channels, n_classes=n_classes, n_layers=config.layers,

@@ -60,7 +60,10 @@ class Steps:
                 next(batches)
             parallel.set_rng_state(now, draws, device)
         for batch in batches:
-            self.kept = [b.clone() for b in self.buffers]
+            if not self.kept:
+                self.kept = [torch.empty_like(b) for b in self.buffers]
+            if self.kept:
+                torch._foreach_copy_(self.kept, self.buffers)
             yield batch
             self.done += 1
             if self.state and (number := self._asked()):

@@ -1,9 +1,12 @@
 """The alpha gradient against exact second derivatives, and against a problem solved by hand."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn as nn
 from torch.func import functional_call
 
+from models import speaker_norm
 from models.architect import Architect, replaced
 from models.search_cnn import SearchCNNController
 
@@ -254,3 +257,30 @@ def test_figure_2_ends_where_theory_says(xi):
         w_optim.step()
     end = 2. / (1. + 2. * xi)
     assert abs(net.alpha.item() - end) < 1e-5 and abs(net.w.item() - end) < 1e-5
+
+
+def test_the_difference_is_exact_although_moments_of_speakers_move():
+    """Every pass in training changes what SpeakerNorm normalises by; all passes over the training batch must see the same."""
+    torch.manual_seed(0)
+    net = SearchCNNController(1, 4, 3, 3, nn.CrossEntropyLoss(), n_nodes=2, n_nodes_rnn=1, C_rnn=6,
+                              primitives='avg_pool_3x3,skip_connect,sep_conv_3x3,none')
+    speaker_norm.added(net.net, SimpleNamespace(embedding='speaker'), torch.full((4,), 40.))
+    net.double()
+    for alpha in net.alphas():
+        nn.init.normal_(alpha)
+
+    def batch():
+        return (torch.randn(16, 1, 12, 17, dtype=torch.double), None, None, torch.arange(16) % 4), torch.randint(3, (16,))
+    optim = torch.optim.SGD(net.weights(), .025, momentum=.9)
+    for _ in range(2):
+        optim.zero_grad()
+        net.loss(*batch()).backward()
+        optim.step()
+    trn, val, found = batch(), batch(), []
+    before = net.net.speaker_norm.sums.clone()
+    for hessian in ('exact', 'difference'):
+        Architect(net, .9, 3e-4, hessian).unrolled_backward(*trn, *val, .025, optim)
+        found.append(torch.cat([alpha.grad.flatten() for alpha in net.alphas()]))
+        assert torch.equal(net.net.speaker_norm.sums, before) and before.any()
+    exact, difference = found
+    assert (difference - exact).norm() < 1e-6 * exact.norm()

@@ -18,7 +18,7 @@ import datasets
 import genotypes as gt
 from config import ANY_INPUT
 from models import baselines
-from models.baselines import make_baseline
+from models.baselines import AttentionPool, make_baseline
 from scripts import svm
 
 SIZES = dict(height=8, n_frames=12, n_classes=3, dropout=.2)
@@ -205,3 +205,10 @@ def functionals_by_hand(part, i):
         return np.mean([abs(band[t + 1] - band[t]) for t in range(len(band) - 1)])
     every = np.mean, np.std, lambda b: np.quantile(b, .1), np.median, lambda b: np.quantile(b, .9), steps
     return np.array([f(band) for f in every for band in frames])
+
+
+@pytest.mark.parametrize('name, attends', [
+    ('cnn', False), ('rnn', False), ('lstm', False), ('cnn_lstm', False), ('cnn_lstm_att', True), ('cnn_gru', True)])
+def test_those_pool_by_attention_that_say_so(name, attends):
+    net = make_baseline(name, **SIZES)
+    assert any(isinstance(module, AttentionPool) for module in net.modules()) == attends

@@ -49,7 +49,9 @@ def test_candidates_are_drawn_as_the_weights_of_edges_say():
     assert {state for genotype in drawn for _, state in genotype.reduce[1]} == {0, 1, 2}
 
 
-def test_a_score_is_that_of_the_discrete_network():
+@pytest.mark.parametrize('size', [12, 5])
+def test_a_score_is_that_of_the_discrete_network(size, monkeypatch):
+    monkeypatch.setattr(candidates, 'REFIT_BATCH', size)  # statistics of all batches count alike
     net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
     net.criterion.weight = data.class_weights
     for p in net.buffers():
@@ -66,7 +68,9 @@ def test_a_score_is_that_of_the_discrete_network():
             module.reset_running_stats()
             module.momentum = None
     with torch.no_grad():
-        for X, _ in data.sets['train'].batches(12):
+        assert sum(len(X.x) for X in scorer.batches) == len(data.sets['train']) and len(scorer.batches[0].x) == min(
+            size, len(data.sets['train']))
+        for X in scorer.batches:
             discrete(*X)
         p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
     labels = data.sets['dev'].labels

@@ -160,3 +160,17 @@ class StridedReductions(TorchDispatchMode):
             if weight.shape[1] > 1 and set(weight.shape[2:]) == {1} and set(stride) != {1}:
                 self.found.append((tuple(weight.shape), stride))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('name, reached', [
+    ('sep_conv_3x3', range(-2, 3)), ('sep_conv_5x5', range(-4, 5)), ('dil_conv_3x3', (-2, 0, 2)),
+    ('dil_conv_5x5', range(-4, 5, 2))])
+def test_convolutions_of_the_paper_reach_as_far_as_their_names_say(name, reached):
+    op = OPS[name](2, 1, False).double().eval()
+    x = torch.rand(1, 2, 15, 15, dtype=torch.double, requires_grad=True)
+    for p in op.parameters():
+        p.data.abs_()  # so that no ReLU is closed
+    op(x)[0, 0, 7, 7].backward()
+    for axis in (0, 1):
+        along = x.grad[0].sum(dim=0).sum(dim=1 - axis)
+        assert (along.nonzero()[:, 0] - 7).tolist() == [*reached]

@@ -14,7 +14,7 @@ from conftest import FEATURES, ROOT, write_corpus
 
 import augment
 import config as cf
-from datasets import recording
+from datasets import frames, recording
 from datasets.features import load_audio, trimmed
 from datasets.utterance import Utterance
 from models import predictor
@@ -174,8 +174,13 @@ def test_a_file_that_is_not_ours_is_one_line(folder, tmp_path):
              {'weights': {**best['weights'], name: x * float('inf')}}, {'genotype': 'Genotype(x)'}, {'format': 99},
              *({'settings': {**best['settings'], 'features': 'encoder', 'encoder': 'nobody/nothing', 'frame_shape': shape}}
                for shape in ('', '3x', '0x16', '9' * 99 + 'x1', '1x16')),
-             {'auxiliary': torch.zeros(2)},
-             {'heard': [1]}]
+             {'auxiliary': torch.zeros(2)}, {'heard': [1]}, {'mean': best['mean'].to(torch.complex64)},
+             {'mean': best['mean'].int()}, {'mean': best['mean'].to_sparse()}, {'std': best['std'].to('meta')},
+             {'std': best['std'].double()},
+             {'std': torch.quantize_per_tensor(best['std'], .1, 0, torch.qint8)},
+             {'weights': {**best['weights'], name: x.to_sparse()}}, {'weights': {**best['weights'], name: x.to('meta')}},
+             {'weights': {**best['weights'], 'speaker_norm.sums': 3}},
+             {'weights': {**best['weights'], 'speaker_norm.sums': torch.tensor(3.)}}]
     for changes in wrong:
         torch.save({**best, **changes}, tmp_path / 'best.pt')
         with pytest.raises(cf.UserError, match='best.pt: ') as caught:
@@ -253,3 +258,32 @@ def test_the_lines_of_the_page(folder, small_corpus, tmp_path, monkeypatch, caps
     label, p = capsys.readouterr().out.split()
     _, expected, probabilities = saved(folder / 'genotype')['s1_sad_0.wav']
     assert label == expected and float(p) == pytest.approx(probabilities[label], abs=1e-5)
+
+
+def test_mistakes_in_python_are_user_errors(folder):
+    predict, wave = load(folder / 'genotype'), np.zeros(16_000, np.float32)
+    for rate in (0, -1, None, float('nan'), True, '16000'):
+        with pytest.raises(cf.UserError, match='^rate .* must be a positive number of Hz$'):
+            predict(wave, rate)
+    assert predict(wave, np.int64(16_000)) == predict(wave, 16_000.)
+    with pytest.raises(cf.UserError, match='batch_size 0 must be 1 or more'):
+        load(folder / 'genotype', batch_size=0)
+    with pytest.raises(cf.UserError, match='--device gpu: must be auto, cpu, cuda or cuda:N; did you mean cuda'):
+        load(folder / 'genotype', 'gpu')
+
+
+@pytest.mark.parametrize('seconds', [2, 70])
+def test_a_recording_beyond_all_bounds_is_one_line(seconds, folder, tmp_path, capsys):
+    wave = np.random.default_rng(0).standard_normal(seconds * 16_000).astype(np.float32)
+    soundfile.write(tmp_path / 'loud.wav', 1e30 * wave, 16_000, subtype='FLOAT')
+    with pytest.raises(cf.UserError, match='loud.wav: its samples are so large that features overflow'):
+        load(folder / 'genotype')(tmp_path / 'loud.wav')
+    with pytest.raises(cf.UserError, match='the wave: its samples are so large'):
+        load(folder / 'genotype')(1e30 * wave[:32_000])
+
+
+def test_a_file_without_a_header_is_one_line(folder, tmp_path):
+    (tmp_path / 'x.raw').write_bytes(b'0' * 64_000)
+    with pytest.raises(cf.UserError, match='x.raw: cannot be read as audio'):
+        load(folder / 'genotype')(tmp_path / 'x.raw')
+    assert frames._seconds(Utterance(str(tmp_path / 'x.raw'), 'a', 'b')) == 0

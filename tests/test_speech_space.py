@@ -292,3 +292,19 @@ def test_operations_are_their_formulas():
     found = torch.einsum('ncft,ncft->nct', scores / scores.sum(dim=2, keepdim=True), x)
     added = torch.einsum('dc,nct->ndt', attention.out.weight[:, :, 0, 0], found)
     torch.testing.assert_close(attention(x), attention.bn(x + added[:, :, None]))
+    x = torch.randn(2, 7, 4, dtype=torch.double)  # (N, T, H)
+    attend, gated = (RNN_OPS[name](4, False).double() for name in ('self_attention', 'gated_conv_3'))
+    q, k, v = (x @ W.T + b for W, b in zip(attend.maps.weight.chunk(3), attend.maps.bias.chunk(3)))
+    weights = torch.softmax(torch.einsum('nth,nsh->nts', q, k) / 2, dim=-1)
+    torch.testing.assert_close(attend(x), attend.norm(x + torch.einsum('nts,nsh->nth', weights, v)))
+    y = x
+    for i, conv in enumerate(gated.convs):
+        d, padded = 2 ** i, torch.nn.functional.pad(y, (0, 0, 2 ** i, 2 ** i))
+        taps = sum(padded[:, j * d:j * d + 7] @ conv.weight[:, :, j].T for j in range(3)) + conv.bias
+        y = y + taps[..., :4] * torch.sigmoid(taps[..., 4:])
+    torch.testing.assert_close(gated(x), gated.norm(y))
+    bands, x = AttendedBands(4).double(), torch.randn(2, 4, 5, 7, dtype=torch.double)
+    score = torch.einsum('hc,ncft->nhft', bands.score.weight[:, :, 0, 0], x) + bands.score.bias[:, None, None]
+    place = torch.nn.functional.interpolate(bands.position, 5, mode='linear', align_corners=True)
+    weights = torch.softmax(score + place[..., None], dim=2)
+    torch.testing.assert_close(bands(x, 7), torch.einsum('nhft,ncft->ntch', weights, x).flatten(2))
