@@ -119,6 +119,12 @@ def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_cor
     rank_correlation.main([*argv, '--name', 'both'])
     assert Path('runs/ranks/both/supernet-s.csv').read_text() == Path('runs/ranks/both/supernet.csv').read_text()
     Path('runs/ranks/both').rename('runs/ranks/s')
+    table.loc[table.index[0], ['ua', 'loss']] = np.nan
+    table.to_csv('runs/ranks/s/trainings.csv', index=False, na_rep='nan')
+    capsys.readouterr()
+    rank_correlation.main(argv)
+    said = capsys.readouterr().out
+    assert 'a training diverged' in said and 'Kendall tau, 2 networks, by loss' in said
     with pytest.raises(UserError, match='epochs is 2, but'):
         rank_correlation.main([*argv[:-4], '--epochs', '2', *argv[-2:]])
     with pytest.raises(UserError, match='^--seeds has an effect with --networks alone, which trains: leave it out$'):
