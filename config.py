@@ -243,6 +243,8 @@ class FeatureSettings:
     embedding: str = setting('none', 'normalise the input of the classifier by all recordings of the same speaker, including '
                              'test speakers (speaker)', choices=('none', 'speaker'))
     prosody: bool = setting(False, 'read pitch, voicing, loudness, spectral flux and harmonicity too, and their differences')
+    prosody_version: int = setting(2, 'rules of --prosody; 1 are the earlier ones, with a fault in the pitch, for networks '
+                                   'that read them', choices=(1, 2))
     deltas: bool = setting(False, 'read the first and second differences of the features over time too')
     duration: float = setting(3., 'length of a window in seconds; longer utterances are scored on several windows',
                               low=.05, high=600.)
@@ -489,6 +491,7 @@ class Settings:
             (self.features in FRAMES, f'--features {self.features}', ['n_mels', 'hop_ms', 'time_pool']),
             (self.features != 'encoder', f'--features {self.features}', ['encoder', 'encoder_layers']),
             (self.features != 'frames', f'--features {self.features}', ['frames_per_s']),
+            (not self.prosody, 'no --prosody', ['prosody_version']),
             (get('n_masks') == 0, '--n_masks 0', ['max_freq', 'max_time']),
             (get('copypaste') == 0, '--copypaste 0', ['copypaste_with']),
             (get('noise') == 0, '--noise 0', ['snr_low', 'snr_high']),

@@ -182,13 +182,13 @@ def extract_prosody(wave: np.ndarray, config: FeatureSettings) -> np.ndarray:
     """float32 wave (n_samples,) at SAMPLE_RATE -> float32 (n_prosody, n_frames), of the frames of `extract`."""
     wave = trim(wave, config.trim_db) if config.trim_db else wave
     wave = torch.from_numpy(np.ascontiguousarray(wave))
-    return prosody_module.extract(wave, config.hop_length, config.time_pool).numpy()
+    return prosody_module.extract(wave, config.hop_length, config.time_pool, config.prosody_version).numpy()
 
 
 def parameters(config: FeatureSettings, prosody: bool = False) -> tuple:
     """The settings that cached features depend on."""
     if prosody:
-        return ('prosody', prosody_module.VERSION, float(config.hop_ms), config.time_pool, float(config.trim_db))
+        return ('prosody', config.prosody_version, float(config.hop_ms), config.time_pool, float(config.trim_db))
     return (config.features, config.n_mels, float(config.hop_ms), config.time_pool,
             float(config.trim_db))
 

@@ -300,8 +300,8 @@ def is_plain(x) -> bool:
 def _known(settings, *groups) -> dict:
     """The settings of these groups, checked. ValueError."""
     try:
-        return {name: cf.checked(cf.AugmentConfig, name, settings[name]) for name in cf.names_of(*groups)
-                if settings.get(name) is not None}
+        return {name: cf.checked(cf.AugmentConfig, name, value) for name in cf.names_of(*groups)
+                if (value := utils.recorded(settings, name)) is not None}
     except UserError as error:
         raise ValueError(str(error)) from None
 

@@ -23,8 +23,8 @@ PIECE = encoders.PIECE * SAMPLE_RATE  # samples that an exported encoder reads a
 SHORTEST = SAMPLE_RATE // 10  # samples, more than one frame of any encoder that is known
 MIN_FRAMES = 2  # of a recording; torch.export would fix a number that may be 1
 QUIETEST = 1e-5  # amplitude below which librosa.amplitude_to_db does not go
-KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'embedding', 'prosody', 'deltas',
-         'duration'}  # settings that this module computes
+KNOWN = {'features', 'n_mels', 'hop_ms', 'time_pool', 'trim_db', 'normalise', 'embedding', 'prosody',
+         'prosody_version', 'deltas', 'duration'}  # settings that this module computes
 
 
 def takes_speaker(predictor: Predictor) -> bool:
@@ -201,7 +201,7 @@ class Prosody(nn.Module):
 
     def __init__(self, config: cf.FeatureSettings):
         super().__init__()
-        self.hop, self.pool = config.hop_length, config.time_pool
+        self.hop, self.pool, self.version = config.hop_length, config.time_pool, config.prosody_version
         window, window_autocorrelation, mel = prosody.constants()
         taps, bins = (torch.arange(n, dtype=torch.float64) for n in (prosody.FRAME, prosody.N_FFT // 2 + 1))
         phase = 2 * torch.pi * taps[:, None] * bins / prosody.N_FFT
@@ -222,7 +222,8 @@ class Prosody(nn.Module):
         spectrum = re.square() + im.square()
         n_frames = 1 + length // self.hop
         exists = (t < n_frames).float()
-        x = prosody.of_frames(frames, spectrum, spectrum @ self.inverse, self.of_window, self.mel, self.hop, exists)
+        x = prosody.of_frames(frames, spectrum, spectrum @ self.inverse, self.of_window, self.mel, self.hop, self.version,
+                              exists)
         if self.pool > 1:  # the mean of those that exist
             room = (T + self.pool - 1) // self.pool * self.pool - T
             x, share = (F.avg_pool1d(F.pad(y[None], (0, room)), self.pool)[0] for y in (x * exists, exists[None]))

@@ -33,8 +33,8 @@ SMALLER = gt.Genotype([[('avg_pool_3x3', 0), ('dil_conv_5x5', 1)]], [2], [[('ski
 def best_of(model, genotype=EVERY_KIND, **settings):
     """The contents of a best.pt with random weights, the same at every call."""
     torch.manual_seed(0)
-    settings = dict(n_mels=16, hop_ms=16., time_pool=2, duration=.8, init_channels=2, layers=3, rnn_channels=4, params=600,
-                    model=model) | settings
+    settings = dict(n_mels=16, hop_ms=16., time_pool=2, prosody_version=2, duration=.8, init_channels=2, layers=3,
+                    rnn_channels=4, params=600, model=model) | settings
     config = cf.AugmentConfig(name='x', **settings)
     n_rows = config.n_rows + config.inputs.get('n_prosody', 0)
     if model == 'genotype':
@@ -76,7 +76,8 @@ CASES = [*[(name, {}) for name in cf.ANY_INPUT], ('genotype', {'trim_db': 30.}),
          ('lstm', {'time_pool': 1, 'hop_ms': 10., 'trim_db': 40.}), ('cnn', {'time_pool': 3, 'trim_db': 40.}),
          ('genotype', {'prosody': True, 'trim_db': 30.}), ('cnn_gru', {'prosody': True, 'time_pool': 3, 'trim_db': 40.}),
          ('genotype', {'deltas': True}), ('cnn_gru', {'normalise': 'speaker', 'prosody': True}),
-         ('cnn_gru', {**ALL, 'trim_db': 30.}), ('genotype', {**ALL, 'time_pool': 1})]
+         ('cnn_gru', {'prosody': True, 'prosody_version': 1}), ('cnn_gru', {**ALL, 'trim_db': 30.}),
+         ('genotype', {**ALL, 'time_pool': 1})]
 
 
 @pytest.mark.parametrize('model, settings', CASES)

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import lfilter
+from test_export import best_of
 from test_networks import copy_weights, one_hot, supernet
 
 import augment
 import config as cf
 import datasets
 import search
+import utils
 from config import ANY_INPUT
 from datasets import features as ft
 from datasets import prosody
@@ -36,8 +38,8 @@ def voice(f0):
     return (.3 * x / np.abs(x).max()).astype(np.float32)
 
 
-def rows_of(wave, time_pool=1):
-    found = prosody.extract(torch.from_numpy(wave), HOP, time_pool).numpy()
+def rows_of(wave, time_pool=1, version=2):
+    found = prosody.extract(torch.from_numpy(wave), HOP, time_pool, version).numpy()
     return dict(zip(cf.PROSODY, found, strict=True))
 
 
@@ -67,11 +69,114 @@ def test_voicing_and_harmonicity_tell_voice_from_noise_and_silence():
     assert np.abs(found / 150 - 1).max() < .25 and both['voicing'][-20:].max() < .1
 
 
+def noise_of(seed=0):
+    return np.random.default_rng(seed).normal(size=RATE)
+
+
+def lowpassed(exponent):
+    """Noise whose power falls with the frequency to the power of -exponent above 20 Hz; root mean square .02."""
+    x = np.fft.irfft(np.fft.rfft(noise_of()) * np.maximum(np.fft.rfftfreq(RATE, 1 / RATE), 20.) ** (-exponent / 2))
+    return .02 * x / x.std()
+
+
+RUMBLE = {
+    'hum of 50 Hz': .01 * np.sin(100 * np.pi * SECONDS),
+    'hum and noise': .01 * np.sin(100 * np.pi * SECONDS) + 1e-3 * noise_of(),
+    'rumble of 30 Hz': .01 * np.sin(60 * np.pi * SECONDS),
+    'rumble and noise': .01 * np.sin(60 * np.pi * SECONDS) + 1e-3 * noise_of(),
+    'noise, 9 dB an octave': lowpassed(3),
+    'brown noise': lowpassed(2),
+    'pink noise': lowpassed(1),
+    'faint pulses': 3e-5 * (np.arange(RATE) % 100 == 0),
+    'an offset': np.full(RATE, .3)}
+
+
+@pytest.mark.parametrize('name', RUMBLE)
+def test_rumble_is_not_voiced_and_lends_a_pause_no_pitch(name):
+    """The slope of the autocorrelation at lag 0, and ripples on it, are no peaks."""
+    wave = RUMBLE[name].astype(np.float32)
+    alone = rows_of(wave)
+    assert np.median(alone['voicing']) < .2 and (alone['voicing'][3:-3] > .5).mean() < .05
+    if 'hum' in name or 'rumble' in name:
+        assert np.median(rows_of(wave, version=1)['voicing']) > .9
+    pause = rows_of(np.concatenate([voice(150.), wave]))  # .5 s of it are far from the voice
+    assert np.median(np.abs(np.exp(pause['pitch'][66:-3]) / 150 - 1)) < .3
+    quiet, offset = rows_of(voice(150.)), rows_of(voice(150.) + .3)
+    for row in ('pitch', 'voicing', 'loudness', 'harmonicity'):
+        np.testing.assert_allclose(offset[row], quiet[row], atol=1e-2)
+
+
+def test_a_pause_takes_the_pitch_of_the_voice_beside_it():
+    wave = np.concatenate([voice(120.), np.zeros(RATE // 2, np.float32), voice(240.)])
+    found, t = np.exp(rows_of(wave)['pitch']), np.arange((2 * RATE + RATE // 2) // HOP + 1) * HOP / RATE
+    for side, f0 in ((1.1, 120), (1.4, 240)):  # within NEAR of one voice
+        assert found[np.abs(t - side).argmin()] == pytest.approx(f0, rel=.03)
+    assert 150 < found[np.abs(t - 1.25).argmin()] < 200  # beyond: the mean of the recording
+
+
+def by_hand(r, version):
+    """ln F0 and height of the best peak of r (lags,), one lag after the other; nan and .01 if there is none."""
+    low, high = prosody.LAGS
+
+    def score(lag):
+        return r[lag] - prosody.OCTAVE_COST * np.log2(lag / RATE * prosody.F0_MAX)
+    peaks = [lag for lag in range(low, high + 1) if r[lag] >= max(r[lag - 1], r[lag + 1])
+             and (score(lag) > -1 if version == 1 else r[lag] - r[:lag + 1].min() >= prosody.RISE)]
+    if not peaks:
+        return np.nan, .01
+    lag = max(peaks, key=score)
+    a, b, c = np.polyfit([-1, 0, 1], r[lag - 1:lag + 2], 2)
+    top = np.clip(-b / (2 * a), -.5, .5)
+    return np.log(RATE / (lag + top)), np.clip(a * top ** 2 + b * top + c, .01, .99)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_pitch_is_the_best_peak_by_hand(version):
+    window, of_window, _ = (part.double() for part in prosody.constants())
+    waves = [*RUMBLE.values(), voice(110.) + .01 * noise_of(), voice(330.), .1 * noise_of(1)]
+    frames = torch.from_numpy(np.stack([wave[:6_000] for wave in waves])).double().unfold(1, prosody.FRAME, 500).flatten(0, 1)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    found = torch.fft.irfft(torch.fft.rfft(frames * window, prosody.N_FFT).abs().square())[:, :prosody.FRAME]
+    pitch, height = prosody.pitch_of(found, of_window, version)
+    r = found / (found[:, :1] + prosody.SILENCE ** 2 * prosody.FRAME) / of_window
+    expected = np.array([by_hand(one, version) for one in r.numpy()])
+    some = ~np.isnan(expected[:, 0])
+    assert 20 < some.sum() < len(some) - 20
+    np.testing.assert_allclose(height[some], expected[some, 1], atol=1e-6)
+    high = some & (expected[:, 1] > .1)  # others are flat, and their vertex is only rounding
+    np.testing.assert_allclose(pitch[high], expected[high, 0], atol=1e-4)
+    without = height[~some].numpy()
+    assert (without > .5).sum() > 10 if version == 1 else (without == .01).all()
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_of_equal_peaks_the_shortest_lag_wins_and_a_lower_peak_only_by_its_height(version):
+    """An octave below is as high in the autocorrelation of a periodic signal."""
+    high, low = prosody.LAGS[1] + 2, torch.full((prosody.FRAME,), 1.)
+    r = torch.full((1, high), -.5)
+    r[0, 0], r[0, 80], r[0, 160] = 1., .80, .81
+    energy = 1. / (prosody.SILENCE ** 2 * prosody.FRAME)  # large enough that SILENCE is nothing
+    pitch, height = prosody.pitch_of(r * energy, low, version)
+    assert RATE / pitch.exp().item() == pytest.approx(80, abs=.6)
+    r[0, 160] = .83
+    pitch, height = prosody.pitch_of(r * energy, low, version)
+    assert RATE / pitch.exp().item() == pytest.approx(160, abs=.6) and height.item() > .8
+
+
+def test_a_peak_below_minus_one_is_not_the_slope_of_lag_0():
+    r = torch.cat([torch.linspace(1., -1.6, 151), torch.full((prosody.LAGS[1] + 2 - 151,), -1.6)])[None]
+    r[0, 200] = -1.3  # possible where the autocorrelation of the window is small
+    pitch, height = prosody.pitch_of(r / (prosody.SILENCE ** 2 * prosody.FRAME), torch.ones(prosody.FRAME), 2)
+    assert height.item() == pytest.approx(.01) and RATE / pitch.exp().item() == pytest.approx(200, abs=.6)
+
+
 def test_loudness_and_flux_are_librosas():
     wave = voice(150.) * np.where(SECONDS < .5, .02, 1.).astype(np.float32)
     found = rows_of(wave)
+    frames = librosa.util.frame(np.pad(wave, prosody.FRAME // 2, 'reflect'), frame_length=prosody.FRAME, hop_length=HOP)
+    np.testing.assert_allclose(found['loudness'], np.log(frames.var(axis=0) + prosody.FLOOR), atol=1e-3)
     rms = librosa.feature.rms(y=wave, frame_length=prosody.FRAME, hop_length=HOP, pad_mode='reflect')[0]
-    np.testing.assert_allclose(found['loudness'], np.log(rms ** 2 + prosody.FLOOR), atol=1e-3)
+    np.testing.assert_allclose(rows_of(wave, version=1)['loudness'], np.log(rms ** 2 + prosody.FLOOR), atol=1e-3)
     power = librosa.feature.melspectrogram(
         y=wave, sr=RATE, n_fft=prosody.N_FFT, win_length=prosody.FRAME, hop_length=HOP, n_mels=prosody.N_MELS, fmin=20,
         htk=True, norm=None, pad_mode='reflect')
@@ -153,6 +258,35 @@ def test_a_one_hot_supernet_with_prosody_and_differences_is_the_discrete_network
     X = Inputs(*(torch.randn(5, *shape, dtype=torch.double) for shape in ((3, 8, 12),)), None,
                torch.randn(5, P, 12, dtype=torch.double))
     torch.testing.assert_close(net(*X), discrete(*X)[0], rtol=0, atol=1e-9)
+
+
+def test_the_cache_has_a_key_for_every_setting_that_prosody_depends_on(tmp_path):
+    """And none for others, so that prosody is not extracted twice."""
+    path = tmp_path / 'a.wav'
+    path.write_bytes(b'x')
+    u = SimpleNamespace(path=str(path), start=None, end=None)
+    settings = [{}, {'prosody_version': 1}, {'trim_db': 30.}, {'hop_ms': 10.}, {'time_pool': 3}]
+    keys = [ft.cache_key(u, cf.FeatureSettings(prosody=True, **some), prosody=True) for some in settings]
+    assert len({*keys, ft.cache_key(u, cf.FeatureSettings(prosody=True))}) == 6
+    for some in ({'n_mels': 8}, {'duration': 5.}, {'features': 'mfcc'}, {'deltas': True}, {'normalise': 'speaker'}):
+        assert ft.cache_key(u, cf.FeatureSettings(prosody=True, **some), prosody=True) == keys[0]
+
+
+def test_networks_of_earlier_formats_read_version_1(tmp_path):
+    best = best_of('cnn_gru', prosody=True)
+    wave = .3 * RUMBLE['rumble of 30 Hz'].astype(np.float32)
+    now = predictor.Predictor(best)
+    assert best['settings'].pop('prosody_version') == 2
+    torch.save({**best, 'format': 3}, tmp_path / 'best.pt')
+    then = predictor.load(tmp_path)
+    assert (now.config.prosody_version, then.config.prosody_version) == (2, 1)
+    for network, voiced in ((now, .01), (then, .9)):
+        rows = dict(zip(cf.PROSODY, network.features(wave)[0][-P:], strict=True))
+        assert (np.median(rows['voicing']) > voiced) == (network is then)
+    assert predictor.settings_of(best)['prosody_version'] == 1  # what --init goes on with
+    for settings, version in (({}, 2), ({'prosody': False}, 2), ({'prosody': True}, 1),
+                              ({'prosody': True, 'prosody_version': 2}, 2)):
+        assert utils.recorded(settings, 'prosody_version') == version
 
 
 def test_the_programs_read_it_and_its_cache_has_keys_of_its_own(small_corpus, tmp_path, monkeypatch):
