@@ -27,6 +27,33 @@ def test_emodb_names(tmp_path):
                                                                ('16', 'boredom', 'f')]
 
 
+CODES = {  # each corpus' own documentation: a file, and the label of each code that stands in its place
+    'emodb': ('wav/03a01{}a.wav', dict(W='anger', L='boredom', E='disgust', A='fear', F='happiness', T='sadness', N='neutral')),
+    'ravdess': ('Actor_01/03-01-{}-01-01-01-01.wav', {
+        '01': 'neutral', '02': 'calm', '03': 'happy', '04': 'sad', '05': 'angry', '06': 'fearful', '07': 'disgust',
+        '08': 'surprised'}),
+    'cremad': ('AudioWAV/1001_DFA_{}_XX.wav', dict(
+        ANG='anger', DIS='disgust', FEA='fear', HAP='happiness', NEU='neutral', SAD='sadness')),
+    'savee': ('DC/{}01.wav', dict(a='anger', d='disgust', f='fear', h='happiness', n='neutral', sa='sadness', su='surprise'))}
+
+
+@pytest.mark.parametrize('dataset, code', [(name, code) for name, (_, codes) in CODES.items() for code in codes])
+def test_every_code_means_its_emotion(dataset, code, tmp_path):
+    name, codes = CODES[dataset]
+    if dataset == 'cremad':  # with a table of its actors
+        made_up.cremad(tmp_path, [f'1001_DFA_{code}_XX'])
+    [found] = scan(dataset, str(touch(tmp_path, name.format(code))))
+    assert found.label == codes[code]
+
+
+@pytest.mark.parametrize('dataset, name', [('emodb', 'wav/03a01Fa.WAV'), ('emodb', '03a01Fa.wav'),
+                                           ('ravdess', 'Actor_01/03-01-05-01-01-01-01.WAV')])
+def test_hidden_files_are_not_read_and_capitals_are(dataset, name, tmp_path):
+    folder, _, file = name.rpartition('/')
+    [found] = scan(dataset, str(touch(tmp_path, name, f'{folder or "."}/._{file}')))
+    assert found.path == str(tmp_path / name)
+
+
 def test_ravdess_names_and_both_endings(tmp_path):
     names = ('Actor_01/03-01-05-01-01-01-01.wav', 'Actor_02/03-01-01-01-02-01-02.flac', 'Actor_02/03-01-01-01-02-01-02.wav')
     found = ravdess.scan(touch(tmp_path, *names))

@@ -206,6 +206,10 @@ def test_spec_augment_masks_bands_within_bounds():
     assert bands.max() == 4 and steps.max() == 4 and bands.min() == 0 and len(bands.unique()) == 5
     assert torch.equal(SpecAugment(0, .2, .1)(x), x) and (x == 1).all()
     assert ((y == 0) == ((y == 0).all(dim=3, keepdim=True) | (y == 0).all(dim=2, keepdim=True))).all()
+    for axis, sizes in ((2, (.2, 0.)), (3, (0., .1))):  # from the first band or step to the last
+        other = 5 - axis
+        masked = (SpecAugment(1, *sizes)(torch.ones(4_000, 1, 20, 40)) == 0).all(dim=other)[:, 0].float().mean(dim=0)
+        assert masked[0] > .02 and masked[-1] > .02 and masked[0] == pytest.approx(masked[-1].item(), rel=.4)
 
 
 def test_masks_inside_batches_change_neither_order_nor_windows_nor_what_is_valid():

@@ -69,14 +69,28 @@ def spans(*rows):
 @pytest.mark.parametrize('rows', [
     [('a', 'x', 0, None), ('b', 'x', None, None)], [('a', 'x', 0., 2.), ('b', 'x', .5, 1.)],
     [('a', 'x', 0., 2.), ('a', 'y', .9, 3.)], [('a', 'x', None, None), ('b', 'x', 3., 4.)],
-    [('a', 'x', 5., None), ('b', 'x', 0., None)]])
+    [('a', 'x', 5., None), ('b', 'x', 0., None)], [('a', 'x', 0., 2.), ('b', 'x', .98, 4.)]])
 def test_segments_that_are_mostly_the_same_are_refused(rows):
     with pytest.raises(UserError, match='the same recording'):
         spans(*rows)
 
 
+@pytest.mark.parametrize('ends', [(.5, 1.), (.5, '')])
+def test_segments_of_two_copies_are_compared_though_each_has_features_of_its_own(ends, tmp_path):
+    csv = write_corpus(tmp_path / 'c', n_takes=2)
+    header, *lines = csv.read_text().splitlines()
+    shutil.copy(csv.parent / lines[0].partition(',')[0], csv.parent / 'copy.wav')
+    rows = [f'{header},start,end', *(f'{line},,' for line in lines[1:]), f'{lines[0]},0,{ends[0]}']
+    other = lines[-1].split(',')
+    rows.append(','.join(['copy.wav', *other[1:], '0.1', str(ends[1])]))
+    csv.write_text('\n'.join(rows) + '\n')
+    with pytest.raises(UserError, match='the same recording'):
+        datasets.load(config(csv, tmp_path / 'cache'), ('train', 'dev', 'test'), quiet=True)
+
+
 def test_other_segments_of_a_file_are_taken():
     assert spans(('a', 'x', 0., 2.), ('b', 'x', 2., 4.), ('a', 'x', 4., None)) == []
+    assert 'overlap by less than half' in spans(('a', 'x', 0., 2.), ('b', 'x', 1., 4.))[0]  # by half
     assert spans(('a', 'x', 0., 2.), ('a', 'x', 1., 3.)) == []  # sliding windows of one speaker and label
     assert 'overlap by less than half' in spans(('a', 'x', 0., 2.), ('b', 'x', 1.8, 4.))[0]  # an interruption
     many = [('a', 'x', i / 10, i / 10 + 50.) for i in range(5_000)]

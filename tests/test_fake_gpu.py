@@ -6,6 +6,7 @@ a stand-in takes their place; under autocast PyTorch runs them in float16, whate
 import contextlib
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -81,6 +82,22 @@ def test_supernet(sizes, training, fast, autocast, recurrences):
     n_rnns = check(lambda: SearchCNNController(1, 4, N_CLASSES, 3, nn.CrossEntropyLoss(), **sizes, fast=fast).train(training),
                    autocast, recurrences)
     assert len(recurrences) == n_rnns
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('fast', [False, True])
+def test_supernet_of_the_speech_space_and_its_sampled_paths(fast, autocast, recurrences):
+    def make(genotype=None):
+        net = SearchCNNController(1, 4, N_CLASSES, 3, nn.CrossEntropyLoss(), n_nodes=2, n_nodes_rnn=1, C_rnn=6, fast=fast,
+                                  primitives='speech', rnn_primitives='speech', decisions=genotype is not None)
+        net.paths = genotype and net.path_of(genotype)
+        return net
+    check(make, autocast, recurrences)
+    rng = np.random.default_rng(0)
+    drawn = (gt.draw(rng, 2, 1, 'speech', 'speech', space='speech') for _ in range(100))
+    for with_seqnn in (False, True):
+        genotype = next(one for one in drawn if one.network['layers'] > 2 and bool(one.rnn) == with_seqnn)
+        check(lambda: make(genotype), autocast, recurrences)
 
 
 @pytest.mark.parametrize('autocast', [False, True])

@@ -9,9 +9,9 @@ import genotypes as gt
 from models import ops, rnn_ops
 from models.architect import Architect
 from models.fast import cells, side_by_side
-from models.ops import OPS, PartialMixedOp
+from models.ops import OPS, PartialMixedOp, Zero
 from models.rnn_ops import RNN_OPS
-from models.search_cells import SearchCell, SearchSeqCell
+from models.search_cells import Choice, SearchCell, SearchSeqCell
 from scripts.textbook_architect import TextbookArchitect
 
 ALPHA_STEPS = [(1, 'exact'), (2, 'exact'), (2, 'difference')]
@@ -142,6 +142,10 @@ def test_an_edge_of_partial_channels_is_the_authors(stride):
     edge = PartialMixedOp([OPS[name](2, stride, False) for name in gt.PRIMITIVES], 4, stride)
     x, weights = torch.randn(3, 8, 5, 6), torch.rand(len(gt.PRIMITIVES))
     torch.testing.assert_close(edge(x, weights), partial_edge_of_the_authors(edge, stride, x, weights))
+    for i, op in enumerate(edge._ops):  # and one operation alone is the mixture with its weight 1
+        if not isinstance(op, Zero):
+            torch.testing.assert_close(edge.one(x, Choice(i)), edge(x, torch.eye(len(weights))[i]))
+            torch.testing.assert_close(edge.one(x, Choice(i, torch.tensor(1.))), edge.one(x, Choice(i)))
 
 
 def test_edges_of_partial_channels_have_weights_that_rank_them():

@@ -75,9 +75,18 @@ def test_published_folds():
     actors = [Utterance(f'{s}', 'a', f'{s:02d}') for s in range(1, 25)]
     folds = make_folds(actors, 'default', ravdess.FOLDS)
     check(folds, actors)
-    assert folds[0].test == ('02', '05', '14', '15', '16') and folds[4].dev == ('02', '05')
+    assert [(' '.join(f.test), ' '.join(f.dev)) for f in folds] == [  # arXiv 2606.03359
+        ('02 05 14 15 16', '03 06'), ('03 06 07 13 18', '10 11'), ('10 11 12 19 20', '08 17'), ('08 17 21 23 24', '01 14'),
+        ('01 04 09 22', '02 05')]
     part = [u for u in actors if u.speaker != '07']  # an incomplete corpus gets folds of its own
     check(make_folds(part, 'default', ravdess.FOLDS), part)
+
+
+@pytest.mark.parametrize('n_speakers, n_dev', [(4, 1), (5, 1), (6, 2), (7, 2)])
+def test_two_voices_are_dev_if_a_group_is_one_speaker_and_enough_are_left(n_speakers, n_dev):
+    utterances = [Utterance(f'{s}', 'a', f'{s}') for s in range(n_speakers)]
+    assert {len(fold.dev) for fold in make_folds(utterances, 'loso')} == {n_dev}
+    assert {len(fold.dev) for fold in make_folds(utterances, str(n_speakers))} == {n_dev}
 
 
 def in_sessions(rng):
@@ -202,6 +211,13 @@ def test_halves_are_disjoint_complete_and_even(by, seed):
     assert all(map(np.array_equal, again, (first, second)))
     if by == 'utterance':
         assert not np.array_equal(halves(labels, speakers, by, seed + 1)[0], first)
+
+
+def test_of_odd_classes_the_halves_take_turns_with_one_more():
+    """Else one half would have an utterance more of every class."""
+    labels = np.repeat(range(6), 3)
+    first, second = halves(labels, ['a'] * len(labels), 'utterance', 0)
+    assert np.bincount(labels[first]).tolist() == [1, 2, 1, 2, 1, 2] and len(first) == len(second)
 
 
 def test_halves_by_speaker_are_as_alike_as_any():

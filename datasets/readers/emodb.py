@@ -4,6 +4,7 @@ from pathlib import Path
 
 from config import UserError
 from datasets.faults import Faults
+from datasets.files import audio_in
 from datasets.utterance import Utterance
 
 LABELS = {'W': 'anger', 'L': 'boredom', 'E': 'disgust', 'A': 'fear', 'F': 'happiness', 'T': 'sadness',
@@ -19,14 +20,16 @@ FOLDS = list(zip(_PAIRS, _PAIRS[1:] + _PAIRS[:1]))  # (test speakers, dev speake
 
 def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds wav/ or the files themselves."""
+    folder = Path(root) / 'wav'
+    audio = folder.is_dir() and audio_in([folder]) or audio_in([Path(root)])
     found, faults = [], Faults()
-    for path in sorted(Path(root).glob('wav/*.wav')) or sorted(Path(root).glob('*.wav')):
+    for name, path in sorted(audio.items()):
         with faults.collect():
-            match = NAME.match(path.stem)
+            match = NAME.match(name)
             if not match:
                 raise UserError(f'{path}: not an EMO-DB name such as 03a01Fa.wav; move it out of the corpus')
             speaker, emotion = match.groups()
             gender = 'm' if speaker in MEN else 'f'
-            found.append(Utterance(str(path), LABELS[emotion], speaker, gender=gender))
+            found.append(Utterance(path, LABELS[emotion], speaker, gender=gender))
     faults.check(found)
     return found

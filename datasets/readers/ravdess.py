@@ -25,7 +25,7 @@ def scan(root: str | Path) -> list[Utterance]:
     """
     found, faults = {}, Faults()
     for path in sorted([*Path(root).glob('Actor_*/*'), *Path(root).glob('*')]):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith('.'):
             with faults.collect():
                 utterance = _utterance(path)
                 if path.stem not in found or path.suffix.lower() == '.wav':
