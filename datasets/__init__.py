@@ -196,7 +196,7 @@ def _counted(notes):
     """Notes on recordings, as at most two lines."""
     yield from notes[:1]
     if len(notes) > 1:
-        yield f'{len(notes) - 1} more recordings are silent or cut short; scripts/corpus.py lists them'
+        yield f'{len(notes) - 1} more recordings are silent or shorter than they should be; scripts/corpus.py lists them'
 
 
 def _features(parts, config, device, quiet) -> tuple[dict[str, list[np.ndarray] | list[Stored]], Moments, dict, Cached]:

@@ -40,6 +40,7 @@ CUT_SHORT = re.compile(r'^data : (\d+) \(should be (\d+)\)', re.MULTILINE)  # li
 NPY_HEADER_BYTES = 128
 NPY_HEADER = re.compile(rb"\x93NUMPY\x01\x00\x76\x00\{'descr': '<f2', 'fortran_order': (?P<order>True|False), "
                         rb"'shape': \((?P<bands>[1-9]\d{0,4}), (?P<frames>[1-9]\d{0,8})\), \} *\n\Z")  # as numpy.save writes it
+BEYOND = .05  # s by which the end of a segment may exceed its file, as when times are rounded
 UNKNOWN_SIZE = 0x7fff_0000  # bytes; who writes to a pipe leaves a size from here on, or 0, in the header
 
 
@@ -105,8 +106,7 @@ def read_audio(utterance: Utterance) -> Audio:
     try:
         with soundfile.SoundFile(path) as f:
             rate = f.samplerate
-            if not RATES[0] <= rate <= RATES[1]:
-                raise UserError(f'{path}: {rate} samples per second; must be from {RATES[0]} to {RATES[1]}')
+            check_rate(path, rate)
             first = round(min(start * rate, f.frames))
             last = f.frames if end is None else round(min(end * rate, f.frames))
             if last - first > MAX_SECONDS * rate:
@@ -115,6 +115,8 @@ def read_audio(utterance: Utterance) -> Audio:
             f.seek(first)
             wave = _mono(f, last - first)
             notes = _cut_short(f, end, len(wave) < last - first)
+            if end is not None and end - f.frames / rate > BEYOND:
+                notes.append(f'ends at {f.frames / rate:.2f} s, before its segment does, at {end:g} s')
             channels = f'{f.channels} channel{"s" * (f.channels > 1)}'
             format = f'{f.format} {rate} Hz {channels}'
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, ValueError, OverflowError) as error:
@@ -132,6 +134,12 @@ def read_audio(utterance: Utterance) -> Audio:
     if wave.min() == wave.max():
         notes.append('is silent')
     return Audio(wave, rate, format, tuple(notes))
+
+
+def check_rate(path: str, rate: int) -> None:
+    """UserError if a file has a rate that no recorder has."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(f'{path}: {rate} samples per second; must be from {RATES[0]} to {RATES[1]}')
 
 
 def _mono(f, n):

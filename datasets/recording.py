@@ -12,7 +12,7 @@ import torch
 
 from config import SAMPLE_RATE, FeatureSettings, UserError
 from datasets import encoders
-from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, extract, extract_prosody, load_audio, trimmed
+from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, check_rate, extract, extract_prosody, load_audio, trimmed
 from datasets.frames import of_file
 from datasets.utterance import Utterance
 
@@ -81,6 +81,7 @@ def read(path: str) -> Iterator[np.ndarray]:
     try:
         with soundfile.SoundFile(path) as f:
             rate = f.samplerate
+            check_rate(path, rate)
             resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype='float32', quality='HQ')
             for channels in f.blocks(LONG * rate, dtype='float32', always_2d=True):  # (n, n_channels)
                 wave = channels.mean(axis=1)

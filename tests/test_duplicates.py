@@ -104,7 +104,7 @@ def test_silent_and_shortened_recordings_are_said(csv, tmp_path, capsys):
     (csv.parent / names[1]).write_bytes(whole[:len(whole) // 2])
     data = datasets.load(config(csv, tmp_path / 'cache'), ('train', 'dev', 'test'), quiet=True)
     lines = '\n'.join(datasets.describe(config(csv, tmp_path), data))
-    assert 's0_angry_0.wav is silent' in lines and '1 more recordings are silent or cut short' in lines
+    assert 's0_angry_0.wav is silent' in lines and '1 more recordings are silent or shorter than they should be' in lines
     corpus_script.main(['--dataset', 'manifest', '--data_path', str(csv)])
     said = capsys.readouterr().out
     assert 's0_angry_0.wav is silent' in said and 's1_sad_1.wav holds less audio than its header says' in said

@@ -30,6 +30,15 @@ SMALLER = gt.Genotype([[('avg_pool_3x3', 0), ('dil_conv_5x5', 1)]], [2], [[('ski
                       [[('lstm_1', 0), ('gru_att_1', 1)]], [2])  # ONNX takes seconds for every operation
 
 
+def of_speech(cnn, seq, **network):
+    """A genotype of the space `speech` whose edges have these operations, two a node."""
+    def cell(ops):
+        return [[(one, 0), (other, 1)] for one, other in zip(ops[::2], ops[1::2], strict=True)]
+    normal, reduce = cnn[:len(cnn) // 4 * 2], cnn[len(cnn) // 4 * 2:]
+    return gt.Genotype(cell(normal), range(2, 2 + len(normal) // 2), cell(reduce), range(2, 2 + len(reduce) // 2), cell(seq),
+                       range(2, 2 + len(seq) // 2), {'layers': 3, 'C': 2, 'rnn_layers': 1, 'C_rnn': 4, **network})
+
+
 def best_of(model, genotype=EVERY_KIND, **settings):
     """The contents of a best.pt with random weights, the same at every call."""
     torch.manual_seed(0)
@@ -136,6 +145,32 @@ def test_a_program_of_torch_export(normalise, tmp_path):
         predictor = load(tmp_path)
         predictor = export.of_nobody(predictor) if predictor.needs_speaker else predictor
         np.testing.assert_allclose(module(torch.from_numpy(wave)[None])[0].numpy(), expected(predictor, wave), atol=1e-4)
+
+
+EVERY_OP = [[op for op in gt.op_set('speech', kind) if op not in (*gt.op_set(of, kind), gt.NONE)] for of, kind in (
+    ('paper', 'cnn'), ('mixed', 'rnn'))]  # that only the space `speech` has
+FEW = (['freq_attention', 'se_conv_3x3', 'broadcast_conv', 'gated_conv_3x3'], ['res_bilstm', 'self_attention'])
+
+
+@pytest.mark.parametrize('ops, suffix, network', [
+    (EVERY_OP, '.pt2', dict(reduce_1='frequency', reduce_2='both', bands=8, head='max')),
+    (FEW, '.onnx', dict(reduce_1='time', reduce_2='frequency', bands='attended', head='attention')),
+    (FEW, '.pt2', dict(reduce_1='both', reduce_2='time', bands=1, head='mean')),
+    ((FEW[0], []), '.pt2', dict(reduce_1='time', reduce_2='time', bands=2, rnn_layers=0, head='mean_std'))],
+    ids=lambda x: x if isinstance(x, str) else '')
+@torch.no_grad()
+def test_networks_of_the_speech_space(ops, suffix, network, tmp_path):
+    if suffix == '.onnx':
+        for name in ('onnx', 'onnxscript', 'onnxruntime'):
+            pytest.importorskip(name)
+    torch.save(best_of('genotype', of_speech(*ops, **network), prosody=True, duration=.4), tmp_path / 'best.pt')
+    file = tmp_path / f'net{suffix}'
+    export.main([str(tmp_path), '--out', str(file), *['--torch_export'] * (suffix == '.pt2')])
+    module, predictor, found = suffix == '.pt2' and torch.export.load(file).module(), load(tmp_path), []
+    for wave in waves():
+        found.append(module(torch.from_numpy(wave)[None])[0].numpy() if module else run(file, wave))
+        np.testing.assert_allclose(found[-1], expected(predictor, wave), atol=1e-4)
+    assert np.ptp(found, axis=0).max() > .01
 
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,7 @@ A tensor on the wrong device or of the wrong dtype fails here as on a card. cuDN
 a stand-in takes their place; under autocast PyTorch runs them in float16, whatever autocast's dtype, and so does the stand-in.
 """
 import contextlib
+import functools
 import warnings
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_supernet_of_the_speech_space_and_its_sampled_paths(fast, autocast, recu
     drawn = (gt.draw(rng, 2, 1, 'speech', 'speech', space='speech') for _ in range(100))
     for with_seqnn in (False, True):
         genotype = next(one for one in drawn if one.network['layers'] > 2 and bool(one.rnn) == with_seqnn)
-        check(lambda: make(genotype), autocast, recurrences)
+        check(functools.partial(make, genotype), autocast, recurrences)
 
 
 @pytest.mark.parametrize('autocast', [False, True])

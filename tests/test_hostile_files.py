@@ -37,6 +37,8 @@ def header(path, rate=16_000, n_bytes=None):
 def test_a_rate_that_no_recorder_has_is_refused_before_it_is_resampled(rate, tmp_path):
     with pytest.raises(UserError, match=f'x.wav: ({rate} samples per second|cannot be read as audio)'):
         ft.load_audio(header(tmp_path / 'x.wav', rate))
+    with pytest.raises(UserError, match=f'x.wav: ({rate} samples per second|cannot be read as audio)'):
+        next(recording.read(str(tmp_path / 'x.wav')))  # of a long one
 
 
 @pytest.mark.parametrize('name', ['x.raw', 'x.RAW', 'x', 'x.txt', 'x.wav'])
@@ -58,6 +60,10 @@ def test_times_beyond_the_file_are_cut(tmp_path):
     path = write(tmp_path / 'x.wav').path
     whole = ft.load_audio(Utterance(path, 'x', 'a'))
     np.testing.assert_array_equal(ft.load_audio(Utterance(path, 'x', 'a', end=1e308)), whole)
+    seconds = len(whole) / 16_000
+    for end, noted in ((seconds + 1., True), (seconds + .1, True), (seconds + .04, False), (seconds, False), (None, False)):
+        notes = ft.read_audio(Utterance(path, 'x', 'a', start=.1, end=end)).notes
+        assert notes == ((f'ends at {seconds:.2f} s, before its segment does, at {end:g} s',) if noted else ())
     with pytest.raises(UserError, match='0 samples of audio'):
         ft.load_audio(Utterance(path, 'x', 'a', start=1e308))
 

@@ -168,6 +168,25 @@ def test_weights_and_alphas_share_nothing_and_leave_nothing_out():
     assert len(list(net.named_weights())) == len(weights) and len(list(net.named_alphas())) == len(alphas)
 
 
+@pytest.mark.parametrize('rate', [0., .3])
+def test_dropout_has_its_rate_after_every_cell_while_training(rate):
+    genotype, seen = supernet(n_layers_rnn=2).genotype(), []
+    for net in (supernet(n_layers_rnn=2, dropout=rate), AugmentCNN(None, 1, 4, 3, 3, False, genotype, n_layers_rnn=2, C_rnn=16,
+                                                                   dropout=rate)):
+        seen.clear()
+        net.get_submodule('net.dropout' if hasattr(net, 'net') else 'dropout').register_forward_hook(
+            lambda module, args, y: seen.append((args[0], y)))
+        net.train()(torch.randn(64, 1, 8, 40))
+        assert len(seen) == 3 + 2
+        for x, y in seen:
+            dropped = ((y == 0) & (x != 0)).float().sum() / (x != 0).float().sum()
+            assert dropped == pytest.approx(rate, abs=.02)
+        seen.clear()
+        net.eval()(torch.randn(2, 1, 8, 40))
+        assert len(seen) == 3 + 2
+        assert all(torch.equal(x, y) for x, y in seen)
+
+
 def test_a_kind_of_cell_that_never_stood_in_the_supernet_is_not_invented():
     assert supernet(2).genotype().normal == [] and supernet(3, n_layers_rnn=0).genotype().rnn == []
     with pytest.raises(ValueError, match='no normal cell'):
