@@ -220,12 +220,14 @@ class Origin:
         Speakers are compared by name, so the corpus must be the same, or one that has other speakers. A name in a manifest may
         mean another person in another file, so there the rows must be the same too (Data.corpus).
         """
-        dataset = self.search.get('dataset')
+        dataset, tested = self.search.get('dataset'), self.search.get('tested')
         if not self.where or datasets.strangers(str(dataset), config.dataset):
             return []
         same = dataset == config.dataset
         if config.dataset == 'manifest':
             same = same and self.search.get('corpus') == data.corpus
+        if same and isinstance(tested, dict) and tested.get('speakers') == list(data.fold.test):  # of an earlier experiment
+            return [str(name) for name in tested['heard']] if isinstance(tested.get('heard'), list) else None
         speakers = [self.search.get(part) for part in ('train_speakers', 'dev_speakers')]
         if not same or not all(isinstance(names, list) for names in speakers):
             return None

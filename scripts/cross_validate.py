@@ -37,29 +37,32 @@ def main(argv=None, code: Path = ROOT):
     own, given = parse(argv)
     import utils  # loads torch
     models, seeds, shard = parse_models(own.models), parse_numbers('seeds', own.seeds), parse_shard(own.shard)
-    folds, digest = corpus_of(given, models)
+    folds, digest, corpus = corpus_of(given, models)
     numbers = parse_numbers('only_folds', own.only_folds or f'1-{len(folds)}', 1, len(folds))
     clean = parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []
 
     experiment = Experiment(own.name)
     sources = {model: getattr(own, model) for model in TRANSFERS}
     for model, source in sources.items():
-        if (model in models) != bool(source):
+        if source and own.genotypes_of:
+            raise UserError(f'--{model}: --genotypes_of names the genotypes of all models; leave one of them out')
+        if (model in models and not own.genotypes_of) != bool(source):
             raise UserError(f'--{model} names the genotype of the model {model}: give both, or neither')
     utils.remove_asides(experiment.path)
     experiment.keep_settings(given)
     for model, source in sources.items():
         if source:
             experiment.keep_transferred(model, source, seeds)
+    asked = jobs_of(own.name, models, numbers, seeds, searches=not own.genotypes_of)
+    experiment.keep_genotypes(own.genotypes_of, asked, folds, digest, corpus)
     every = [replace(job, code=os.path.relpath(code), cwd=os.getcwd(), machine=flags_of(given[job.program]))
-             for job in jobs_of(own.name, models, numbers, seeds, shard)]
+             for job in jobs_of(own.name, models, numbers, seeds, shard, searches=not own.genotypes_of)]
     for job in every:
         if job.done():
             check_finished(job, given[job.program])
     if own.dry_run:
         return list_jobs(experiment, every, own.jobs)
     command = re.sub(r' --shard[= ]\S+', '', shlex.join(['python', 'scripts/cross_validate.py', *argv]))  # one for all shards
-    asked = jobs_of(own.name, models, numbers, seeds)
     experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command)
     try:
         failed = run(experiment, [job for job in every if not job.done()], own)
@@ -73,8 +76,11 @@ def main(argv=None, code: Path = ROOT):
                  f'{experiment.path}/table.md and {experiment.path}/failed. The same command tries them again.')
 
 
-def corpus_of(given: dict, models: list[str]) -> tuple[list, str]:
-    """(folds, digest) of the corpus that all models read; no audio is opened. UserError if settings disagree."""
+def corpus_of(given: dict, models: list[str]) -> tuple[list, str, dict]:
+    """(folds, digest, what a search records) of the corpus that all models read; no audio is opened.
+
+    UserError if settings disagree.
+    """
     import datasets  # loads torch
     configs = {section: cf.build(section, cf.Given({**values, 'name': 'x'})) for section, values in given.items()
                if section != SVM or SVMS.keys() & models}
@@ -89,8 +95,10 @@ def corpus_of(given: dict, models: list[str]) -> tuple[list, str]:
     if configs['search'].device.startswith('cuda:'):
         raise UserError(f'--device {configs["search"].device}: every job gets a GPU of its own. Say --device cuda, and choose '
                         'GPUs with the environment variable CUDA_VISIBLE_DEVICES')
-    utterances, folds = datasets.select(configs['search'])[:2]
-    return folds, datasets.digest(utterances)
+    config = configs['search']
+    corpus = datasets.scan(config.dataset, config.data_path, config.cache)
+    utterances, folds = datasets.select(config, corpus)[:2]
+    return folds, datasets.digest(utterances), {'dataset': config.dataset, 'corpus': datasets.corpus_digest(corpus)}
 
 
 def flags_of(values: dict) -> tuple[str, ...]:
@@ -98,15 +106,16 @@ def flags_of(values: dict) -> tuple[str, ...]:
     return tuple(part for name in MACHINE if values.get(name) is not None for part in (f'--{name}', str(values[name])))
 
 
-def jobs_of(name: str, models: list[str], folds: Iterable[int], seeds: list[int], shard: tuple = (1, 1)) -> list[Job]:
-    """The jobs of shard i of n.
+def jobs_of(name: str, models: list[str], folds: Iterable[int], seeds: list[int], shard: tuple = (1, 1),
+            searches: bool = True) -> list[Job]:
+    """The jobs of shard i of n. searches: False if all genotypes come from an earlier experiment.
 
     All jobs of one fold and seed are in the same shard, since some read what others write. Seeds added later leave the
     shards of earlier seeds unchanged.
     """
     found, (i, n) = [], shard
-    ordered = [SEARCH] * (SEARCHED in models)
-    ordered += [NEEDS[model] for model in models if NEEDS.get(model, SEARCH) != SEARCH]
+    ordered = [SEARCH] * (SEARCHED in models and searches)
+    ordered += [NEEDS[model] for model in models if NEEDS.get(model, SEARCH) != SEARCH and searches]
     ordered += sorted(models, key=lambda model: (model.endswith(MATCHED), model != SEARCHED))
     for k, (seed, fold) in enumerate(itertools.product(seeds, folds)):
         if k % n == i - 1:
@@ -150,7 +159,7 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     """Runs the jobs, and remakes the tables as they end. Returns the failed ones."""
     chains = defaultdict(list)  # jobs that need each other run one after the other
     for job in waiting:
-        linked = job.needs or job.program == SEARCH or job.model == TRANSFERRED
+        linked = job.needs or job.program == SEARCH or job.model in (SEARCHED, TRANSFERRED)
         chains[(job.fold, job.seed) if linked else job].append(job)
     env = {}
     if own.jobs > 1 and 'OMP_NUM_THREADS' not in os.environ:

@@ -3,14 +3,16 @@ import contextlib
 import fcntl
 import itertools
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from jobs import (
     DRAWS,
+    FOUND,
     MATCHED,
+    NEEDS,
     PARTS,
     PROGRAMS,
     RANDOM,
@@ -84,6 +86,43 @@ class Experiment:
             kept |= {'search_device': device} if (device := device_of(record)) else {}
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file without the folder of its search
                 kept['search_minutes'] = minutes_of_search(there.removesuffix('genotype.json'))
+            gt.save(path, genotype, kept)
+
+    def keep_genotypes(self, source: str | None, asked: list[Job], folds: list, digest: str, corpus: dict):
+        """Writes MODEL-fFOLD-sSEED.json for each run whose genotype a search found: that of the same run of `source`.
+
+        source: folder of an earlier experiment; None: this one searches. UserError if it is of another corpus or other folds,
+        lacks a run, or this experiment began otherwise. corpus: what a search records of it, `dataset` and `corpus`.
+        """
+        import table  # loads SciPy
+        asked = [job for job in asked if job.model in FOUND]
+        if not source:
+            for job in asked:
+                if Path(self.path, f'{job}.json').exists():
+                    raise UserError(f'{self.path} began with genotypes of an earlier experiment: say --genotypes_of again, or '
+                                    'take another --name')
+            return
+        for search in [replace(job, model=NEEDS[job.model]) for job in asked if job.model in NEEDS]:
+            if Path(search.folder).exists():
+                raise UserError(f'--genotypes_of {source}: {self.path} began with searches of its own, such as '
+                                f'{search.folder}: take another --name')
+        before = table.read(Path(source))
+        if (before.plan.get('digest'), before.plan.get('test_speakers')) != (digest, [list(fold.test) for fold in folds]):
+            raise UserError(f'--genotypes_of {source}: its plan.json tells of other utterances, labels, speakers or folds')
+        for job in asked:
+            runs = before.finished(job.model)
+            if (job.seed, job.fold) not in runs.index:
+                raise UserError(f'--genotypes_of {source}: has no finished {job}; it has {", ".join(before.models())}')
+            run, path = runs.loc[(job.seed, job.fold)], Path(self.path, f'{job}.json')
+            genotype = gt.from_str(run['genotype'])
+            if path.exists() and gt.load(path)[0] != genotype:
+                raise UserError(f'--genotypes_of {source}: {path} is another genotype; take another --name')
+            kept, heard = {'search': dict(corpus)}, run['search_heard_test_speakers']
+            if heard != UNKNOWN:
+                kept['search']['tested'] = {'speakers': list(folds[job.fold - 1].test),
+                                            'heard': heard.split() if isinstance(heard, str) else []}
+            kept |= {name: run[name] for name in ('search_minutes', 'search_device') if not pd.isna(run[name])}
+            self.path.mkdir(parents=True, exist_ok=True)
             gt.save(path, genotype, kept)
 
     def plan(self) -> dict | None:
@@ -195,8 +234,8 @@ def search_cost(job: Job) -> dict:
     """
     found = dict.fromkeys(('search_minutes', 'search_device'))
     with contextlib.suppress(ValueError):
-        if job.model in TRANSFERS:
-            record = gt.load(Path('runs', 'cv', job.experiment, f'{job.model}-s{job.seed}.json'))[1]
+        if job.model in FOUND and not job.needs:
+            record = gt.load(Path(job.given))[1]
             found = {name: record.get(name) for name in found}
         elif job.needs and job.needs.program == SEARCH:
             found['search_minutes'] = minutes(job.needs)

@@ -27,6 +27,7 @@ PARTS = {'search_cnn': ('--rnn_ops', 'lstm_att_1'), 'search_seqnn': ('--cnn_ops'
          'search_ordered': ('--cnn_order', 'imposed')}
 NEEDS = {SEARCHED: SEARCH, RANDOM_SEARCH: DRAWS, DRAWS: SEARCH, 'searched_cnn': 'search_cnn', 'searched_seqnn': 'search_seqnn',
          'searched_ordered': 'search_ordered'}
+FOUND = (*(model for model in NEEDS if model != DRAWS), *TRANSFERS)  # models whose genotype some search found
 N_PARAMS = "import json, sys; print(json.load(open(sys.argv[1]))['n_params'])"
 
 POLL = 5.  # s between two looks at a run that another process is writing
@@ -64,7 +65,17 @@ class Job:
     def needs(self) -> 'Job | None':
         """The job whose output this one reads."""
         model = self.sized_by if self.model.endswith(MATCHED) else NEEDS.get(self.model)
+        if model and self.model in FOUND and os.path.exists(self.at(self.given)):
+            return None
         return model and Job(self.experiment, model, self.fold, self.seed, self.code, self.cwd)
+
+    @property
+    def given(self) -> str:
+        """The file of a genotype that comes from elsewhere: of this run, or of all folds."""
+        path = f'runs/cv/{self.experiment}/{self}.json'
+        if self.model in TRANSFERS and not os.path.exists(self.at(path)):
+            return f'runs/cv/{self.experiment}/{self.model}-s{self.seed}.json'
+        return path
 
     @property
     def name(self) -> str:
@@ -104,8 +115,8 @@ class Job:
         flags += PARTS.get(self.model, SVMS.get(self.model, ()))
         if self.needs and self.needs.program == SEARCH and self.program != SEARCH or self.model == RANDOM:
             flags += ['--genotype', self.needs.product if self.needs else RANDOM]
-        elif self.model in TRANSFERS:
-            flags += ['--genotype', f'runs/cv/{self.experiment}/{self.model}-s{self.seed}.json']
+        elif self.model in FOUND:
+            flags += ['--genotype', self.given]
         elif self.model == DRAWS:
             known = self.needs.done()
             minutes = f'{max(.01, self.needs.minutes_of_search()):.2f}' if known else 'MINUTES_OF_THE_SEARCH'

@@ -35,6 +35,8 @@ class ExperimentSettings:
                              'parameters as the searched network of the same fold and seed, or as the transferred one')
     transferred: str | None = cf.setting(None, 'genotype.json of a search on another corpus; {seed} in it is the seed')
     random_transferred: str | None = cf.setting(None, 'the same, of a random search to compare it with')
+    genotypes_of: str | None = cf.setting(None, 'folder of an earlier experiment on the same corpus and folds, such as '
+                                          'runs/cv/NAME: nothing is searched, and its genotypes are retrained')
     seeds: str = cf.setting('0', 'seeds, such as 0,2 or 0-4')
     only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '

@@ -6,15 +6,20 @@ import multiprocessing
 import os
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
+import config as cf
 import datasets
 import utils
 
 sys.path.insert(0, str(ROOT / 'scripts'))
 import cross_validate  # noqa: E402
+import experiment  # noqa: E402
 import figures  # noqa: E402
 import jobs  # noqa: E402
 import significance  # noqa: E402
@@ -158,8 +163,8 @@ def times(desk):
     return {row[0]: row[1:] for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
 
 
-def rows(name='runs.csv'):
-    with open(f'runs/cv/x/{name}', newline='') as f:
+def rows(name='runs.csv', of='x'):
+    with open(f'runs/cv/{of}/{name}', newline='') as f:
         return list(csv.DictReader(f))
 
 
@@ -172,3 +177,16 @@ def all_names(models=MODELS, seeds=(0, 1), folds=(1, 2, 3)):
     """Counter of the names of all runs, each once."""
     found = {f'cv/x/{model}-f{f}-s{s}' for model in models.split(',') for f in folds for s in seeds}
     return collections.Counter(found | {f'cv/x/f{f}-s{s}' for f in folds for s in seeds if 'searched' in models})
+
+
+def record(program, made):
+    """config.yaml as the program leaves it. made: its flags."""
+    section = program.removesuffix('.py')
+    config = cf.build(section, cf.given(section, [word for pair in made.items() for word in pair]))
+    left_out = {*experiment.MACHINE, 'config', 'resume', 'overwrite'}
+    kept = {name: value for name, value in asdict(config).items() if name not in left_out}
+    Path('runs', section, config.name, 'config.yaml').write_text(yaml.safe_dump(kept))
+
+
+def finished(n):
+    return f'{n} of {n} runs are finished.' in table()

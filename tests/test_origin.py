@@ -94,6 +94,17 @@ def test_heard_speakers_are_known_only_of_the_same_corpus():
     assert augment.Origin({}, 'g.json').heard(SimpleNamespace(dataset='emodb'), SimpleNamespace(corpus='c', fold=FOLD)) is None
 
 
+@pytest.mark.parametrize('tested, heard', [
+    ({'speakers': ['d', 'e'], 'heard': []}, []), ({'speakers': ['d', 'e'], 'heard': ['d']}, ['d']),
+    ({'speakers': ['d'], 'heard': []}, None), ({'speakers': ['d', 'e']}, None), ('d e', None)])
+def test_what_an_earlier_experiment_knew_holds_for_its_test_speakers_alone(tested, heard):
+    data = SimpleNamespace(corpus='c', fold=FOLD)
+    origin = augment.Origin({'search': {'dataset': 'emodb', 'tested': tested}}, 'g.json')
+    assert origin.heard(SimpleNamespace(dataset='emodb'), data) == heard
+    manifest = augment.Origin({'search': {'dataset': 'manifest', 'corpus': 'other', 'tested': tested}}, 'g.json')
+    assert manifest.heard(SimpleNamespace(dataset='manifest'), data) is None
+
+
 def test_a_manifest_with_renamed_speakers_is_another_corpus(small_corpus, tmp_path, monkeypatch):
     """The same recordings under other names: nothing may be claimed of who was heard."""
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,135 @@
+"""scripts/cross_validate.py: what its folder holds while and after several processes write it."""
+import json
+import os
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from desk import call, cross_validate, finished, jobs, table
+from desk import desk as desk
+
+import config as cf
+
+import experiment as ex  # isort: skip  (scripts/, which desk made importable)
+import table as tables  # isort: skip
+
+
+def test_a_run_that_another_shard_finishes_meanwhile_is_in_the_tables(desk, small_corpus, monkeypatch):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    product = Path(jobs.Job('x', 'cnn', 2, 0).product)
+    product.rename('later.json')
+    write = ex.publish
+
+    def meanwhile(path, text):
+        if path.name == 'runs.csv' and os.path.exists('later.json'):
+            os.rename('later.json', product)
+        write(path, text)
+    monkeypatch.setattr(ex, 'publish', meanwhile)
+    cross_validate.make_tables(ex.Experiment('x'))
+    assert finished(3)
+
+
+def test_a_table_that_cannot_be_made_stops_no_run(desk, small_corpus, monkeypatch, capsys):
+    made, make = [], tables.make
+
+    def fail_twice(*args, **kwargs):
+        made.append(args)
+        if len(made) < 3:
+            raise KeyError('seconds')
+        return make(*args, **kwargs)
+    monkeypatch.setattr(tables, 'make', fail_twice)
+    assert call(desk, small_corpus, models='cnn', seeds='0') == 0
+    assert capsys.readouterr().out.count("the tables could not be made: KeyError('seconds')") == 2 and finished(3)
+
+
+def test_a_run_without_recorded_seconds_stops_nothing(desk, small_corpus, capsys):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    for fold in (1, 2):
+        path = desk / f'runs/augment/cv/x/cnn-f{fold}-s0/results.json'
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}))
+    assert call(desk, small_corpus, models='cnn', seeds='0,1') == 0
+    assert finished(6) and 'could not be made' not in capsys.readouterr().out
+
+
+def test_a_damaged_result_names_its_file(desk, small_corpus):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    (desk / 'runs/augment/cv/x/cnn-f1-s0/results.json').write_text('{"ua": ')
+    with pytest.raises(cf.UserError, match='cnn-f1-s0/results.json: .*: delete it'):
+        call(desk, small_corpus, models='cnn', seeds='0')
+
+
+def test_the_plan_keeps_the_commands_of_all_parts(desk, small_corpus):
+    for shard in ('1/2', '2/2'):
+        assert call(desk, small_corpus, '--shard', shard, '--clean_folds', '1', models='cnn', seeds='0') == 0
+    assert call(desk, small_corpus, '--only_folds', '1', models='rnn', seeds='0') == 0
+    plan = json.loads(Path('runs/cv/x/plan.json').read_text())
+    commands = plan['command'].splitlines()
+    assert plan['clean_folds'] == [1]  # which the last command does not say again
+    assert len(commands) == 2 and '--models cnn' in commands[0] and '--models rnn' in commands[1]
+    assert '--shard' not in commands[0] and '--only_folds 1' in commands[1]
+    assert 'Commands:' in table() and all(f'    {line}' in table() for line in commands)
+
+
+def test_two_commands_that_begin_together_both_get_into_the_plan(desk, small_corpus, monkeypatch):
+    """The second one comes between the first one's look at plan.json and its writing, and waits."""
+    assert call(desk, small_corpus, '--only_folds', '1', models='svm', seeds='0') == 0
+    plan = ex.Experiment.plan
+    here, others = threading.current_thread(), []
+
+    def disturbed(experiment):
+        found = plan(experiment)
+        if not others and threading.current_thread() is here:
+            other = ex.Experiment('x')
+            args = ([jobs.Job('x', 'rnn', 1, 0)], found['test_speakers'], found['digest'], [], 'python b')
+            others.append(threading.Thread(target=other.add_to_plan, args=args))
+            others[0].start()
+            others[0].join(.5)
+        return found
+    monkeypatch.setattr(ex.Experiment, 'plan', disturbed)
+    kept = plan(ex.Experiment('x'))
+    ex.Experiment('x').add_to_plan([jobs.Job('x', 'cnn', 1, 0)], kept['test_speakers'], kept['digest'], [], 'python a')
+    others[0].join()
+    assert [run[0] for run in plan(ex.Experiment('x'))['runs']] == ['cnn', 'rnn', 'svm']
+
+
+def test_tables_are_made_again_if_a_run_was_finished_meanwhile(desk, small_corpus, monkeypatch):
+    """Its shard wrote the whole tables, and ours, which are older, over them."""
+    call(desk, small_corpus, models='cnn', seeds='0')
+    product = Path(jobs.Job('x', 'cnn', 2, 0).product)
+    product.rename('later.json')
+    make = tables.make
+
+    def meanwhile(*args, **kwargs):
+        if os.path.exists('later.json'):
+            os.rename('later.json', product)
+        return make(*args, **kwargs)
+    monkeypatch.setattr(tables, 'make', meanwhile)
+    cross_validate.make_tables(ex.Experiment('x'))
+    assert finished(3)
+
+
+def test_whoever_reads_meanwhile_finds_predictions_of_every_finished_run(desk, small_corpus, monkeypatch):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    product = Path(jobs.Job('x', 'cnn', 2, 0).product)
+    product.rename('later.json')
+    cross_validate.make_tables(ex.Experiment('x'))
+    write, read = ex.publish, []
+
+    def publish(path, text):
+        write(path, text)
+        if os.path.exists('later.json'):  # finished after these predictions were collected
+            os.rename('later.json', product)
+        read.append((tables.read(Path('runs/cv/x')).runs['state'] == 'finished').sum())
+    monkeypatch.setattr(ex, 'publish', publish)
+    ex.Experiment('x').collect()
+    assert read == [2, 2, 2, 3]  # twice predictions.csv and runs.csv
+
+
+def test_parts_of_recordings_keep_their_times(desk, small_corpus):
+    assert call(desk, small_corpus, '--only_folds', '1', models='cnn', seeds='0') == 0
+    path = Path('runs/augment/cv/x/cnn-f1-s0/predictions.csv')
+    pd.read_csv(path).assign(start=.5, end=1.25).to_csv(path, index=False)
+    ex.Experiment('x').collect()
+    found = pd.read_csv('runs/cv/x/predictions.csv')
+    assert {*zip(found['start'], found['end'])} == {(.5, 1.25)}
