@@ -3,16 +3,19 @@
     python scripts/contrast.py docs/results/emodb-speaker docs/results/ravdess-speaker \\
         --model transferred --minus random_transferred,cnn_gru_matched --seeds 0-3
 
-Reads runs.csv and predictions.csv of experiments, such as runs/cv/NAME. Runs are paired by fold and seed. The interval and p
-cover variation between speakers: the speakers of each corpus are resampled, or the predictions of each speaker swapped between
-the models. The differences of single seeds stand beside them. Holm's method corrects the p of the mean for the number of models
-that are subtracted.
+Reads runs.csv and predictions.csv of experiments, such as runs/cv/NAME. `--earlier` subtracts the same model in earlier
+experiments on the same corpora, to see what another recipe or input changed. Runs are paired by fold and seed. The interval
+and p cover variation between speakers: the speakers of each corpus are resampled, or the predictions of each speaker swapped
+between the models. The differences of single seeds stand beside them. Holm's method corrects the p of the mean for the number
+of models that are subtracted.
 """
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
@@ -58,6 +61,23 @@ def check_settings(experiments: list[table.Results], models: list[str]):
                 raise UserError(f'{model} has another {name} in each experiment ({said}), so a mean would say nothing')
 
 
+def with_earlier(results: table.Results, earlier: table.Results, model: str) -> table.Results:
+    """The results, with the model's runs in an earlier experiment as those of a model `earlier MODEL`.
+
+    UserError if the two tested other utterances.
+    """
+    now, then = (its.predictions[its.predictions['model'] == model] for its in (results, earlier))
+    tested = [part.groupby('fold')[['speaker', 'label']].value_counts() // part.groupby('fold')['seed'].nunique()
+              for part in (now, then)]
+    if not tested[0].sort_index().equals(tested[1].sort_index()):
+        raise UserError(f'{results.name} and {earlier.name} tested other utterances, speakers or labels')
+    runs, predictions = (
+        pd.concat([ours, theirs[theirs['model'] == model].assign(model=f'earlier {model}')])
+        for ours, theirs in ((results.runs, earlier.runs), (results.predictions, earlier.predictions)))
+    labels, counts = table.counted(predictions)
+    return replace(results, runs=runs, predictions=predictions, labels=labels, counts=counts)
+
+
 def contrast(experiments: list[table.Results], ours: str, theirs: str) -> list[dict]:
     """A row for each corpus, and one of their mean: 'ua' (difference, low, high, p), and 'by_seed' [difference, ...]."""
     found = [counts_of(results, ours, theirs) for results in experiments]
@@ -96,7 +116,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog='contrast.py', description=__doc__.partition('\n')[0], allow_abbrev=False)
     parser.add_argument('folders', nargs='+', type=Path, help='folders of experiments, one for each corpus')
     parser.add_argument('--model', required=True, help='the model to subtract others from')
-    parser.add_argument('--minus', required=True, help='models to subtract, separated by commas')
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--minus', help='models to subtract, separated by commas')
+    what.add_argument('--earlier', nargs='+', type=Path, metavar='DIR',
+                      help='folders of earlier experiments, in the same order, whose same model is subtracted')
     parser.add_argument('--seeds', help='these seeds only, such as 0,2 or 0-4 (default: all)')
     parser.add_argument('--only_folds', help='these folds only (default: all)')
     parser.add_argument('-o', '--out', type=Path, help='write the table to this file too')
@@ -107,6 +130,15 @@ def main(argv=None):
         raise UserError(f'--out {args.out} is a folder: name a file')
     experiments = [table.read(folder, seed=seeds, fold=folds) for folder in args.folders]
     check_corpora(experiments)
+    if args.earlier:
+        if len(args.earlier) != len(args.folders):
+            raise UserError(f'--earlier names {len(args.earlier)} folders, but there are {len(args.folders)} experiments')
+        for results in experiments:
+            if args.model not in results.models():
+                raise UserError(f'--model {args.model}: {results.name} has {", ".join(results.models())}')
+        experiments = [with_earlier(results, table.read(folder, model=[args.model], seed=seeds, fold=folds), args.model)
+                       for results, folder in zip(experiments, args.earlier)]
+        args.minus = f'earlier {args.model}'
     minus = [name.strip() for name in args.minus.split(',')]
     for flag, name in (('model', args.model), *(('minus', name) for name in minus)):
         known = set.intersection(*(set(results.models()) for results in experiments)) - {args.model if flag == 'minus' else ''}

@@ -97,10 +97,7 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
         wanted = chosen(runs, {**only, 'model': only.get('model') and [*only['model'], *names]})
     runs = wanted
     predictions = predictions.merge(runs[KEY], on=KEY)
-    speakers, labels = ({*predictions['speaker']}, {*predictions['label'], *predictions['predicted']})
-    places = {'speaker': pd.Index(sorted(speakers)), 'label': pd.Index(sorted(labels)), 'predicted': pd.Index(sorted(labels))}
-    counts = {key: sig.count(*(index.get_indexer(part[name]) for name, index in places.items()), len(speakers), len(labels))
-              for key, part in predictions.groupby(KEY)}
+    labels, counts = counted(predictions)
     finished = runs.loc[runs['state'] == 'finished', KEY]
     if lacking := [key for key in finished.itertuples(index=False, name=None) if key not in counts]:
         model, seed, fold = lacking[0]
@@ -109,7 +106,16 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
         if (model, seed, fold) in counts and counts[model, seed, fold].sum() != n:
             raise UserError(f'{folder}/predictions.csv has {counts[model, seed, fold].sum()} predictions of the run '
                             f'{model}-f{fold}-s{seed}, which tested {n:.0f} utterances: {REMAKE}')
-    return Results(folder.name, runs, predictions, sorted(labels), counts, plan, names)
+    return Results(folder.name, runs, predictions, labels, counts, plan, names)
+
+
+def counted(predictions: pd.DataFrame) -> tuple[list[str], dict]:
+    """The labels, true or predicted, in order, and the counts of Results."""
+    speakers, labels = ({*predictions['speaker']}, {*predictions['label'], *predictions['predicted']})
+    places = {'speaker': pd.Index(sorted(speakers)), 'label': pd.Index(sorted(labels)), 'predicted': pd.Index(sorted(labels))}
+    return sorted(labels), {
+        key: sig.count(*(index.get_indexer(part[name]) for name, index in places.items()), len(speakers), len(labels))
+        for key, part in predictions.groupby(KEY)}
 
 
 def chosen(runs: pd.DataFrame, only: dict) -> pd.DataFrame:

@@ -62,6 +62,29 @@ def test_what_cannot_be_compared_is_said_in_a_line():
     contrast.main(['x', '--model', 'transferred', '--minus', 'cnn', '--only_folds', '3'])
 
 
+def test_a_model_against_itself_in_an_earlier_experiment(capsys):
+    """It is the difference of two models of one experiment, if one of them is renamed in a copy."""
+    two('transferred', 'cnn')
+    for name in 'ab':
+        for part in ('runs', 'predictions'):
+            text = Path(name, f'{part}.csv').read_text()
+            lines = text.splitlines(keepends=True)
+            Path(f'{name}-old').mkdir(exist_ok=True)
+            Path(f'{name}-old', f'{part}.csv').write_text(lines[0] + ''.join(
+                line.replace('cnn', 'transferred', 1) for line in lines[1:] if line.startswith('cnn')))
+    contrast.main(['a', 'b', '--model', 'transferred', '--minus', 'cnn', '--seeds', '0,1'])
+    expected = capsys.readouterr().out
+    contrast.main(['a', 'b', '--model', 'transferred', '--earlier', 'a-old', 'b-old', '--seeds', '0,1'])
+    assert capsys.readouterr().out == expected.replace('| cnn |', '| earlier transferred |')
+    for flags, said in ((['--earlier', 'a-old', 'b-old'], '--earlier names 2 folders, but there are 1 experiments'),
+                        (['--earlier', 'b-old'], 'a and b-old tested other utterances, speakers or labels'),
+                        (['--earlier', 'c'], 'c/runs.csv does not exist.*')):
+        with pytest.raises(UserError, match=f'^{said}$'):
+            contrast.main(['a', '--model', 'transferred', *flags])
+    with pytest.raises(UserError, match='^--model svm: a has transferred, cnn$'):
+        contrast.main(['a', '--model', 'svm', '--earlier', 'a-old'])
+
+
 def test_parts_of_one_experiment_are_no_two_corpora():
     two('transferred', 'cnn')
     tables.make(Path('a'), Path('c'), figures=False)

@@ -1,4 +1,5 @@
 """--prosody against librosa and a voice of known pitch, --deltas by hand, and both in every network."""
+import random
 from types import SimpleNamespace
 
 import librosa
@@ -18,6 +19,7 @@ from config import ANY_INPUT
 from datasets import features as ft
 from datasets import prosody
 from datasets.dataset import Inputs, SpeechDataset, statistics, with_differences
+from datasets.utterance import Utterance
 from models import predictor
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
@@ -168,6 +170,27 @@ def test_a_peak_below_minus_one_is_not_the_slope_of_lag_0():
     r[0, 200] = -1.3  # possible where the autocorrelation of the window is small
     pitch, height = prosody.pitch_of(r / (prosody.SILENCE ** 2 * prosody.FRAME), torch.ones(prosody.FRAME), 2)
     assert height.item() == pytest.approx(.01) and RATE / pitch.exp().item() == pytest.approx(200, abs=.6)
+
+
+@pytest.mark.speech
+@pytest.mark.parametrize('corpus', ['nemo', 'emodb', 'ravdess'])
+def test_pitch_of_real_speech_agrees_with_pyin(corpus, ser_data):
+    """pyin (Mauch and Dixon 2014) tracks over time, which ours does not. `pytest -s` prints the figures of docs/search.md."""
+    paths = sorted(u.path for u in datasets.scan(corpus, str(ser_data / corpus)))
+    waves = [ft.load_audio(Utterance(path, '', '')) for path in random.Random(0).sample(paths, 40)]
+    theirs = [librosa.pyin(wave, fmin=60, fmax=500, sr=RATE, frame_length=prosody.FRAME, hop_length=HOP)[:2] for wave in waves]
+    f0, voiced = map(np.concatenate, zip(*theirs, strict=True))
+    found = {}
+    for version in (1, 2):
+        rows = [rows_of(wave, version=version) for wave in waves]
+        pitch, voicing = (np.concatenate([one[name] for one in rows]) for name in ('pitch', 'voicing'))
+        ours = voicing > .5
+        wrong = np.abs(pitch - np.log(f0))[ours & voiced] > np.log(1.2)
+        shares = wrong, ours[voiced], ours[~voiced], pitch[ours] > np.log(480)
+        found[version] = [100 * share.mean() for share in shares]
+        print(f'{corpus}, version {version}: %.1f%% of the frames that both call voiced are wrong by more than a fifth; of its '
+              'voiced frames %.1f%% are voiced here, of its others %.1f%%; above 480 Hz: %.1f%% of ours' % (*found[version],))
+    assert found[2][0] < 5 and found[2][1] > 70 and found[2][3] < 1 and all(np.array(found[2]) <= found[1])
 
 
 def test_loudness_and_flux_are_librosas():
