@@ -220,16 +220,16 @@ class Origin:
         Speakers are compared by name, so the corpus must be the same, or one that has other speakers. A name in a manifest may
         mean another person in another file, so there the rows must be the same too (Data.corpus).
         """
-        dataset, tested = self.search.get('dataset'), self.search.get('tested')
-        if not self.where or datasets.strangers(str(dataset), config.dataset):
+        def is_of(found):
+            same = found.get('dataset') == config.dataset
+            return same and (config.dataset != 'manifest' or found.get('corpus') == data.corpus)
+        if not self.where or datasets.strangers(str(self.search.get('dataset')), config.dataset):
             return []
-        same = dataset == config.dataset
-        if config.dataset == 'manifest':
-            same = same and self.search.get('corpus') == data.corpus
-        if same and isinstance(tested, dict) and tested.get('speakers') == list(data.fold.test):  # of an earlier experiment
+        tested = self.search.get('tested')  # what an earlier experiment knew
+        if isinstance(tested, dict) and is_of(tested) and tested.get('speakers') == list(data.fold.test):
             return [str(name) for name in tested['heard']] if isinstance(tested.get('heard'), list) else None
         speakers = [self.search.get(part) for part in ('train_speakers', 'dev_speakers')]
-        if not same or not all(isinstance(names, list) for names in speakers):
+        if not is_of(self.search) or not all(isinstance(names, list) for names in speakers):
             return None
         return sorted(set(data.fold.test) & {str(name) for names in speakers for name in names})
 
@@ -249,6 +249,8 @@ class Origin:
 def different_features(config, before: dict) -> str:
     """The settings of features that differ from those of an earlier run, in words. before: {} if they are not known."""
     now = cf.pick(config, cf.FeatureSettings) if before else {}
+    if not now.get('prosody'):
+        now.pop('prosody_version', None)
     return ', '.join(f'{name} {value} (there {then})' for name, value in now.items()
                      if (then := utils.recorded(before, name)) not in (None, value))
 

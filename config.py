@@ -243,8 +243,8 @@ class FeatureSettings:
     embedding: str = setting('none', 'normalise the input of the classifier by all recordings of the same speaker, including '
                              'test speakers (speaker)', choices=('none', 'speaker'))
     prosody: bool = setting(False, 'read pitch, voicing, loudness, spectral flux and harmonicity too, and their differences')
-    prosody_version: int = setting(2, 'rules of --prosody; 1 are the earlier ones, with a fault in the pitch, for networks '
-                                   'that read them', choices=(1, 2))
+    prosody_version: int = setting(2, 'version of --prosody: 2, or 1, whose pitch has a fault, to continue what began with it',
+                                   choices=(1, 2))
     deltas: bool = setting(False, 'read the first and second differences of the features over time too')
     duration: float = setting(3., 'length of a window in seconds; longer utterances are scored on several windows',
                               low=.05, high=600.)
@@ -511,7 +511,8 @@ class Settings:
             (isinstance(self, SvmConfig), 'the SVM, which reads whole utterances', ['duration']),
             (isinstance(self, SvmConfig), 'the SVM, whose functionals have differences', ['deltas']),
             (get('functionals') in ('egemaps', 'compare'), f'--functionals {get("functionals")}',
-             ['features', 'encoder', 'encoder_layers', 'frames_per_s', 'n_mels', 'hop_ms', 'time_pool', 'prosody']),
+             ['features', 'encoder', 'encoder_layers', 'frames_per_s', 'n_mels', 'hop_ms', 'time_pool', 'prosody',
+              'prosody_version']),
             (get('functionals') in ('egemaps', 'compare') and get('normalise') == 'speaker',
              f'--functionals {get("functionals")} --normalise speaker, which normalises what enters the classifier',
              ['embedding']),
@@ -763,6 +764,11 @@ def _misplaced(key, where):
     if near := difflib.get_close_matches(text, sorted(set.union(*NAMES.values())), 1):
         return f'unknown key {short(key)} {at}; did you mean {near[0]}, under {homes(near[0])}?'
     return f'unknown key {short(key)} {at}; --help lists all settings'
+
+
+def of_earlier(settings: dict) -> dict:
+    """Settings of a run or experiment, with the prosody_version that earlier versions had, 1, if they do not tell."""
+    return {'prosody_version': 1, **settings} if settings.get('prosody') else settings
 
 
 def checked(cls, name: str, value):

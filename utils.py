@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import AGAIN, SIGNALS, FeatureSettings, UserError, end_at_once, read_yaml_file
+from config import AGAIN, SIGNALS, FeatureSettings, UserError, end_at_once, of_earlier, read_yaml_file
 
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not. 3: a sampled supernet of the
 # space speech has decisions outside its cells. 4: --prosody has a version.
@@ -421,7 +421,7 @@ def read_settings(path) -> dict:
     """Settings of a run from its config.yaml, those without effect included, and its `format`. UserError if it is damaged."""
     try:
         tree = read_yaml_file(path)
-        tree = {'format': 1, **tree.pop('not_used', {}), **tree}
+        tree = of_earlier({'format': 1, **tree.pop('not_used', {}), **tree})
         if 'name' in tree and isinstance(tree['format'], int):
             return tree
         why = 'it lacks settings'
@@ -441,7 +441,7 @@ def check_history(history) -> None:
 def recorded(settings: dict, name: str):
     """A setting of an earlier run, or what runs did before the setting existed; None if neither is known."""
     if name == 'prosody_version' and not settings.get('prosody'):
-        return settings.get(name, FeatureSettings.prosody_version)  # without effect, so no run differs from another in it
+        return settings.get(name, FeatureSettings.prosody_version)  # it has no effect, so runs do not differ in it
     return settings.get(name, BEFORE_THE_SETTING.get(name))
 
 

@@ -70,7 +70,7 @@ def of_frames(frames: Tensor, spectrum: Tensor, autocorrelation: Tensor, window_
 
 
 def pitch_of(autocorrelation: Tensor, of_window: Tensor, version: int) -> tuple[Tensor, Tensor]:
-    """Natural logarithm of F0 in Hz, and the height of its peak, in (0, 1), .01 if there is none: two tensors (n,).
+    """Natural logarithm of F0 in Hz, and the height of its peak, between 0 and 1, .01 without a peak: two tensors (n,).
 
     autocorrelation: (n, lags), of windowed frames. of_window: (FRAME,), at lag 0 it is 1.
     """
@@ -81,7 +81,7 @@ def pitch_of(autocorrelation: Tensor, of_window: Tensor, version: int) -> tuple[
     lags = torch.arange(low, high + 1, device=r.device)
     is_peak = (here >= before) & (here >= after)
     if version > 1:
-        lowest = -F.max_pool1d(F.pad(-r[:, :-1], (high, 0), value=-torch.inf)[:, None], high + 1, 1)[:, 0]  # of lags 0 to this
+        lowest = -F.max_pool1d(F.pad(-r[:, :-1], (high, 0), value=-torch.inf)[:, None], high + 1, 1)[:, 0]  # so far
         is_peak &= here - lowest[:, low:] >= RISE
     cost = OCTAVE_COST * torch.log2(lags * (F0_MAX / SAMPLE_RATE))
     best = torch.where(is_peak, here - cost, -1. if version == 1 else -torch.inf).argmax(dim=1, keepdim=True)

@@ -67,8 +67,9 @@ class Run:
         for key in {**before, **self.settings}:
             then, now = utils.recorded(before, key), self.settings.get(key)
             if key not in utils.MAY_CHANGE and key not in unused and then != now:
-                raise UserError(f'--resume: {plain(key)} is {plain(now)}, but {path} began with {plain(then)}; take another '
-                                '--name')
+                again = f'add --prosody_version {then}, or ' if key == 'prosody_version' else ''
+                raise UserError(f'--resume: {plain(key)} is {plain(now)}, but {path} began with {plain(then)}; {again}take '
+                                'another --name')
 
     def _only_begun(self):
         """Whether a process was killed here before it wrote config.yaml, or while it moved the run."""

@@ -67,6 +67,10 @@ def with_earlier(results: table.Results, earlier: table.Results, model: str) -> 
     UserError if the two tested other utterances.
     """
     now, then = (its.predictions[its.predictions['model'] == model] for its in (results, earlier))
+    folds = [sorted({*part['fold']}) for part in (now, then)]
+    if folds[0] != folds[1]:
+        raise UserError(f'{model} has finished folds {" ".join(map(str, folds[0]))} of {results.name}, and of the earlier '
+                        f'{earlier.name} {" ".join(map(str, folds[1])) or "none"}: choose common ones with --only_folds')
     tested = [part.groupby('fold')[['speaker', 'label']].value_counts() // part.groupby('fold')['seed'].nunique()
               for part in (now, then)]
     if not tested[0].sort_index().equals(tested[1].sort_index()):
@@ -119,7 +123,7 @@ def main(argv=None):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('--minus', help='models to subtract, separated by commas')
     what.add_argument('--earlier', nargs='+', type=Path, metavar='DIR',
-                      help='folders of earlier experiments, in the same order, whose same model is subtracted')
+                      help='folders of earlier experiments, in the same order, whose runs of the same model are subtracted')
     parser.add_argument('--seeds', help='these seeds only, such as 0,2 or 0-4 (default: all)')
     parser.add_argument('--only_folds', help='these folds only (default: all)')
     parser.add_argument('-o', '--out', type=Path, help='write the table to this file too')
@@ -133,11 +137,11 @@ def main(argv=None):
     if args.earlier:
         if len(args.earlier) != len(args.folders):
             raise UserError(f'--earlier names {len(args.earlier)} folders, but there are {len(args.folders)} experiments')
-        for results in experiments:
+        before = [table.read(folder, seed=seeds, fold=folds) for folder in args.earlier]
+        for folder, results in zip([*args.folders, *args.earlier], [*experiments, *before]):
             if args.model not in results.models():
-                raise UserError(f'--model {args.model}: {results.name} has {", ".join(results.models())}')
-        experiments = [with_earlier(results, table.read(folder, model=[args.model], seed=seeds, fold=folds), args.model)
-                       for results, folder in zip(experiments, args.earlier)]
+                raise UserError(f'--model {args.model}: {folder} has {", ".join(results.models()) or "no finished run"}')
+        experiments = [with_earlier(*both, args.model) for both in zip(experiments, before)]
         args.minus = f'earlier {args.model}'
     minus = [name.strip() for name in args.minus.split(',')]
     for flag, name in (('model', args.model), *(('minus', name) for name in minus)):

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import jobs  # noqa: E402
 from experiment import MACHINE, Experiment, check_finished, minutes  # noqa: E402
-from jobs import MATCHED, NEEDS, SEARCH, SEARCHED, SVM, SVMS, TRANSFERRED, TRANSFERS, Job  # noqa: E402
+from jobs import FOUND, MATCHED, NEEDS, SEARCH, SEARCHED, SVM, SVMS, TRANSFERRED, TRANSFERS, Job  # noqa: E402
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -36,7 +36,10 @@ def main(argv=None, code: Path = ROOT):
     argv = sys.argv[1:] if argv is None else argv
     own, given = parse(argv)
     import utils  # loads torch
-    models, seeds, shard = parse_models(own.models), parse_numbers('seeds', own.seeds), parse_shard(own.shard)
+    models = parse_models(own.models, not own.genotypes_of)
+    seeds, shard = parse_numbers('seeds', own.seeds), parse_shard(own.shard)
+    if own.genotypes_of and not {*models} & {*FOUND}:
+        raise UserError(f'--genotypes_of has no effect on {own.models}: name a model whose genotype a search found')
     folds, digest, corpus = corpus_of(given, models)
     numbers = parse_numbers('only_folds', own.only_folds or f'1-{len(folds)}', 1, len(folds))
     clean = parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []

@@ -3,7 +3,7 @@ import contextlib
 import fcntl
 import itertools
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,6 @@ from jobs import (
     DRAWS,
     FOUND,
     MATCHED,
-    NEEDS,
     PARTS,
     PROGRAMS,
     RANDOM,
@@ -61,7 +60,7 @@ class Experiment:
             return publish(path, yaml.safe_dump(settings, sort_keys=False))
         before = read_yaml(path, 'take another --name')
         for section, values in settings.items():
-            old = before.get(section) or {}
+            old = cf.of_earlier(before.get(section) or {})
             for name in sorted(values.keys() | old.keys()):
                 then, now = (where.get(name, 'its default') for where in (old, values))
                 if then != now:
@@ -91,39 +90,44 @@ class Experiment:
     def keep_genotypes(self, source: str | None, asked: list[Job], folds: list, digest: str, corpus: dict):
         """Writes MODEL-fFOLD-sSEED.json for each run whose genotype a search found: that of the same run of `source`.
 
-        source: folder of an earlier experiment; None: this one searches. UserError if it is of another corpus or other folds,
-        lacks a run, or this experiment began otherwise. corpus: what a search records of it, `dataset` and `corpus`.
+        source: folder of an earlier experiment; None: this one searches. corpus: its `dataset`, and the digest `corpus`.
+        UserError if this experiment began otherwise, or the earlier one has another corpus, other folds or lacks a run; then
+        nothing is written.
         """
         import table  # loads SciPy
-        asked = [job for job in asked if job.model in FOUND]
+        asked, found = [job for job in asked if job.model in FOUND], {}
+        of_runs = {*self.path.glob('*-f*-s*.json')}
         if not source:
-            for job in asked:
-                if Path(self.path, f'{job}.json').exists():
-                    raise UserError(f'{self.path} began with genotypes of an earlier experiment: say --genotypes_of again, or '
-                                    'take another --name')
+            if asked and of_runs:
+                raise UserError(f'{self.path} began with genotypes of an earlier experiment: say --genotypes_of again, or take '
+                                'another --name')
             return
-        for search in [replace(job, model=NEEDS[job.model]) for job in asked if job.model in NEEDS]:
-            if Path(search.folder).exists():
-                raise UserError(f'--genotypes_of {source}: {self.path} began with searches of its own, such as '
-                                f'{search.folder}: take another --name')
+        its_own = [*Path('runs', 'search', 'cv', self.name).glob('*'), *{*self.path.glob('*-s*.json')} - of_runs]
+        if its_own:
+            raise UserError(f'--genotypes_of {source}: {self.path} began with genotypes of its own, such as {min(its_own)}: '
+                            'take another --name')
         before = table.read(Path(source))
+        if not before.plan:
+            raise UserError(f'--genotypes_of {source}: has no plan.json, so its corpus and folds are not known')
         if (before.plan.get('digest'), before.plan.get('test_speakers')) != (digest, [list(fold.test) for fold in folds]):
-            raise UserError(f'--genotypes_of {source}: its plan.json tells of other utterances, labels, speakers or folds')
+            raise UserError(f'--genotypes_of {source}: was made on other utterances, labels, speakers or folds')
         for job in asked:
-            runs = before.finished(job.model)
-            if (job.seed, job.fold) not in runs.index:
-                raise UserError(f'--genotypes_of {source}: has no finished {job}; it has {", ".join(before.models())}')
-            run, path = runs.loc[(job.seed, job.fold)], Path(self.path, f'{job}.json')
-            genotype = gt.from_str(run['genotype'])
+            runs, path = before.finished(job.model), Path(self.path, f'{job}.json')
+            if (job.seed, job.fold) not in runs.index or pd.isna(runs.loc[(job.seed, job.fold), 'genotype']):
+                has = ' '.join(f'{job.model}-f{fold}-s{seed}' for seed, fold in runs.index) or f'no {job.model}'
+                raise UserError(f'--genotypes_of {source}: has no genotype of {job}; it has {has}')
+            run = runs.loc[(job.seed, job.fold)]
+            genotype, heard = gt.from_str(run['genotype']), run['search_heard_test_speakers']
             if path.exists() and gt.load(path)[0] != genotype:
                 raise UserError(f'--genotypes_of {source}: {path} is another genotype; take another --name')
-            kept, heard = {'search': dict(corpus)}, run['search_heard_test_speakers']
+            tested = {**corpus, 'speakers': list(folds[job.fold - 1].test)}
             if heard != UNKNOWN:
-                kept['search']['tested'] = {'speakers': list(folds[job.fold - 1].test),
-                                            'heard': heard.split() if isinstance(heard, str) else []}
-            kept |= {name: run[name] for name in ('search_minutes', 'search_device') if not pd.isna(run[name])}
-            self.path.mkdir(parents=True, exist_ok=True)
-            gt.save(path, genotype, kept)
+                tested['heard'] = heard.split() if isinstance(heard, str) else []
+            cost = {name: run[name] for name in ('search_minutes', 'search_device') if not pd.isna(run[name])}
+            found[path] = genotype, {'search': {'tested': tested}, **cost}
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path, (genotype, record) in found.items():
+            gt.save(path, genotype, record)
 
     def plan(self) -> dict | None:
         """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command (a line each)."""

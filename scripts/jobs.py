@@ -71,7 +71,7 @@ class Job:
 
     @property
     def given(self) -> str:
-        """The file of a genotype that comes from elsewhere: of this run, or of all folds."""
+        """The file of a genotype that comes from elsewhere: this run's own, or the one that serves all folds."""
         path = f'runs/cv/{self.experiment}/{self}.json'
         if self.model in TRANSFERS and not os.path.exists(self.at(path)):
             return f'runs/cv/{self.experiment}/{self.model}-s{self.seed}.json'

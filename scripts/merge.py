@@ -132,7 +132,7 @@ def merge_settings(used: dict[Path, set[str]]) -> dict:
         its = read_yaml(path, LEAVE)
         for section in [section for section in PROGRAMS if section in sections]:
             with cf.contents_of(path, LEAVE):
-                now = {str(name): value for name, value in (its.get(section) or {}).items()}
+                now = cf.of_earlier({str(name): value for name, value in (its.get(section) or {}).items()})
             known = {f.name for f in fields(cf.SECTIONS[section])}
             then, there = merged.setdefault(section, (now, folder))
             for name in sorted(then.keys() | now.keys()):

@@ -36,7 +36,8 @@ class ExperimentSettings:
     transferred: str | None = cf.setting(None, 'genotype.json of a search on another corpus; {seed} in it is the seed')
     random_transferred: str | None = cf.setting(None, 'the same, of a random search to compare it with')
     genotypes_of: str | None = cf.setting(None, 'folder of an earlier experiment on the same corpus and folds, such as '
-                                          'runs/cv/NAME: nothing is searched, and its genotypes are retrained')
+                                          'runs/cv/NAME: nothing is searched, and the genotypes of its searches are '
+                                          'retrained. Those of `random` are drawn as ever')
     seeds: str = cf.setting('0', 'seeds, such as 0,2 or 0-4')
     only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '
@@ -104,18 +105,23 @@ def settings_of(section: str, config: str | None, found: dict) -> dict:
         search = settings_of('search', config, found)
         sizes = [f.name for group in (cf.NetworkSettings, cf.SpaceSettings) for f in fields(group) if f.name != 'dropout']
         values = {**{name: search[name] for name in sizes if name in search}, **values}
+    if values.get('prosody'):  # on record, so that no later version continues with another one
+        values.setdefault('prosody_version', cf.FeatureSettings.prosody_version)
     return values
 
 
-def parse_models(text: str) -> list[str]:
-    """'searched,cnn' -> ['searched', 'cnn']. UserError for an unknown model, or one that lacks what it needs."""
+def parse_models(text: str, searches: bool = True) -> list[str]:
+    """'searched,cnn' -> ['searched', 'cnn']. UserError for an unknown model, or one that lacks what it needs.
+
+    searches: False if genotypes come from an earlier experiment.
+    """
     models = [name.strip() for name in text.split(',') if name.strip()]
     for name in models or ['']:
         if name not in MODELS:
             raise UserError(f'--models {name}: choose from {", ".join(MODELS)}')
         if models.count(name) > 1:
             raise UserError(f'--models {name}: named twice')
-        givers = {RANDOM_SEARCH: [SEARCHED]}.get(name, [SEARCHED, TRANSFERRED] if name.endswith(MATCHED) else [])
+        givers = [SEARCHED, TRANSFERRED] if name.endswith(MATCHED) else [SEARCHED] * (name == RANDOM_SEARCH and searches)
         if givers and not set(givers) & set(models):
             what = 'minutes' if name == RANDOM_SEARCH else 'size'
             raise UserError(f'--models {name}: takes its {what} from the {givers[0]} network, so name {" or ".join(givers)} '

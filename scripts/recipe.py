@@ -130,6 +130,8 @@ def read_variants(path: str | None, texts: list, config: cf.AugmentConfig) -> di
             raise utils.UserError(f'--variant {name}: {error}') from None
         if dead := [key for key in values if key in unused]:
             raise utils.UserError(f'--variant {name}: {dead[0]} has no effect with {unused[dead[0]]}')
+        if values.get('prosody'):
+            values.setdefault('prosody_version', cf.FeatureSettings.prosody_version)
         found[name] = values
     return found
 
@@ -138,7 +140,8 @@ def read(path: Path, variants: dict) -> dict:
     """{(variant, seed, fold): row} of the finished trainings. UserError if a variant was another."""
     rows = trainings.read_rows(path / 'trainings.csv', COLUMNS)
     for row in rows:
-        if (now := variants.get(row['variant'])) is not None and as_text(now) != row['settings']:
+        now = variants.get(row['variant'])
+        if now is not None and cf.of_earlier(now) != cf.of_earlier(json.loads(row['settings'])):
             raise utils.UserError(f'--variant {row["variant"]}: is {as_text(now)}, but {path} has trainings with '
                                   f'{row["settings"]}: give it another name')
     return {(row['variant'], row['seed'], row['fold']): row for row in rows}

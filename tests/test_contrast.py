@@ -78,11 +78,16 @@ def test_a_model_against_itself_in_an_earlier_experiment(capsys):
     assert capsys.readouterr().out == expected.replace('| cnn |', '| earlier transferred |')
     for flags, said in ((['--earlier', 'a-old', 'b-old'], '--earlier names 2 folders, but there are 1 experiments'),
                         (['--earlier', 'b-old'], 'a and b-old tested other utterances, speakers or labels'),
-                        (['--earlier', 'c'], 'c/runs.csv does not exist.*')):
+                        (['--earlier', 'c'], 'c/runs.csv does not exist.*'),
+                        (['--earlier', 'a-old', '--model', 'cnn'], '--model cnn: a-old has transferred'),
+                        (['--earlier', 'a-old', '--model', 'svm'], '--model svm: a has transferred, cnn')):
         with pytest.raises(UserError, match=f'^{said}$'):
             contrast.main(['a', '--model', 'transferred', *flags])
-    with pytest.raises(UserError, match='^--model svm: a has transferred, cnn$'):
-        contrast.main(['a', '--model', 'svm', '--earlier', 'a-old'])
+    make(asked('transferred'), missing=[('transferred', 2, seed) for seed in (0, 1)], rename=lambda who: 'a' + who)
+    with pytest.raises(UserError, match='transferred has finished folds 1 3 of x, and of the earlier a-old 1 2 3: choose'):
+        contrast.main(['x', '--model', 'transferred', '--earlier', 'a-old'])
+    contrast.main(['x', '--model', 'transferred', '--earlier', 'a-old', '--only_folds', '1,3'])
+    assert '| 0 1 | 4 |' in capsys.readouterr().out
 
 
 def test_parts_of_one_experiment_are_no_two_corpora():

@@ -97,19 +97,24 @@ def test_genotypes_of_an_earlier_experiment_are_retrained_and_nothing_is_searche
         genotype, record = gt.load(f'runs/cv/y/searched-f{fold}-s0.json')
         assert gt.to_str(genotype) == before['searched', str(fold)]['genotype']
         test = before['searched', str(fold)]['test_speakers'].split()
-        assert record['search']['tested'] == {'speakers': test, 'heard': []} and record['search_minutes'] == 1.5
+        tested = record['search']['tested']
+        assert (tested['dataset'], tested['speakers'], tested['heard'], record['search_minutes']) == ('manifest', test, [], 1.5)
     assert gt.load('runs/cv/y/transferred-f1-s0.json')[0] == gt.from_str(before['transferred', '1']['genotype'])
     assert call(desk, small_corpus, *more, '--only_folds', '1,2', models=models, seeds='0') == 0 and calls(desk) == []
     for words, named in (
             ([*more[:2], *more[4:]], 'y began with genotypes of an earlier experiment: say --genotypes_of again'),
-            ([*more, '--seeds', '1'], 'has no finished searched-f1-s1; it has searched'),
-            (['--genotypes_of', 'runs/cv/y'], 'x began with searches of its own, such as runs/search/cv/x/f1-s0'),
+            ([*more[:2], *more[4:], '--seeds', '1'], 'y began with genotypes of an earlier experiment'),
+            ([*more, '--seeds', '0,1'], 'has no genotype of searched-f1-s1; it has searched-f1-s0 searched-f2-s0 searched-f3'),
+            (['--genotypes_of', 'runs/cv/y', '--seeds', '1'], 'x began with genotypes of its own, such as runs/cv/x/transf'),
             ([*more[:2], *more[4:], '--genotypes_of', 'nowhere'], 'nowhere/runs.csv does not exist'),
-            ([*more, '--name', 'z', '--folds', '4'], 'other utterances, labels, speakers or folds')):
+            ([*more, '--name', 'z', '--folds', '4'], 'other utterances, labels, speakers or folds'),
+            ([*more, '--models', 'cnn'], '--genotypes_of has no effect on cnn')):
         with pytest.raises(cf.UserError, match=named):
             call(desk, small_corpus, *words, models='searched', seeds='0')
     with pytest.raises(cf.UserError, match='--transferred: --genotypes_of names the genotypes of all models'):
         call(desk, small_corpus, *more, '--transferred', 'other.json', models='transferred', seeds='0')
+    assert sorted(path.name for path in Path('runs/cv/y').glob('searched*')) == ['searched-f1-s0.json', 'searched-f2-s0.json']
+    assert call(desk, small_corpus, *more, '--name', 'alone', models='random_search', seeds='0') == 0  # needs no minutes
     path = tmp_path / 'runs/cv/x/runs.csv'
     path.write_text(path.read_text().replace("'gru_1'", "'gru_2'"))
     with pytest.raises(cf.UserError, match='searched-f1-s0.json is another genotype; take another --name'):

@@ -77,6 +77,16 @@ def test_finished_before_failed_before_missing():
     assert found['failed']['cnn', 2] == 'ended by SIGKILL' and found['failed'].count() == 1
 
 
+def test_prosody_of_two_versions_is_not_mixed():
+    text = 'augment:\n  prosody: true\n'
+    part('old', asked('cnn'), config=text)
+    part('new', asked('random'), config=f'{text}  prosody_version: 2\n')
+    with pytest.raises(UserError, match='^prosody_version is 2 for augment.py in new and 1 for augment.py in old'):
+        merge.main(['old', 'new', '--to', 'z'])
+    part('same', asked('random'), config=f'{text}  prosody_version: 1\n')
+    merge.main(['old', 'same', '--to', 'z'])
+
+
 def test_settings_count_for_the_programs_that_made_runs(capsys):
     """Two hand-designed networks may come from experiments whose searches, which they do not need, are set differently."""
     text = 'search:\n  epochs: {}\naugment:\n  epochs: {}\nsvm: {{}}\n'

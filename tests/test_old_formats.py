@@ -4,7 +4,10 @@ import csv
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, SMALL
+from desk import call
+from desk import desk as desk
 
 import config as cf
 import datasets
@@ -32,6 +35,30 @@ def test_a_network_of_format_1_scores_as_it_did(kind, small_corpus, tmp_path):
     np.testing.assert_allclose(score(net), saved, atol=1e-4)
     net.pools_padding = False
     assert np.abs(score(net) - saved).max() > 1e-3
+
+
+def test_a_run_with_prosody_of_an_earlier_format_goes_on_with_its_version_alone(small_corpus, here):
+    argv = ['--name', 's', '--dataset', 'manifest', '--data_path', str(small_corpus), *SMALL, '--epochs', '1', '--prosody']
+    search.main([*argv, '--prosody_version', '1'])
+    path = here / 'runs/search/s/config.yaml'
+    tree = yaml.safe_load(path.read_text())
+    assert (tree.pop('format'), tree.pop('prosody_version')) == (4, 1)
+    path.write_text(yaml.safe_dump({'format': 3, **tree}))  # as an earlier version wrote it
+    assert utils.read_settings(path)['prosody_version'] == 1
+    with pytest.raises(cf.UserError, match='prosody_version is 2, but runs/search/s began with 1; add --prosody_version 1'):
+        search.main([*argv, '--resume'])
+    search.main([*argv, '--prosody_version', '1', '--resume'])
+
+
+def test_an_experiment_with_prosody_of_an_earlier_version_goes_on_with_that_alone(desk, small_corpus):
+    assert call(desk, small_corpus, '--prosody', models='cnn', seeds='0') == 0
+    path = desk / 'runs/cv/x/config.yaml'
+    tree = yaml.safe_load(path.read_text())
+    assert {values.pop('prosody_version') for values in tree.values()} == {2}
+    path.write_text(yaml.safe_dump(tree))  # as earlier versions wrote it
+    with pytest.raises(cf.UserError, match='prosody_version of search.py is 2, but runs/cv/x began with 1'):
+        call(desk, small_corpus, '--prosody', models='cnn', seeds='0')
+    assert call(desk, small_corpus, '--prosody', '--prosody_version', '1', models='cnn', seeds='0') == 0
 
 
 def test_a_search_of_format_2_goes_on_without_decisions_in_its_supernet(small_corpus, here, monkeypatch):

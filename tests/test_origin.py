@@ -99,10 +99,12 @@ def test_heard_speakers_are_known_only_of_the_same_corpus():
     ({'speakers': ['d'], 'heard': []}, None), ({'speakers': ['d', 'e']}, None), ('d e', None)])
 def test_what_an_earlier_experiment_knew_holds_for_its_test_speakers_alone(tested, heard):
     data = SimpleNamespace(corpus='c', fold=FOLD)
-    origin = augment.Origin({'search': {'dataset': 'emodb', 'tested': tested}}, 'g.json')
-    assert origin.heard(SimpleNamespace(dataset='emodb'), data) == heard
-    manifest = augment.Origin({'search': {'dataset': 'manifest', 'corpus': 'other', 'tested': tested}}, 'g.json')
-    assert manifest.heard(SimpleNamespace(dataset='manifest'), data) is None
+    for dataset, corpus, expected in (('emodb', 'c', heard), ('emodb', 'other', heard), ('manifest', 'c', heard),
+                                      ('manifest', 'other', None)):
+        its = {'dataset': dataset, 'corpus': corpus, **tested} if isinstance(tested, dict) else tested
+        origin = augment.Origin({'search': {'tested': its}}, 'g.json')
+        assert origin.heard(SimpleNamespace(dataset=dataset), data) == expected
+        assert origin.heard(SimpleNamespace(dataset='ravdess'), data) is None
 
 
 def test_a_manifest_with_renamed_speakers_is_another_corpus(small_corpus, tmp_path, monkeypatch):

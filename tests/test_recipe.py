@@ -1,4 +1,5 @@
 """scripts/recipe.py: resumption, dev speakers only, its report against a sum by hand, mistakes."""
+import contextlib
 import csv
 import itertools
 import json
@@ -119,7 +120,21 @@ def test_variants_of_a_file(here):
     variants = recipe.configure([*ARGS, '--variants', 'v.yaml', '--variant', 'slow', 'lr=0.001', '--variant', 'pitch',
                                   'prosody=true,deltas=false'])[3]
     assert variants == {'base': {}, 'still': {'n_masks': 0}, 'voices': {'speed': .1, 'vtlp': .1}, 'slow': {'lr': .001},
-                        'pitch': {'prosody': True, 'deltas': False}}
+                        'pitch': {'prosody': True, 'deltas': False, 'prosody_version': 2}}
+
+
+def test_a_variant_with_prosody_of_an_earlier_version_goes_on_with_that(here):
+    folder = here / 'runs/recipe/r'
+    folder.mkdir(parents=True)
+    row = dict.fromkeys(recipe.COLUMNS, '1') | {'variant': 'pitch', 'settings': '{"prosody": true}'}
+    with open(folder / 'trainings.csv', 'w', newline='') as f:
+        writer = csv.DictWriter(f, [*recipe.COLUMNS])
+        writer.writeheader()
+        writer.writerow(row)
+    for given, fits in (('prosody=true,prosody_version=1', True), ('prosody=true', False)):
+        variants = recipe.configure([*ARGS, '--variant', 'pitch', given])[3]
+        with contextlib.nullcontext() if fits else pytest.raises(UserError, match='--variant pitch: is .*"prosody_version": 2'):
+            assert len(recipe.read(folder, variants)) == 1
 
 
 def test_a_training_that_diverges_is_counted_and_the_rest_goes_on(small_corpus, whole, here, monkeypatch, capsys):

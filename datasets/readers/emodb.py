@@ -20,8 +20,10 @@ FOLDS = list(zip(_PAIRS, _PAIRS[1:] + _PAIRS[:1]))  # (test speakers, dev speake
 
 def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds wav/ or the files themselves."""
-    folder = Path(root) / 'wav'
-    audio = folder.is_dir() and audio_in([folder]) or audio_in([Path(root)])
+    audio = {}
+    for folder in (Path(root) / 'wav', Path(root)):
+        if folder.is_dir():
+            audio = audio or audio_in([folder])
     found, faults = [], Faults()
     for name, path in sorted(audio.items()):
         with faults.collect():
