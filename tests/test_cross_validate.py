@@ -202,6 +202,13 @@ def test_with_the_real_programs(small_corpus, tmp_path, monkeypatch):
     assert abs(found['lstm_matched']['n_params'] / found['searched']['n_params'] - 1) < .1
     again = subprocess.run(argv, capture_output=True, text=True)  # the finished runs' settings are found equal
     assert again.returncode == 0 and 'jobs have ended' not in again.stdout, again.stdout + again.stderr
+    more = ['--name', 'y', '--models', 'searched', '--genotypes_of', 'runs/cv/x', '--augment.epochs', '1']
+    done = subprocess.run([*argv, *more], capture_output=True, text=True)
+    assert done.returncode == 0 and not (tmp_path / 'runs/search/cv/y').exists(), done.stdout + done.stderr
+    retrained = json.loads((tmp_path / 'runs/augment/cv/y/searched-f1-s4/results.json').read_text())
+    for name in ('genotype', 'n_params', 'search_heard_test_speakers'):
+        assert retrained[name] == found['searched'][name]
+    assert 'not known' not in (tmp_path / 'runs/augment/cv/y/searched-f1-s4/augment.log').read_text()
     latency.main(['runs/cv/x'])
     timed = rows('latency.csv')
     assert [(row['model'], row['seed'], row['fold']) for row in timed] == [(model, '4', '1') for model in models[:3]]
