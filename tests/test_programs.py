@@ -32,7 +32,8 @@ def test_a_search_leaves_what_is_promised(finished):
     assert record['network']['layers'] == 3
     assert record['features'] == dict(
         features='logmel', encoder=None, encoder_layers='all', frames_per_s=50., frame_shape='', encoder_revision='', n_mels=16,
-        hop_ms=32., time_pool=1, trim_db=50., normalise='corpus', embedding='none', prosody=False, deltas=False, duration=.8)
+        hop_ms=32., time_pool=1, trim_db=50., normalise='corpus', embedding='none', prosody=False, prosody_version=2,
+        deltas=False, duration=.8)
     assert record['operations']['rnn'] == list(gt.RNN_OP_SETS['mixed'])
     assert yaml.safe_load((folder / 'config.yaml').read_text())['alpha_lr'] == .05
     first, last = rows(folder / 'metrics.jsonl')[0], rows(folder / 'metrics.jsonl')[-1]
