@@ -249,8 +249,6 @@ class Origin:
 def different_features(config, before: dict) -> str:
     """The settings of features that differ from those of an earlier run, in words. before: {} if they are not known."""
     now = cf.pick(config, cf.FeatureSettings) if before else {}
-    if not now.get('prosody'):
-        now.pop('prosody_version', None)
     return ', '.join(f'{name} {value} (there {then})' for name, value in now.items()
                      if (then := utils.recorded(before, name)) not in (None, value))
 

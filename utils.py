@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import AGAIN, SIGNALS, FeatureSettings, UserError, end_at_once, of_earlier, read_yaml_file
+from config import AGAIN, SIGNALS, UserError, end_at_once, of_earlier, read_yaml_file
 
 # Format of a run's folder and of best.pt. 1: pooling over time included padding. 2: it does not. 3: a sampled supernet of the
 # space speech has decisions outside its cells. 4: --prosody has a version.
@@ -37,10 +37,10 @@ FORMAT = 4
 ASIDE = re.compile(r'.+\.(.+)-(\d+)-[0-9a-f]{8}\.tmp')  # file that is not yet at its place: host and process
 # Settings that may change on --resume; the data are compared by digest and normalisation instead.
 MAY_CHANGE = {'device', 'resume', 'overwrite', 'config', 'workers', 'resident', 'threads', 'data_path', 'cache'}
-# Values that these settings had, in effect, in runs made before they existed.
+# Values that these settings had, in effect, in runs made before they existed; config.of_earlier has that of runs with prosody.
 BEFORE_THE_SETTING = {
     'trim_db': 0., 'train_on_dev': False, 'normalise': 'corpus', 'embedding': 'none', 'fast': True, 'deterministic': False,
-    'prosody': False, 'prosody_version': 1, 'deltas': False, 'speed': 0., 'vtlp': 0., 'copypaste': 0.,
+    'prosody': False, 'prosody_version': 2, 'deltas': False, 'speed': 0., 'vtlp': 0., 'copypaste': 0.,
     'copypaste_with': 'emotion', 'noise': 0., 'snr_low': 10., 'snr_high': 30., 'ema': 0., 'space': 'paper',
     'relaxation': 'softmax', 'sampling': 'gumbel', 'finalists': 0, 'candidates': 300, 'scored_utterances': 0, 'last_rung': 3,
     'finalist_epochs': 0, 'tournament_minutes': 0., 'cnn_order': 'free', 'encoder': None, 'encoder_layers': 'all',
@@ -440,9 +440,7 @@ def check_history(history) -> None:
 
 def recorded(settings: dict, name: str):
     """A setting of an earlier run, or what runs did before the setting existed; None if neither is known."""
-    if name == 'prosody_version' and not settings.get('prosody'):
-        return settings.get(name, FeatureSettings.prosody_version)  # it has no effect, so runs do not differ in it
-    return settings.get(name, BEFORE_THE_SETTING.get(name))
+    return of_earlier(settings).get(name, BEFORE_THE_SETTING.get(name))
 
 
 def progress(total: int, what: str, quiet: bool = False) -> tqdm:

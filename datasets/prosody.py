@@ -60,7 +60,7 @@ def of_frames(frames: Tensor, spectrum: Tensor, autocorrelation: Tensor, window_
     frames: (n, FRAME). spectrum: power of the windowed frames, (n, N_FFT // 2 + 1); autocorrelation: theirs, (n, lags) of lags
     from 0 to LAGS[1] + 1. The next two are of `constants`. exists: (n,), 0 for what lies beyond the end.
     """
-    power = (frames if version == 1 else frames - frames.mean(dim=1, keepdim=True)).square().mean(dim=1)  # (n,)
+    power = frames.square().mean(dim=1) if version == 1 else frames.var(dim=1, correction=0)  # (n,)
     pitch, height = pitch_of(autocorrelation, window_autocorrelation, version)
     voicing = torch.sigmoid(SLOPE * (height - VOICED))
     bands = torch.log(spectrum @ mel + FLOOR)
