@@ -93,13 +93,13 @@ def main(argv: list[str] | None = None):
             with steps.interruptible():
                 scores['dev'], probabilities = evaluate(kept, dev, criterion, autocast, config)
         scheduler.step()
-        seconds = steps.end()
+        took = steps.end()
         # Few dev speakers give few distinct UAs: the lower loss decides between equals, then the earlier epoch.
         if not dev or (scores['dev']['ua'], -scores['dev']['loss']) > (best['ua'], -best['loss']):
             best = {'epoch': epoch, **({name: scores['dev'][name] for name in ('ua', 'loss')} if dev else {}),
                     'file': portable(kept, genotype, data, config, epoch, start)}
             run.save('best.pt', best['file'])
-        run.end_epoch({'epoch': epoch, **scores, 'lr': lr, **sources.of_layers(kept, config), 'seconds': seconds})
+        run.end_epoch({'epoch': epoch, **scores, 'lr': lr, **sources.of_layers(kept, config), **took})
         board.retraining(run, data, probabilities if dev else None, best)
         save()
         shown = ' | '.join(f'{part} UA {s["ua"]:.3f} WA {s["wa"]:.3f} loss {s["loss"]:.3f}'

@@ -396,7 +396,7 @@ class FinalistSettings:
     last_rung: int = setting(3, 'finalists that get to the last rung, after all have trained for a quarter of its epochs, if '
                              'there are more; 0: all train to the end at once', low=1, high=1000, off=True)
     tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '
-                                        '--finalists', low=0., high=1e6)
+                                        '--finalists; on a CPU minutes of its cores, on a GPU of the clock', low=0., high=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,11 +99,11 @@ def main(argv: list[str] | None = None):
         with steps.interruptible():
             dev_scores = scorer.score(genotype, whole=True) if sampler.active else evaluate(net, dev, autocast, config)
         scheduler.step()
-        seconds = steps.end()
+        took = steps.end()
         run.end_epoch({'epoch': epoch, 'train': scores, 'alpha_loss': alpha_loss, 'dev': dev_scores, 'lr': lr,
                        'entropy': entropies(net), 'ops': gt.op_counts(genotype), 'genotype': gt.to_str(genotype),
                        'alpha': op_weights(net), 'beta': edge_weights(net), **sources.of_layers(net.net, config),
-                       'seconds': seconds})
+                       **took})
         board.search_epoch(run, net, genotype)
         save()
         log_epoch(run)  # when the epoch is safe

@@ -462,6 +462,27 @@ class _Lines:
         pass
 
 
+class Stopwatch:
+    """Time since it began: seconds by the clock and, on a CPU, core_seconds, which threads of this process spent computing.
+
+    Other work on the same cores lengthens the first and hardly the second. On a GPU the second says nothing.
+    """
+
+    def __init__(self, device: torch.device, before: dict | None = None):
+        """before: what earlier processes read, which counts too."""
+        self.on_cpu, self.before = device.type == 'cpu', before or {}
+        self.began = self._now()
+
+    @staticmethod
+    def _now() -> dict[str, float]:
+        return {'seconds': time.time(), 'core_seconds': time.process_time()}
+
+    def read(self) -> dict[str, float]:
+        now = self._now()
+        return {name: self.before.get(name, 0.) + now[name] - self.began[name] for name in now
+                if name == 'seconds' or self.on_cpu}
+
+
 def time_left(run) -> str:
     """', 12 min left', from the mean time of the epochs so far; '' after the last one."""
     seconds = [row['seconds'] for row in run.history]

@@ -10,8 +10,8 @@ interrupted, but none that was complete, and repeats fewer than SAVE_EVERY score
 import itertools
 import math
 import os
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -123,9 +123,9 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
             yield genotype
     drawn = distinct(completed())
     drawn = itertools.islice(drawn if config.space == 'speech' else book.allowed(drawn), config.candidates)
-    began = time.time()
+    watch = book.watch()
     candidates = list(parallel.progress(drawn, 'candidates drawn', config.candidates))  # takes minutes within a narrow band
-    book.tree['drawing'] = {'seconds': time.time() - began}
+    book.tree['drawing'] = watch.read()
     scored = [(book.score(genotype, scorer, within[gt.to_str(genotype)]), i, genotype) for i, genotype in enumerate(
         parallel.progress(candidates, 'candidates scored', len(candidates)))]
     book.write()
@@ -138,31 +138,39 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
 
 
 def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
-    """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung."""
+    """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung.
+
+    On a CPU --tournament_minutes are those of its cores, so that other work on them takes no candidate away.
+    """
     found, budget, spent = [], 60 * config.tournament_minutes, 0.
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
     epochs = book.short_epochs if config.short_rung else book.config.epochs
-    book.tree['drawing'] = {'seconds': 0.}
-    for genotype, drawing in timed(genotypes):
+    book.tree['drawing'] = drawings = Counter(seconds=0.)
+    for genotype, drawing in timed(genotypes, book.watch):
         to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
         enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
         if found and enough:
             break
-        book.tree['drawing']['seconds'] += drawing
+        drawings.update(drawing)
         training = book.train(genotype, epochs)
-        spent += drawing + training['seconds']
+        spent += cost(drawing) + cost(training)
         found.append((loss_of(training), genotype))
     return found
 
 
-def timed(genotypes: Iterator[gt.Genotype]) -> Iterator[tuple[gt.Genotype, float]]:
-    """(genotype, seconds that it took to draw, which are the same on all ranks)"""
+def cost(row: dict) -> float:
+    """Seconds of the cores; those of the clock on a GPU, and in files of versions that recorded no others."""
+    return row.get('core_seconds', row['seconds'])
+
+
+def timed(genotypes: Iterator[gt.Genotype], stopwatch: Callable) -> Iterator[tuple[gt.Genotype, dict[str, float]]]:
+    """(genotype, what it took to draw, which is the same on all ranks)"""
     while True:
-        began = time.time()
+        watch = stopwatch()
         genotype = next(genotypes, None)
         if genotype is None:
             return
-        yield genotype, parallel.gather(time.time() - began)[0]
+        yield genotype, parallel.gather(watch.read())[0]
 
 
 def loss_of(training: dict) -> float:
@@ -198,8 +206,11 @@ class Book:
                 gt.from_str(row['genotype'])
             tree.get('drawing', self.tree['drawing'])['seconds'] + 0.
             for training in (training for row in tree['finalists'] for training in row['trainings']):
-                training['epochs'], training['loss'], training['ua'] + training['seconds']
+                training['epochs'], training['loss'], training['ua'] + training['seconds'] + cost(training)
             return tree
+
+    def watch(self) -> utils.Stopwatch:
+        return utils.Stopwatch(self.device)
 
     def write(self):
         if self.run.writes:
@@ -218,12 +229,12 @@ class Book:
         """Log-loss of a genotype, which is that of the network `within` the supernet."""
         text = gt.to_str(genotype)
         if text not in self.scores:
-            began = time.time()
+            watch = self.watch()
             try:
                 found = scorer.score(within)
             except Diverged:
                 found = {'loss': None, 'ua': 0.}
-            self.scores[text] = {'genotype': text, 'loss': found['loss'], 'ua': found['ua'], 'seconds': time.time() - began}
+            self.scores[text] = {'genotype': text, 'loss': found['loss'], 'ua': found['ua'], **watch.read()}
             self.tree['scores'].append(self.scores[text])
             if len(self.scores) % SAVE_EVERY == 0:
                 self.write()
@@ -243,12 +254,12 @@ class Book:
             if training['epochs'] == epochs:
                 return training
         config = replace(self.config, epochs=epochs, warmup=round(self.config.warmup * epochs / self.config.epochs))
-        began = time.time()
+        watch = self.watch()
         try:
             found, _ = train(config, genotype, self.data, self.device, 'dev')
         except Diverged:
             found = {'loss': None, 'ua': 0.}
-        training = {'epochs': epochs, **found, 'seconds': time.time() - began}
+        training = {'epochs': epochs, **found, **watch.read()}
         training = parallel.gather(training)[0]  # all ranks decide alike
         row['trainings'].append(training)
         self.write()

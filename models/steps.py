@@ -1,6 +1,5 @@
 """The steps of an epoch: a run can be stopped between any two, and a step whose gradient is not finite is skipped."""
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,21 +29,22 @@ class Steps:
         self.save, self.state, self.files_of = save, None, None
         self.in_a_row, self.buffers, self.kept = Counter(), list(buffers), []
         self.epoch, self.done, self.start, self.tally, self.left = 0, 0, None, Tally(), None
-        self.spent, self.began = 0., time.time()  # seconds of earlier processes in this epoch; when this one began
+        self.spent, self.watch = {}, None  # what earlier processes took of this epoch; what this one takes
 
     def begin(self, epoch: int, state: 'parallel.State', optim: torch.optim.Optimizer, files_of: Callable):
         """Begins an epoch, or goes on with the one that a checkpoint was written in.
 
         files_of(step, draws): files of that batch, if `draws` is in the state of the epoch's beginning.
         """
-        self.state, self.optim, self.files_of, self.began = state, optim, files_of, time.time()
+        self.state, self.optim, self.files_of = state, optim, files_of
         self.buffers, self.kept = list(state.parts['net'].buffers()), []
         if epoch != self.epoch:
             self.epoch, self.done, self.start, self.tally = epoch, 0, state.draws.get_state(), Tally()
-            self.in_a_row, self.spent = Counter(), 0.
+            self.in_a_row, self.spent = Counter(), {}
         else:
             self.tally.restore(self.left, state.device, parallel.is_main())
             optim._opt_called = True  # else its scheduler warns, if no step is left of the epoch
+        self.watch = utils.Stopwatch(state.device, self.spent)
         utils.hold_signals(True)
         if number := self._asked():  # since the last step of the epoch before, which has a checkpoint
             utils.stop(number)
@@ -124,21 +124,20 @@ class Steps:
         anywhere = parallel.all_reduce([torch.tensor(float(own > 0))])[0]
         return (own or int(signal.SIGTERM)) if anywhere else 0
 
-    def seconds(self) -> float:
-        """What the epoch has taken, the time before a stop included."""
-        return self.spent + time.time() - self.began
+    def end(self) -> dict[str, float]:
+        """The epoch is complete, evaluation included: the next checkpoint is not in its middle.
 
-    def end(self) -> float:
-        """The epoch is complete, evaluation included: the next checkpoint is not in its middle. Returns its seconds."""
-        seconds = self.seconds()
+        Returns what it took, the time before a stop included: seconds and, on a CPU, core_seconds.
+        """
         self.epoch, self.done, self.start, self.tally = 0, 0, None, Tally()
-        return seconds
+        return self.watch.read()
 
     def state_dict(self) -> dict:
         return {'epoch': self.epoch, 'done': self.done, 'start': self.start, 'tally': self.tally.state(parallel.gather),
-                'in_a_row': dict(self.in_a_row), 'seconds': self.seconds()}
+                'in_a_row': dict(self.in_a_row), **(self.watch.read() if self.watch else {})}
 
     def load_state_dict(self, state: dict):
         self.epoch, self.done, self.start = state['epoch'], state['done'], state['start']
         self.left = state['tally']
-        self.in_a_row, self.spent = Counter(state.get('in_a_row', {})), float(state.get('seconds', 0.))  # new in this version
+        self.in_a_row = Counter(state.get('in_a_row', {}))  # may be older than this
+        self.spent = {name: float(state.get(name, 0.)) for name in ('seconds', 'core_seconds')}

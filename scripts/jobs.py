@@ -119,7 +119,7 @@ class Job:
             flags += ['--genotype', self.given]
         elif self.model == DRAWS:
             known = self.needs.done()
-            minutes = f'{max(.01, self.needs.minutes_of_search()):.2f}' if known else 'MINUTES_OF_THE_SEARCH'
+            minutes = f'{max(.01, self.needs.minutes_of_search(of_cores=True)):.2f}' if known else 'MINUTES_OF_THE_SEARCH'
             flags += ['--relaxation', 'none', '--tournament_minutes', minutes]
         elif self.program == 'augment':
             flags += ['--model', self.model.removesuffix(MATCHED)]
@@ -135,8 +135,8 @@ class Job:
             text += f' --params "$(python -c {shlex.quote(N_PARAMS)} {self.needs.product})"'
         return text
 
-    def minutes_of_search(self) -> float:
-        return minutes_of_search(self.at(self.folder))
+    def minutes_of_search(self, of_cores: bool = False) -> float:
+        return minutes_of_search(self.at(self.folder), of_cores)
 
     def written_elsewhere(self) -> bool:
         """Whether a process holds the lock of the run's folder."""
@@ -150,15 +150,18 @@ class Job:
         return False
 
 
-def minutes_of_search(folder: str) -> float:
-    """Minutes that a finished run of search.py took, with the choice among candidates. OSError, ValueError, KeyError."""
+def minutes_of_search(folder: str, of_cores: bool = False) -> float:
+    """Minutes that a finished run of search.py took, with the choice among candidates. OSError, ValueError, KeyError.
+
+    of_cores: on a CPU those of its cores, which --tournament_minutes counts; of the clock if the run recorded no others.
+    """
     with open(os.path.join(folder, 'metrics.jsonl')) as f:
-        seconds = sum(json.loads(line)['seconds'] for line in f)
+        rows = [json.loads(line) for line in f]
     with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, 'candidates.json')) as f:
         tree = json.load(f)
         trainings = [training for row in tree['finalists'] for training in row['trainings']]
-        seconds += sum(row['seconds'] for row in [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings])
-    return seconds / 60
+        rows += [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings]
+    return sum(row.get('core_seconds', row['seconds']) if of_cores else row['seconds'] for row in rows) / 60
 
 
 def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:

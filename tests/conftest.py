@@ -101,7 +101,7 @@ def finished(tmp_path_factory, small_corpus):
     return cwd
 
 
-def rows(path, drop=('seconds',)):
+def rows(path, drop=('seconds', 'core_seconds')):
     return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in path.read_text().splitlines()]
 
 

@@ -147,7 +147,22 @@ def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
     assert job.minutes_of_search() == 2.5
     tree = json.loads((folder / 'candidates.json').read_text())
     (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing': {'seconds': 30.}}))
-    assert job.minutes_of_search() == 3.
+    assert job.minutes_of_search() == 3. == job.minutes_of_search(of_cores=True)  # of a version without core_seconds
+    (folder / 'metrics.jsonl').write_text('{"seconds": 60, "core_seconds": 30}\n{"seconds": 30, "core_seconds": 6}\n')
+    tree['finalists'][0]['trainings'][0]['core_seconds'] = 12
+    (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing': {'seconds': 30., 'core_seconds': 24.}}))
+    assert job.minutes_of_search() == 3. and job.minutes_of_search(of_cores=True) == (36 + 12 + 12 + 30 + 24) / 60
+
+
+def test_random_search_gets_the_minutes_of_cores_that_the_search_took(tmp_path):
+    search = jobs.Job('x', 'search', 1, 0, cwd=str(tmp_path))
+    (tmp_path / search.folder).mkdir(parents=True)
+    (tmp_path / search.folder / 'metrics.jsonl').write_text('{"seconds": 600, "core_seconds": 150}\n')
+    draws = jobs.Job('x', 'draws', 1, 0, cwd=str(tmp_path))
+    assert 'MINUTES_OF_THE_SEARCH' in draws.argv()
+    (tmp_path / search.product).write_text('{}')
+    words = draws.argv()
+    assert words[words.index('--tournament_minutes') + 1] == '2.50'
 
 
 def test_a_baseline_that_was_sized_after_another_network_is_refused(desk, small_corpus, tmp_path):
