@@ -201,7 +201,7 @@ class Experiment:
 def row_of(job: Job, done: bool) -> dict:
     """The row of a run in runs.csv."""
     found, reason = results(job) if done else {}, job.reason()
-    heard = found.get('search_heard_test_speakers', [])
+    heard = found.get('search_heard_test_speakers', None if found and job.model in FOUND else [])
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},

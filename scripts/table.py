@@ -20,8 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import others  # noqa: E402
 import significance as sig  # noqa: E402
 import table_text  # noqa: E402
-from experiment import COLUMNS, publish, rank, read_table  # noqa: E402
-from jobs import SEARCHED, SVMS, TRANSFERRED  # noqa: E402
+from experiment import COLUMNS, UNKNOWN, publish, rank, read_table  # noqa: E402
+from jobs import FOUND, SEARCHED, SVMS, TRANSFERRED  # noqa: E402
 from options import parse_numbers  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -71,13 +71,16 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
         raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise UserError(f'{folder}/runs.csv is damaged ({cf.one_line(error, 150)}): {REMAKE}') from None
-    runs = runs.reindex(columns=COLUMNS)  # older ones lack some
+    lacking = {*COLUMNS} - {*runs}  # older ones lack some
+    runs = runs.reindex(columns=COLUMNS)
     with cf.contents_of(folder / 'runs.csv', REMAKE):
         runs = runs.astype({'seed': int, 'fold': int, 'model': str, 'state': str, **dict.fromkeys(NUMBERS, float)})
         if runs.duplicated(KEY).any():
             raise ValueError('a run is there twice')
         for name in ('test_speakers', 'search_heard_test_speakers'):
-            runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore')
+            runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore').astype(object)
+        if 'search_heard_test_speakers' in lacking:
+            runs.loc[runs['model'].isin(FOUND), 'search_heard_test_speakers'] = UNKNOWN
         for text in runs['genotype'].dropna():
             gt.from_str(text)
     wanted = chosen(runs, only)

@@ -1,4 +1,5 @@
 """scripts/cross_validate.py: what its folder holds while and after several processes write it."""
+import csv
 import json
 import os
 import threading
@@ -50,6 +51,19 @@ def test_a_run_without_recorded_seconds_stops_nothing(desk, small_corpus, capsys
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}))
     assert call(desk, small_corpus, models='cnn', seeds='0,1') == 0
     assert finished(6) and 'could not be made' not in capsys.readouterr().out
+
+
+def test_who_was_heard_is_not_known_where_a_result_does_not_say(desk, small_corpus):
+    call(desk, small_corpus, '--only_folds', '1', models='cnn,searched', seeds='0')
+    for model in ('cnn', 'searched'):
+        path = desk / f'runs/augment/cv/x/{model}-f1-s0/results.json'
+        found = json.loads(path.read_text())
+        del found['search_heard_test_speakers']
+        path.write_text(json.dumps(found))
+    assert call(desk, small_corpus, '--only_folds', '1', models='cnn,searched', seeds='0') == 0
+    with open('runs/cv/x/runs.csv', newline='') as f:
+        heard = {row['model']: row['search_heard_test_speakers'] for row in csv.DictReader(f)}
+    assert heard == {'cnn': '', 'searched': 'not known'}
 
 
 def test_a_damaged_result_names_its_file(desk, small_corpus):

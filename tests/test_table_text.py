@@ -85,6 +85,13 @@ def test_what_a_reader_must_know_comes_before_any_score(more, said):
     assert said not in make(asked('cnn', seeds=[0]), normalise='corpus', embedding='none', train_on_dev=False)
 
 
+def test_who_was_heard_is_not_known_where_the_column_is_missing():
+    make(asked('searched', 'cnn', seeds=[0]), missing=[('searched', 3, 0)])
+    pd.read_csv(X / 'runs.csv').drop(columns='search_heard_test_speakers').to_csv(X / 'runs.csv', index=False)
+    tables.make(X, figures=False)
+    assert 'whether the search used test speakers in searched-f1-s0, searched-f2-s0.**' in (X / 'table.md').read_text()
+
+
 def test_runs_that_were_tested_on_different_utterances_are_not_comparable():
     make(asked('searched', 'cnn', seeds=[0]))
     predictions = pd.read_csv(X / 'predictions.csv')
