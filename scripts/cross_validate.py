@@ -22,6 +22,7 @@ import joblib
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
+import genotypes_given  # noqa: E402
 import jobs  # noqa: E402
 from experiment import MACHINE, Experiment, check_finished, minutes  # noqa: E402
 from jobs import FOUND, MATCHED, NEEDS, SEARCH, SEARCHED, SVM, SVMS, TRANSFERRED, TRANSFERS, Job  # noqa: E402
@@ -55,9 +56,9 @@ def main(argv=None, code: Path = ROOT):
     experiment.keep_settings(given)
     for model, source in sources.items():
         if source:
-            experiment.keep_transferred(model, source, seeds)
+            genotypes_given.keep_transferred(experiment, model, source, seeds)
     asked = jobs_of(own.name, models, numbers, seeds, searches=not own.genotypes_of)
-    experiment.keep_genotypes(own.genotypes_of, asked, folds, digest, corpus)
+    genotypes_given.keep_earlier(experiment, own.genotypes_of, asked, folds, digest, corpus)
     every = [replace(job, code=os.path.relpath(code), cwd=os.getcwd(), machine=flags_of(given[job.program]))
              for job in jobs_of(own.name, models, numbers, seeds, shard, searches=not own.genotypes_of)]
     for job in every:

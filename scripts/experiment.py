@@ -21,7 +21,6 @@ from jobs import (
     SVMS,
     TRANSFERS,
     Job,
-    minutes_of_search,
 )
 
 import config as cf
@@ -40,8 +39,6 @@ PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.js
 RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds'), int | float),
            'test_speakers': list}  # of results.json
 UNKNOWN = 'not known'  # in runs.csv: whether the search heard test speakers
-
-
 PREDICTION = {name: str for name in ('path', 'speaker', 'label', 'predicted')}  # of predictions.csv
 
 
@@ -66,68 +63,6 @@ class Experiment:
                 if then != now:
                     raise UserError(f'{name} of {PROGRAMS[section]} is {now}, but {self.path} began with {then}: take another '
                                     '--name')
-
-    def keep_transferred(self, model: str, source: str, seeds: list[int]):
-        """Writes MODEL-sSEED.json: the genotype, whom its search heard, its minutes. Sizes and features are the experiment's.
-
-        source: where the genotype of a seed is, with {seed} for the seed.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        for seed in seeds:
-            path, there = self.path / f'{model}-s{seed}.json', source.replace('{seed}', str(seed))
-            try:
-                genotype, record = gt.load(there)
-                if path.exists() and gt.load(path)[0] != genotype:
-                    raise UserError(f'--{model} {there}: {self.path} began with another genotype; take another --name')
-            except ValueError as error:
-                raise UserError(f'--{model} {error}') from None
-            kept = {'search': record['search']} if 'search' in record else {}
-            kept |= {'search_device': device} if (device := device_of(record)) else {}
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file without the folder of its search
-                kept['search_minutes'] = minutes_of_search(there.removesuffix('genotype.json'))
-            gt.save(path, genotype, kept)
-
-    def keep_genotypes(self, source: str | None, asked: list[Job], folds: list, digest: str, corpus: dict):
-        """Writes MODEL-fFOLD-sSEED.json for each run whose genotype a search found: that of the same run of `source`.
-
-        source: folder of an earlier experiment; None: this one searches. corpus: its `dataset`, and the digest `corpus`.
-        UserError if this experiment began otherwise, or the earlier one has another corpus, other folds or lacks a run; then
-        nothing is written.
-        """
-        import table  # loads SciPy
-        asked, found = [job for job in asked if job.model in FOUND], {}
-        of_runs = {*self.path.glob('*-f*-s*.json')}
-        if not source:
-            if asked and of_runs:
-                raise UserError(f'{self.path} began with genotypes of an earlier experiment: say --genotypes_of again, or take '
-                                'another --name')
-            return
-        its_own = [*Path('runs', 'search', 'cv', self.name).glob('*'), *{*self.path.glob('*-s*.json')} - of_runs]
-        if its_own:
-            raise UserError(f'--genotypes_of {source}: {self.path} began with genotypes of its own, such as {min(its_own)}: '
-                            'take another --name')
-        before = table.read(Path(source))
-        if not before.plan:
-            raise UserError(f'--genotypes_of {source}: has no plan.json, so its corpus and folds are not known')
-        if (before.plan.get('digest'), before.plan.get('test_speakers')) != (digest, [list(fold.test) for fold in folds]):
-            raise UserError(f'--genotypes_of {source}: was made on other utterances, labels, speakers or folds')
-        for job in asked:
-            runs, path = before.finished(job.model), Path(self.path, f'{job}.json')
-            if (job.seed, job.fold) not in runs.index or pd.isna(runs.loc[(job.seed, job.fold), 'genotype']):
-                has = ' '.join(f'{job.model}-f{fold}-s{seed}' for seed, fold in runs.index) or f'no {job.model}'
-                raise UserError(f'--genotypes_of {source}: has no genotype of {job}; it has {has}')
-            run = runs.loc[(job.seed, job.fold)]
-            genotype, heard = gt.from_str(run['genotype']), run['search_heard_test_speakers']
-            if path.exists() and gt.load(path)[0] != genotype:
-                raise UserError(f'--genotypes_of {source}: {path} is another genotype; take another --name')
-            tested = {**corpus, 'speakers': list(folds[job.fold - 1].test)}
-            if heard != UNKNOWN:
-                tested['heard'] = heard.split() if isinstance(heard, str) else []
-            cost = {name: run[name] for name in ('search_minutes', 'search_device') if not pd.isna(run[name])}
-            found[path] = genotype, {'search': {'tested': tested}, **cost}
-        self.path.mkdir(parents=True, exist_ok=True)
-        for path, (genotype, record) in found.items():
-            gt.save(path, genotype, record)
 
     def plan(self) -> dict | None:
         """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command (a line each)."""

@@ -36,7 +36,7 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
         'searched': '1.5', 'random_search': '1.5', 'transferred': ''}
     assert call(desk, small_corpus, *more, models=models, seeds='0') == 0 and calls(desk) == []
     gt.save(tmp_path / 'other.json', given._replace(rnn=[cell[0][::-1]]), {})
-    with pytest.raises(cf.UserError, match='began with another genotype'):
+    with pytest.raises(cf.UserError, match='other.json: .*transferred-s0.json is another genotype; take another --name'):
         call(desk, small_corpus, *more, models=models, seeds='0')
     for models in ('transferred', 'searched,random_search'):
         with pytest.raises(cf.UserError, match='--transferred names'):
@@ -118,6 +118,9 @@ def test_genotypes_of_an_earlier_experiment_are_retrained_and_nothing_is_searche
     path = tmp_path / 'runs/cv/x/runs.csv'
     path.write_text(path.read_text().replace("'gru_1'", "'gru_2'"))
     with pytest.raises(cf.UserError, match='searched-f1-s0.json is another genotype; take another --name'):
+        call(desk, small_corpus, *more, models='searched', seeds='0')
+    Path('runs/cv/y/searched-f1-s0.json').write_text('{"genotype')
+    with pytest.raises(cf.UserError, match='searched-f1-s0.json: .*: delete it, and the genotype is copied again'):
         call(desk, small_corpus, *more, models='searched', seeds='0')
 
 
