@@ -23,7 +23,7 @@ import datasets
 import genotypes as gt
 import utils
 from datasets import scoring
-from models import board, memory, parallel, sources
+from models import board, memory, parallel, sources, stopwatch
 from models.candidates import drawn
 from models.predictor import read_best, settings_of, start_from
 from models.run import Run
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None):
             genotype=genotype and gt.to_str(genotype), search=origin.search or None,
             search_heard_test_speakers=origin.heard(config, data), device=hardware, **sources.of_layers(kept, config),
             **({'init': config.init, 'init_heard_test_speakers': heard_before(config, data, start)} if start else {}),
-            seconds=sum(row['seconds'] for row in run.history)), f'epoch {best["epoch"]}, {chosen}')
+            **stopwatch.total(run.history)), f'epoch {best["epoch"]}, {chosen}')
     run.close()
     parallel.stop()
 

@@ -396,7 +396,9 @@ class FinalistSettings:
     last_rung: int = setting(3, 'finalists that get to the last rung, after all have trained for a quarter of its epochs, if '
                              'there are more; 0: all train to the end at once', low=1, high=1000, off=True)
     tournament_minutes: float = setting(0., 'with --relaxation none: retrain as many candidates as fit in this time instead of '
-                                        '--finalists; on a CPU minutes of its cores, on a GPU of the clock', low=0., high=1e6)
+                                        '--finalists', low=0., high=1e6)
+    tournament_cores: bool = setting(False, 'on a CPU: --tournament_minutes are minutes of its cores, all threads together; '
+                                     'with --threads 1 other programs hardly change them')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,7 +504,9 @@ class Settings:
             (get('relaxation') in ('softmax', 'none'), f'--relaxation {get("relaxation")}', ['sampling']),
             (get('relaxation') == 'none', '--relaxation none', ['dropout', 'candidates', 'scored_utterances'] + [
                 name for name in names_of(SearchSettings) if name not in ('relaxation', 'batch_size')]),
-            (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}', ['tournament_minutes']),
+            (get('relaxation') in ('softmax', 'sampled'), f'--relaxation {get("relaxation")}',
+             ['tournament_minutes', 'tournament_cores']),
+            (get('tournament_minutes') == 0, 'no --tournament_minutes', ['tournament_cores']),
             (get('relaxation') == 'none' and get('tournament_minutes') > 0, '--tournament_minutes', ['finalists']),
             (get('finalists') == 0 and get('relaxation') != 'none', '--finalists 0',
              ['band', *names_of(FinalistSettings)[1:]]),

@@ -18,7 +18,7 @@ import genotypes as gt
 import utils
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
-from models import board, finalists, memory, parallel, sources, speaker_norm
+from models import board, finalists, memory, parallel, sources, speaker_norm, stopwatch
 from models.architect import Architect
 from models.candidates import Scorer
 from models.run import Run
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None):
     typed, chooses = finalists.typed(config), config.finalists > 0 or config.relaxation == 'none'
     recipe = finalists.recipe_of(config) if chooses else None
     device = parallel.start(config)
+    finalists.check_cores(config, device)
     run = parallel.together(lambda: Run('search', config, parallel.is_main()))
     # The audio of test speakers is not even read.
     data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes, **parallel.place()))
@@ -111,11 +112,11 @@ def main(argv: list[str] | None = None):
     utils.hold_signals(False)
     if n_epochs == 0 and not checkpoint:
         save()  # remembers the data: --resume refuses others
-    genotype, seconds = net.genotype(), 0.
+    genotype, choice = net.genotype(), []
     if chooses:
-        genotype, seconds = finalists.choose(run, recipe, net, scorer, data, device)
+        genotype, choice = finalists.choose(run, recipe, net, scorer, data, device)
     if run.writes:
-        finish(run, net, config, data, genotype, seconds, typed)
+        finish(run, net, config, data, genotype, choice, typed)
     run.close()
     parallel.stop()
 
@@ -225,10 +226,10 @@ def log_epoch(run):
         log('  %s', row['genotype'])
 
 
-def finish(run, net, config, data, genotype, seconds: float, typed: dict):
+def finish(run, net, config, data, genotype, choice: list[dict], typed: dict):
     """Writes the genotype to files and to the log.
 
-    seconds: what the choice among finalists took. typed: flags of the search that its retraining needs too.
+    choice: what the parts of the choice among finalists took. typed: flags of the search that its retraining needs too.
     """
     log = run.logger.info
     if run.history:
@@ -243,8 +244,8 @@ def finish(run, net, config, data, genotype, seconds: float, typed: dict):
     log('%s', gt.to_str(genotype))
     for kind in gt.collapsed(genotype):
         log('WARNING: most edges of the %s cell are skip_connect: the search has collapsed there', kind)
-    minutes = (sum(row['seconds'] for row in run.history) + seconds) / 60
-    log('genotype: %s (%.1f minutes of search)', run.file('genotype.json'), minutes)
+    took = stopwatch.in_minutes(stopwatch.total([*run.history, *choice]))
+    log('genotype: %s (%s of search)', run.file('genotype.json'), took)
     flags = {name: value for name in ('config', 'dataset', 'data_path') if (value := getattr(config, name))}
     flags |= {name: value for name, value in typed.items() if name not in memory.decided(genotype)}
     argv = ['python', 'augment.py', '--name', config.name, *cf.to_flags(flags),
@@ -259,7 +260,7 @@ def record(config, net, data) -> dict:
     settings, unused = vars(config), config.unused()
     protocol = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold')
     method = ('seed', 'space', 'cnn_order', 'epochs', 'relaxation', 'sampling', 'order', 'hessian', 'alpha_split',
-              'partial_channels', 'finalists', 'candidates', 'tournament_minutes', 'band')
+              'partial_channels', 'finalists', 'candidates', 'tournament_minutes', 'tournament_cores', 'band')
     return {
         'network': {**network, 'n_nodes': config.n_nodes, 'rnn_nodes': config.rnn_nodes},
         'operations': {'cnn': list(net.primitives), 'rnn': list(net.rnn_primitives)},

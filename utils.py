@@ -43,8 +43,8 @@ BEFORE_THE_SETTING = {
     'prosody': False, 'prosody_version': 2, 'deltas': False, 'speed': 0., 'vtlp': 0., 'copypaste': 0.,
     'copypaste_with': 'emotion', 'noise': 0., 'snr_low': 10., 'snr_high': 30., 'ema': 0., 'space': 'paper',
     'relaxation': 'softmax', 'sampling': 'gumbel', 'finalists': 0, 'candidates': 300, 'scored_utterances': 0, 'last_rung': 3,
-    'finalist_epochs': 0, 'tournament_minutes': 0., 'cnn_order': 'free', 'encoder': None, 'encoder_layers': 'all',
-    'frames_per_s': 50., 'frame_shape': '', 'encoder_revision': '', 'functionals': 'own'}
+    'finalist_epochs': 0, 'tournament_minutes': 0., 'tournament_cores': False, 'cnn_order': 'free', 'encoder': None,
+    'encoder_layers': 'all', 'frames_per_s': 50., 'frame_shape': '', 'encoder_revision': '', 'functionals': 'own'}
 # Errors of the operating system that the user can mend; others are mistakes in this code.
 USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST,
                errno.EMFILE, errno.ENAMETOOLONG}
@@ -434,7 +434,7 @@ def check_history(history) -> None:
     """ValueError, TypeError or KeyError if these are not the rows of metrics.jsonl, from epoch 1 on."""
     if [row['epoch'] for row in history] != list(range(1, len(history) + 1)):
         raise ValueError('the rows of the epochs are not in order')
-    if not all(row.get('seconds', 0) >= 0 for row in history):
+    if not all(row.get(name, 0) >= 0 for row in history for name in ('seconds', 'core_seconds')):
         raise ValueError('an epoch has no time')
 
 
@@ -460,27 +460,6 @@ class _Lines:
 
     def flush(self):
         pass
-
-
-class Stopwatch:
-    """Time since it began: seconds by the clock and, on a CPU, core_seconds, which threads of this process spent computing.
-
-    Other work on the same cores lengthens the first and hardly the second. On a GPU the second says nothing.
-    """
-
-    def __init__(self, device: torch.device, before: dict | None = None):
-        """before: what earlier processes read, which counts too."""
-        self.on_cpu, self.before = device.type == 'cpu', before or {}
-        self.began = self._now()
-
-    @staticmethod
-    def _now() -> dict[str, float]:
-        return {'seconds': time.time(), 'core_seconds': time.process_time()}
-
-    def read(self) -> dict[str, float]:
-        now = self._now()
-        return {name: self.before.get(name, 0.) + now[name] - self.began[name] for name in now
-                if name == 'seconds' or self.on_cpu}
 
 
 def time_left(run) -> str:

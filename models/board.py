@@ -28,7 +28,8 @@ NOW, UA, LOSS, CONFUSION, RECALL, ALPHA, CELLS, PROGRESS, SUMMARY = (
     '0_now', '1_UA', '2_loss', '2_confusion', '3_recall', '3_alpha', '4_cells', '5_progress', '7_summary')
 GROUPS = {'ua': UA, 'loss': LOSS, 'wa': '6_WA', 'macro_f1': '6_macro_F1'}  # of the scores of a set
 LAYERS = '9_layers'
-NAMES = {'alpha_loss': f'{LOSS}/alpha', 'lr': f'{PROGRESS}/lr', 'seconds': f'{PROGRESS}/seconds'}
+NAMES = {'alpha_loss': f'{LOSS}/alpha', 'lr': f'{PROGRESS}/lr', 'seconds': f'{PROGRESS}/seconds',
+         'core_seconds': f'{PROGRESS}/core_seconds'}
 SIZES = ('epochs', 'batch_size', 'init_channels', 'layers', 'n_nodes', 'rnn_layers', 'rnn_nodes', 'rnn_channels')
 TESTED, BEST, CHANCE = f'{SUMMARY}/test_UA', f'{SUMMARY}/best_dev_UA', f'{SUMMARY}/chance_UA'
 
@@ -95,7 +96,8 @@ def begin(run, data, n_params: int, sizes=None):
         layout['alpha'] = {name: ['Multiline', [f'{ALPHA}/{name}_.*']] for name in ('entropy', 'skips')}
     else:
         layout['recall'] = {'recall of dev': ['Multiline', [f'{RECALL}/dev_.*']]}
-    layout['progress'] = {name: ['Multiline', [f'{PROGRESS}/{name}$']] for name in ('lr', 'seconds')}
+    layout['progress'] = {'lr': ['Multiline', [f'{PROGRESS}/lr$']],
+                          'seconds': ['Multiline', [f'{PROGRESS}/(core_)?seconds$']]}
     if run.program == 'search':
         for kind, n_nodes in (('normal', config.n_nodes), ('reduce', config.n_nodes),
                               ('rnn', config.rnn_nodes if config.rnn_layers else 0)):

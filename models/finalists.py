@@ -21,8 +21,9 @@ import genotypes as gt
 import utils
 from datasets.scoring import Diverged
 from datasets.transforms import Voices
-from models import parallel
+from models import parallel, stopwatch
 from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, random_genotypes, with_decisions
+from models.stopwatch import Stopwatch
 from models.training import make_net, n_parameters, train
 
 RUNGS = 4  # the first rung has this part of the epochs
@@ -31,8 +32,11 @@ LEFT_OUT = 20  # candidates in a row that are within --band with none of the net
 RECIPE = (cf.RetrainingSettings, cf.NetworkSettings, cf.AugmentationSettings)
 
 
-def choose(run, recipe: cf.AugmentConfig, net, scorer: Scorer | None, data, device) -> tuple[gt.Genotype, float]:
-    """The winner, and the seconds that the choice took. All ranks must call this. Diverged if all finalists did."""
+def choose(run, recipe: cf.AugmentConfig, net, scorer: Scorer | None, data, device) -> tuple[gt.Genotype, list[dict]]:
+    """The winner, and what each part of the choice took, as a Stopwatch reads it. All ranks must call this.
+
+    Diverged if all finalists did.
+    """
     config, book = run.config, Book(run, recipe, data, device)
     if config.relaxation == 'none':
         contenders = first_rung(book, config)
@@ -48,9 +52,10 @@ def choose(run, recipe: cf.AugmentConfig, net, scorer: Scorer | None, data, devi
                        'under augment: in --config')
     book.tree['winner'] = gt.to_str(winner)
     book.write()
-    run.logger.info('best of %d finalists: dev loss %.3f UA %.3f after %d epochs (%.1f minutes of choice): %s', len(contenders),
-                    found['loss'], found['ua'], found['epochs'], book.seconds() / 60, run.file('candidates.json'))
-    return winner, book.seconds()
+    run.logger.info('best of %d finalists: dev loss %.3f UA %.3f after %d epochs (%s of choice): %s', len(contenders),
+                    found['loss'], found['ua'], found['epochs'], stopwatch.in_minutes(stopwatch.total(book.took())),
+                    run.file('candidates.json'))
+    return winner, book.took()
 
 
 def check(config: cf.SearchConfig, recipe: cf.AugmentConfig, data):
@@ -140,12 +145,12 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
 def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung.
 
-    On a CPU --tournament_minutes are those of its cores, so that other work on them takes no candidate away.
+    --tournament_cores counts the time of the cores, so that other programs take no candidate away.
     """
     found, budget, spent = [], 60 * config.tournament_minutes, 0.
     genotypes = book.allowed(distinct(random_genotypes(config, np.random.default_rng([config.seed, config.fold]))))
     epochs = book.short_epochs if config.short_rung else book.config.epochs
-    book.tree['drawing'] = drawings = Counter(seconds=0.)
+    book.tree['drawing'] = drawings = Counter(dict.fromkeys(book.watch().read(), 0.))
     for genotype, drawing in timed(genotypes, book.watch):
         to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
         enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
@@ -153,20 +158,27 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
             break
         drawings.update(drawing)
         training = book.train(genotype, epochs)
-        spent += cost(drawing) + cost(training)
+        spent += cost(drawing, config) + cost(training, config)
         found.append((loss_of(training), genotype))
     return found
 
 
-def cost(row: dict) -> float:
-    """Seconds of the cores; those of the clock on a GPU, and in files of versions that recorded no others."""
-    return row.get('core_seconds', row['seconds'])
+def cost(row: dict, config: cf.SearchConfig) -> float:
+    """The seconds that --tournament_minutes limits."""
+    return row['core_seconds' if config.tournament_cores else 'seconds']
 
 
-def timed(genotypes: Iterator[gt.Genotype], stopwatch: Callable) -> Iterator[tuple[gt.Genotype, dict[str, float]]]:
+def check_cores(config: cf.SearchConfig, device):
+    """UserError if --tournament_cores has no time to count."""
+    if config.tournament_cores and (device.type != 'cpu' or parallel.world_size() > 1):
+        raise utils.UserError('--tournament_cores counts the time of the cores of a CPU, in one process: leave it out, and '
+                              '--tournament_minutes are those of the clock')
+
+
+def timed(genotypes: Iterator[gt.Genotype], new_watch: Callable) -> Iterator[tuple[gt.Genotype, dict[str, float]]]:
     """(genotype, what it took to draw, which is the same on all ranks)"""
     while True:
-        watch = stopwatch()
+        watch = new_watch()
         genotype = next(genotypes, None)
         if genotype is None:
             return
@@ -204,22 +216,24 @@ class Book:
                     raise ValueError(f'{key} is no {kind.__name__}')
             for row in (*tree['scores'], *tree['finalists']):
                 gt.from_str(row['genotype'])
-            tree.get('drawing', self.tree['drawing'])['seconds'] + 0.
-            for training in (training for row in tree['finalists'] for training in row['trainings']):
-                training['epochs'], training['loss'], training['ua'] + training['seconds'] + cost(training)
+            trainings = [training for row in tree['finalists'] for training in row['trainings']]
+            for row in [tree.get('drawing', self.tree['drawing']), *tree['scores'], *trainings]:
+                row['seconds'] + row.get('core_seconds', 0.)
+            for training in trainings:
+                training['epochs'], training['loss'], training['ua'] + 0.
             return tree
 
-    def watch(self) -> utils.Stopwatch:
-        return utils.Stopwatch(self.device)
+    def watch(self) -> Stopwatch:
+        return Stopwatch(self.device)
 
     def write(self):
         if self.run.writes:
             utils.write_json(self.run.file('candidates.json'), self.tree)
 
-    def seconds(self) -> float:
-        """Time spent on scores and trainings, earlier processes of this run included."""
+    def took(self) -> list[dict]:
+        """What drawing, scores and trainings took, earlier processes of this run included."""
         trainings = [training for row in self.tree['finalists'] for training in row['trainings']]
-        return sum(row['seconds'] for row in [self.tree['drawing'], *self.tree['scores'], *trainings])
+        return [self.tree['drawing'], *self.tree['scores'], *trainings]
 
     def allowed(self, genotypes: Iterator[gt.Genotype]) -> Iterator[gt.Genotype]:
         """Those within --band."""

@@ -8,7 +8,8 @@ import torch
 
 import utils
 from datasets.scoring import LOWER, Diverged, Tally
-from models import parallel
+from models import parallel, stopwatch
+from models.stopwatch import Stopwatch
 
 PATIENCE = 10  # gradients in a row that are not finite, after which a run ends
 
@@ -29,7 +30,7 @@ class Steps:
         self.save, self.state, self.files_of = save, None, None
         self.in_a_row, self.buffers, self.kept = Counter(), list(buffers), []
         self.epoch, self.done, self.start, self.tally, self.left = 0, 0, None, Tally(), None
-        self.spent, self.watch = {}, None  # what earlier processes took of this epoch; what this one takes
+        self.spent, self.watch = None, None  # what earlier processes took of this epoch; what this one takes
 
     def begin(self, epoch: int, state: 'parallel.State', optim: torch.optim.Optimizer, files_of: Callable):
         """Begins an epoch, or goes on with the one that a checkpoint was written in.
@@ -40,11 +41,11 @@ class Steps:
         self.buffers, self.kept = list(state.parts['net'].buffers()), []
         if epoch != self.epoch:
             self.epoch, self.done, self.start, self.tally = epoch, 0, state.draws.get_state(), Tally()
-            self.in_a_row, self.spent = Counter(), {}
+            self.in_a_row, self.spent = Counter(), None
         else:
             self.tally.restore(self.left, state.device, parallel.is_main())
             optim._opt_called = True  # else its scheduler warns, if no step is left of the epoch
-        self.watch = utils.Stopwatch(state.device, self.spent)
+        self.watch = Stopwatch(state.device, self.spent)
         utils.hold_signals(True)
         if number := self._asked():  # since the last step of the epoch before, which has a checkpoint
             utils.stop(number)
@@ -127,7 +128,7 @@ class Steps:
     def end(self) -> dict[str, float]:
         """The epoch is complete, evaluation included: the next checkpoint is not in its middle.
 
-        Returns what it took, the time before a stop included: seconds and, on a CPU, core_seconds.
+        Returns what it took, the time before a stop included, as a Stopwatch reads it.
         """
         self.epoch, self.done, self.start, self.tally = 0, 0, None, Tally()
         return self.watch.read()
@@ -140,4 +141,4 @@ class Steps:
         self.epoch, self.done, self.start = state['epoch'], state['done'], state['start']
         self.left = state['tally']
         self.in_a_row = Counter(state.get('in_a_row', {}))  # may be older than this
-        self.spent = {name: float(state.get(name, 0.)) for name in ('seconds', 'core_seconds')}
+        self.spent = {'seconds': 0., **{name: float(state[name]) for name in stopwatch.NAMES if name in state}}

@@ -109,10 +109,12 @@ def _results(results, folder):
     for k, label in enumerate(labels):
         n = matrix[k].sum()
         yield f'| {label} | {f"{matrix[k, k] / n:.3f}" if n else "-"} | {n} |'
-    for key, what in (('search_heard_test_speakers', 'search'), ('init_heard_test_speakers', 'network it began with')):
-        if results.get(key):
-            yield (f'\nWARNING: the {what} heard test speakers: {" ".join(results[key])}. The scores are not '
-                   'speaker-independent.')
+    for what, there in (('search', results.get('genotype')), ('init', 'init' in results)):
+        heard, name = results.get(f'{what}_heard_test_speakers'), {'init': 'network it began with'}.get(what, what)
+        if heard:
+            yield f'\nWARNING: the {name} heard test speakers: {" ".join(heard)}. The scores are not speaker-independent.'
+        elif heard is None and there:
+            yield f'\nWARNING: it is not known whether the {name} heard test speakers.'
 
 
 def _between(path, labels):

@@ -134,7 +134,10 @@ def list_jobs(experiment: Experiment, every: list[Job], n_parallel: int):
     for job in every:
         state = 'done' if job.done() else 'failed' if job.reason() else 'missing'
         expected = f'{known[job.model]:.1f} min' if job.model in known else 'no estimate'
-        print(f'{job}: {state}, {expected}\n    {job.command()}')
+        try:
+            print(f'{job}: {state}, {expected}\n    {job.command()}')
+        except jobs.Damaged as error:
+            raise UserError(str(error)) from None
     waiting = [job for job in every if not job.done()]
     print(f'{len(every) - len(waiting)} of {len(every)} jobs are done; {time_left(known, waiting, n_parallel)}')
 

@@ -20,6 +20,7 @@ from jobs import (
     SEARCHED,
     SVMS,
     TRANSFERS,
+    Damaged,
     Job,
 )
 
@@ -33,10 +34,11 @@ MACHINE = ('device', 'threads', 'data_path', 'cache', 'workers', 'resident')  # 
 FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev_ua', 'train_on_dev', 'normalise', 'embedding',
                 'device', 'genotype']
 SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns of runs.csv that are alike in all runs of an experiment
-COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, 'search_minutes', 'search_device', 'minutes',
-           'test_speakers', 'search_heard_test_speakers']  # of runs.csv
+COST = ('search_minutes', 'search_core_minutes', 'search_device')  # of the search that found the genotype of a run
+COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, *COST, 'minutes', 'core_minutes', 'test_speakers',
+           'search_heard_test_speakers']  # of runs.csv
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs
-RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds'), int | float),
+RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds', 'core_seconds'), int | float),
            'test_speakers': list}  # of results.json
 UNKNOWN = 'not known'  # in runs.csv: whether the search heard test speakers
 PREDICTION = {name: str for name in ('path', 'speaker', 'label', 'predicted')}  # of predictions.csv
@@ -140,8 +142,9 @@ def row_of(job: Job, done: bool) -> dict:
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
-            **(search_cost(job) if found else {'search_minutes': None, 'search_device': None}),
-            'minutes': minutes(job) if found else None, 'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
+            **(search_cost(job) if found else dict.fromkeys(COST)), 'minutes': minutes(job) if found else None,
+            'core_minutes': found['core_seconds'] / 60 if 'core_seconds' in found else None,
+            'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
             'search_heard_test_speakers': UNKNOWN if heard is None else cf.csv_cell(' '.join(heard))}
 
 
@@ -159,25 +162,26 @@ def results(job: Job) -> dict:
 
 
 def minutes(job: Job) -> float | None:
-    """Minutes of search or training of a finished run; None if the run did not record them."""
+    """Minutes of search or training of a finished run, by the clock; None if the run did not record them."""
     try:
-        return job.minutes_of_search() if job.program == SEARCH else results(job)['seconds'] / 60
+        return job.cost_of_search()['search_minutes'] if job.program == SEARCH else results(job)['seconds'] / 60
     except (OSError, ValueError, KeyError):
         return None
 
 
 def search_cost(job: Job) -> dict:
-    """Minutes and device of the search that found a run's genotype; None if there was none, or they are not known.
+    """COST of the search that found a run's genotype; None if there was none, or it is not known.
 
     Of a search on another corpus, which serves all folds, they are the whole search's.
     """
-    found = dict.fromkeys(('search_minutes', 'search_device'))
+    found = dict.fromkeys(COST)
     with contextlib.suppress(ValueError):
         if job.model in FOUND and not job.needs:
             record = gt.load(Path(job.given))[1]
             found = {name: record.get(name) for name in found}
         elif job.needs and job.needs.program == SEARCH:
-            found['search_minutes'] = minutes(job.needs)
+            with contextlib.suppress(Damaged):
+                found |= job.needs.cost_of_search()
             found['search_device'] = device_of(gt.load(job.needs.folder)[1])
     return found
 
@@ -203,7 +207,7 @@ def check_finished(job: Job, values: dict):
                             f'{size}: leave {job.model} out, or take another --name')
     config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
     chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params', 'functionals'}
-    chosen |= {'relaxation', 'tournament_minutes'} if job.model == DRAWS else set()
+    chosen |= {'relaxation', 'tournament_minutes', 'tournament_cores'} if job.model == DRAWS else set()
     chosen |= {flag[2:] for flag in PARTS.get(job.model, ())[:1]}
     for f in fields(config):
         before, now = utils.recorded(then, f.name), getattr(config, f.name)

@@ -153,10 +153,13 @@ def minutes(summaries, results) -> tuple[str, dict[str, float]]:
     on_cpus = all(n for lists in cores.values() for its in lists for n in its)
     found = {}
     for model, some in ((model, runs[model]) for model in cores):
-        of_training, of_search = cores[model] if on_cpus else (1, 1)
+        training, search = some['minutes'], some['search_minutes']
+        if on_cpus:  # a run that did not record the time of its cores kept all of them busy, at most
+            of_training, of_search = cores[model]
+            training = some['core_minutes'].fillna(training * of_training)
+            search = some['search_core_minutes'].fillna(search * of_search)
         # nan, and no point, if a run has not recorded its minutes
-        search = some['search_minutes'] if model in NEEDS else some['search_minutes'].fillna(0)
-        found[model] = float(np.mean((some['minutes'] * of_training + search * of_search).to_numpy()))
+        found[model] = float(np.mean((training + (search if model in NEEDS else search.fillna(0))).to_numpy()))
     return 'core-minutes' if on_cpus else 'minutes', {**dict.fromkeys(results.added, np.nan), **found}
 
 

@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 
 import pandas as pd
-from experiment import UNKNOWN, Experiment, device_of
-from jobs import FOUND, Job, minutes_of_search
+from experiment import COST, UNKNOWN, Experiment, device_of
+from jobs import FOUND, Damaged, Job, cost_of_search
 
 import genotypes as gt
 from config import UserError
@@ -23,14 +23,14 @@ def keep_transferred(experiment: Experiment, model: str, source: str, seeds: lis
         path, there = experiment.path / f'{model}-s{seed}.json', source.replace('{seed}', str(seed))
         try:
             genotype, record = gt.load(there)
-            check_kept(path, genotype, f'--{model} {there}')
         except ValueError as error:
             raise UserError(f'--{model} {error}') from None
+        check_kept(path, genotype, f'--{model} {there}')
+        cost = {'search_device': device_of(record)}
+        with contextlib.suppress(Damaged):  # a file without the folder of its search
+            cost |= cost_of_search(there.removesuffix('genotype.json'))
         kept = {'search': record['search']} if 'search' in record else {}
-        kept |= {'search_device': device} if (device := device_of(record)) else {}
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file without the folder of its search
-            kept['search_minutes'] = minutes_of_search(there.removesuffix('genotype.json'))
-        gt.save(path, genotype, kept)
+        gt.save(path, genotype, {**kept, **{name: value for name, value in cost.items() if value is not None}})
 
 
 def keep_earlier(experiment: Experiment, source: str | None, asked: list[Job], folds: list, digest: str, corpus: dict):
@@ -67,7 +67,7 @@ def keep_earlier(experiment: Experiment, source: str | None, asked: list[Job], f
         tested = {**corpus, 'speakers': list(folds[job.fold - 1].test)}
         if heard != UNKNOWN:
             tested['heard'] = heard.split() if isinstance(heard, str) else []
-        cost = {name: run[name] for name in ('search_minutes', 'search_device') if not pd.isna(run[name])}
+        cost = {name: run[name] for name in COST if not pd.isna(run[name])}
         found[path] = genotype, {'search': {'tested': tested}, **cost}
     experiment.path.mkdir(parents=True, exist_ok=True)
     for path, (genotype, record) in found.items():

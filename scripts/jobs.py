@@ -5,6 +5,7 @@ Only the standard library is imported here, so that the workers of a dask cluste
 import contextlib
 import fcntl
 import json
+import math
 import os
 import secrets
 import shlex
@@ -34,6 +35,11 @@ POLL = 5.  # s between two looks at a run that another process is writing
 GRACE = 30.  # s that all processes together have to write checkpoints and end after SIGTERM
 AGAIN = 75  # exit code of a program that wrote one
 TAIL = 40  # lines of stderr kept of a failed run
+
+
+class Damaged(ValueError):
+    """A file of a finished run is not what it should hold. The message is a line that names it and says what to do."""
+
 
 stopping = threading.Event()
 running = set()  # processes started here
@@ -118,13 +124,14 @@ class Job:
         elif self.model in FOUND:
             flags += ['--genotype', self.given]
         elif self.model == DRAWS:
-            known = self.needs.done()
-            minutes = f'{max(.01, self.needs.minutes_of_search(of_cores=True)):.2f}' if known else 'MINUTES_OF_THE_SEARCH'
-            flags += ['--relaxation', 'none', '--tournament_minutes', minutes]
+            cost = self.needs.cost_of_search() if self.needs.done() else {}
+            by_cores = cost.get('search_core_minutes')
+            minutes = f'{max(.01, by_cores or cost["search_minutes"]):.2f}' if cost else 'MINUTES_OF_THE_SEARCH'
+            flags += ['--relaxation', 'none', '--tournament_minutes', minutes, *['--tournament_cores'] * bool(by_cores)]
         elif self.program == 'augment':
             flags += ['--model', self.model.removesuffix(MATCHED)]
         if self.model.endswith(MATCHED) and self.needs.done():
-            with open(self.at(self.needs.product)) as f:
+            with damaged(self.needs.product), open(self.at(self.needs.product)) as f:
                 flags += ['--params', str(json.load(f)['n_params'])]
         return [os.path.normpath(os.path.join(self.code, PROGRAMS[self.program])), *flags]
 
@@ -135,8 +142,8 @@ class Job:
             text += f' --params "$(python -c {shlex.quote(N_PARAMS)} {self.needs.product})"'
         return text
 
-    def minutes_of_search(self, of_cores: bool = False) -> float:
-        return minutes_of_search(self.at(self.folder), of_cores)
+    def cost_of_search(self) -> dict[str, float | None]:
+        return cost_of_search(self.at(self.folder))
 
     def written_elsewhere(self) -> bool:
         """Whether a process holds the lock of the run's folder."""
@@ -150,18 +157,41 @@ class Job:
         return False
 
 
-def minutes_of_search(folder: str, of_cores: bool = False) -> float:
-    """Minutes that a finished run of search.py took, with the choice among candidates. OSError, ValueError, KeyError.
+@contextlib.contextmanager
+def damaged(path: str, advice: str = 'delete it, and the run will be repeated'):
+    """Inside, what is wrong with the contents of a file of a finished run becomes Damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else f'{type(error).__name__}: {str(error)[:100]}'
+        raise Damaged(f'{path} is damaged ({why}): {advice}') from None
 
-    of_cores: on a CPU those of its cores, which --tournament_minutes counts; of the clock if the run recorded no others.
+
+def cost_of_search(folder: str) -> dict[str, float | None]:
+    """search_minutes of a finished run of search.py, with the choice among candidates, and its search_core_minutes.
+
+    The latter are None if a part of the search recorded none: on a GPU, in several processes, by an earlier version. Damaged.
     """
-    with open(os.path.join(folder, 'metrics.jsonl')) as f:
-        rows = [json.loads(line) for line in f]
-    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, 'candidates.json')) as f:
-        tree = json.load(f)
-        trainings = [training for row in tree['finalists'] for training in row['trainings']]
-        rows += [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings]
-    return sum(row.get('core_seconds', row['seconds']) if of_cores else row['seconds'] for row in rows) / 60
+    rows, again = [], f'delete {folder}, and the search will be repeated'
+    with damaged(os.path.join(folder, 'metrics.jsonl'), again), open(os.path.join(folder, 'metrics.jsonl')) as f:
+        rows += [_time(json.loads(line)) for line in f]
+    path = os.path.join(folder, 'candidates.json')
+    if os.path.exists(path):
+        with damaged(path, again), open(path) as f:
+            tree = json.load(f)
+            trainings = [training for row in tree['finalists'] for training in row['trainings']]
+            rows += [_time(row) for row in [tree.get('drawing', {'seconds': 0}), *tree['scores'], *trainings]]
+    cores = [of_cores for seconds, of_cores in rows if seconds]
+    return {'search_minutes': sum(seconds for seconds, _ in rows) / 60,
+            'search_core_minutes': sum(cores) / 60 if cores and None not in cores else None}
+
+
+def _time(row: dict) -> tuple[float, float | None]:
+    """Seconds by the clock, and of the cores if they are known."""
+    found = row['seconds'], row.get('core_seconds')
+    if not all(0 <= time < math.inf for time in found if time is not None):
+        raise ValueError('a time is no number')
+    return found
 
 
 def run_chain(jobs: list[Job], python: str, env: dict) -> dict[Job, str | None]:
@@ -198,8 +228,8 @@ def _run(job, python, env):
             return None
         try:
             argv = job.argv()
-        except (KeyError, TypeError, ValueError, OSError):  # of the results of the run that this one takes its size from
-            return f'{job.needs.product} is damaged: delete it, and the run will be repeated'
+        except Damaged as error:  # of the run that this one takes its size or its minutes from
+            return str(error)
         try:
             code, lines = _call(job, [python, *argv], env)
         except OSError as error:

@@ -159,7 +159,7 @@ def merge_runs(folders: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
         runs = read_table(folder / 'runs.csv', {**kinds, 'state': str}, table.REMAKE).assign(folder=i)
         if unknown := {*runs['state']} - {*STATES}:
             raise UserError(f'{folder}/runs.csv is damaged (a state is {cf.short(min(unknown))}): {table.REMAKE}')
-        every.append(runs)
+        every.append(table.with_heard(runs))
     runs = pd.concat(every).reindex(columns=[*COLUMNS, 'folder'], fill_value='').fillna('')
     for name in WHOLE:  # 12.0 beside a run without one
         runs[name] = runs[name].str.removesuffix('.0')

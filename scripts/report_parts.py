@@ -177,9 +177,12 @@ def curves(history, chance) -> list:
 
 
 def warnings_of(run) -> list:
-    heard = run.results.get('search_heard_test_speakers')
-    found = [('note', f'**The search used test speakers: {" ".join(map(str, heard))}.** The scores are not '
-              'speaker-independent.')] if heard else []
+    heard, found = run.results.get('search_heard_test_speakers'), []
+    if heard:
+        found.append(('note', f'**The search used test speakers: {" ".join(map(str, heard))}.** The scores are not '
+                      'speaker-independent.'))
+    elif heard is None and run.results.get('genotype'):
+        found.append(('note', '**It is not known whether the search used test speakers.**'))
     if run.results.get('normalise') == 'speaker':
         found.append(('note', 'Every speaker was normalised by all of their recordings, test speakers too. No label was used.'))
     return found + ([('note', f'The run failed: {run.reason}')] if run.state == 'failed' else [])

@@ -18,6 +18,7 @@ if __name__ == '__main__':
     cf.answer_help('svm')  # before the slow imports below
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 from sklearn.impute import SimpleImputer  # noqa: E402
@@ -32,6 +33,7 @@ from datasets import dataset, scoring  # noqa: E402
 from datasets.functionals import Smile, cached_functionals  # noqa: E402
 from models import board  # noqa: E402
 from models.run import Run  # noqa: E402
+from models.stopwatch import Stopwatch  # noqa: E402
 
 PERCENTILES = (10, 50, 90)
 PENALTIES = tuple(10. ** e for e in np.arange(-4., 1.1, .5))  # C; the smallest of equals wins
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None):
     for line in datasets.describe(config, data):
         run.logger.info('%s', line)
     x = None if own else of_opensmile(smile, config, data, run.logger)
-    began = time.time()
+    watch = Stopwatch(torch.device('cpu'))
     if own:
         x = {name: functionals(part) for name, part in data.sets.items()}
     if (config.embedding if own else config.normalise) == 'speaker':
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None):
     board.begin(run, data, n_params)
     report(run, softmax(values, axis=1), config, data, dict(
         model=config.model, n_params=n_params, C=best_C, dev_ua=best_ua, genotype=None, search=None,
-        search_heard_test_speakers=[], device='cpu', best_epoch=0, seconds=time.time() - began,
+        search_heard_test_speakers=[], device='cpu', best_epoch=0, **watch.read(),
         **({} if own else {'opensmile': smile.version})), chosen)
     run.close()
 

@@ -29,7 +29,7 @@ import genotypes as gt  # noqa: E402
 from config import UserError  # noqa: E402
 
 KEY = ['model', 'seed', 'fold']
-NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'minutes')
+NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'search_core_minutes', 'minutes', 'core_minutes')
 FLAGS = {'model': 'models', 'fold': 'only_folds'}  # that choose runs
 REMAKE = 'the commands in plan.json make it anew'
 TEXT = {'path': str, 'speaker': str, 'label': str, 'predicted': str}
@@ -59,6 +59,13 @@ class Results:
         return sorted(found, key=lambda model: (rank(model), model))
 
 
+def with_heard(runs: pd.DataFrame) -> pd.DataFrame:
+    """runs.csv with the column that tells whom the searches heard: without it, nobody knows."""
+    if 'search_heard_test_speakers' in runs:
+        return runs
+    return runs.assign(search_heard_test_speakers=[UNKNOWN if model in FOUND else None for model in runs['model']])
+
+
 def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results:
     """Results in a folder. only: the values of model, seed and fold to keep. UserError if nothing is there.
 
@@ -71,16 +78,14 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
         raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise UserError(f'{folder}/runs.csv is damaged ({cf.one_line(error, 150)}): {REMAKE}') from None
-    lacking = {*COLUMNS} - {*runs}  # older ones lack some
-    runs = runs.reindex(columns=COLUMNS)
+    with cf.contents_of(folder / 'runs.csv', REMAKE):
+        runs = with_heard(runs).reindex(columns=COLUMNS)  # older ones lack some
     with cf.contents_of(folder / 'runs.csv', REMAKE):
         runs = runs.astype({'seed': int, 'fold': int, 'model': str, 'state': str, **dict.fromkeys(NUMBERS, float)})
         if runs.duplicated(KEY).any():
             raise ValueError('a run is there twice')
         for name in ('test_speakers', 'search_heard_test_speakers'):
-            runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore').astype(object)
-        if 'search_heard_test_speakers' in lacking:
-            runs.loc[runs['model'].isin(FOUND), 'search_heard_test_speakers'] = UNKNOWN
+            runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore')
         for text in runs['genotype'].dropna():
             gt.from_str(text)
     wanted = chosen(runs, only)

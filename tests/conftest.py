@@ -107,7 +107,7 @@ def rows(path, drop=('seconds', 'core_seconds')):
 
 def results(folder):
     found = json.loads((folder / 'results.json').read_text())
-    return {k: v for k, v in found.items() if k not in ('seconds', 'command', 'provenance')}
+    return {k: v for k, v in found.items() if k not in ('seconds', 'core_seconds', 'command', 'provenance')}
 
 
 def found_by(search):

@@ -25,15 +25,17 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
     assert len(made) == 10 and list(made)[:4] == [f'cv/x/{name}' for name in (
         'f1-s0', 'draws-f1-s0', 'searched-f1-s0', 'random_search-f1-s0')]
     program, found = made['cv/x/draws-f1-s0']
-    assert program == 'search.py' and (found['--relaxation'], found['--tournament_minutes']) == ('none', '1.50')
+    assert program == 'search.py' and (found['--relaxation'], found['--tournament_minutes']) == ('none', '1.20')
     words = [word for pair in found.items() for word in pair]
-    assert cf.build('search', cf.given('search', words)).tournament_minutes == 1.5
+    assert cf.build('search', cf.given('search', words)).tournament_minutes == 1.2
     assert made['cv/x/random_search-f2-s0'][1]['--genotype'] == 'runs/search/cv/x/draws-f2-s0/genotype.json'
     assert made['cv/x/transferred-f2-s0'][1]['--genotype'] == 'runs/cv/x/transferred-s0.json'
     assert gt.load('runs/cv/x/transferred-s0.json') == (given, {'search': {'dataset': 'nemo'}})
     record(*made['cv/x/draws-f1-s0'])
     assert finished(6) and {row['model']: row['search_minutes'] for row in rows()} == {
         'searched': '1.5', 'random_search': '1.5', 'transferred': ''}
+    assert {row['model']: row['search_core_minutes'] for row in rows()} == {
+        'searched': '1.2', 'random_search': '1.2', 'transferred': ''}
     assert call(desk, small_corpus, *more, models=models, seeds='0') == 0 and calls(desk) == []
     gt.save(tmp_path / 'other.json', given._replace(rnn=[cell[0][::-1]]), {})
     with pytest.raises(cf.UserError, match='other.json: .*transferred-s0.json is another genotype; take another --name'):
@@ -144,28 +146,50 @@ def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
     folder = tmp_path / job.folder
     folder.mkdir(parents=True)
     (folder / 'metrics.jsonl').write_text('{"seconds": 60}\n{"seconds": 30}\n')
-    assert job.minutes_of_search() == 1.5
+    assert job.cost_of_search() == {'search_minutes': 1.5, 'search_core_minutes': None}  # an earlier version, or a GPU
     (folder / 'candidates.json').write_text(json.dumps({'scores': [{'seconds': 6}, {'seconds': 6}], 'finalists': [
         {'trainings': [{'seconds': 18}, {'seconds': 30}]}, {'trainings': []}]}))
-    assert job.minutes_of_search() == 2.5
+    assert job.cost_of_search()['search_minutes'] == 2.5
     tree = json.loads((folder / 'candidates.json').read_text())
     (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing': {'seconds': 30.}}))
-    assert job.minutes_of_search() == 3. == job.minutes_of_search(of_cores=True)  # of a version without core_seconds
+    assert job.cost_of_search()['search_minutes'] == 3.
     (folder / 'metrics.jsonl').write_text('{"seconds": 60, "core_seconds": 30}\n{"seconds": 30, "core_seconds": 6}\n')
-    tree['finalists'][0]['trainings'][0]['core_seconds'] = 12
-    (folder / 'candidates.json').write_text(json.dumps({**tree, 'drawing': {'seconds': 30., 'core_seconds': 24.}}))
-    assert job.minutes_of_search() == 3. and job.minutes_of_search(of_cores=True) == (36 + 12 + 12 + 30 + 24) / 60
+    assert job.cost_of_search() == {'search_minutes': 3., 'search_core_minutes': None}  # begun by an earlier version
+    (folder / 'candidates.json').write_text(json.dumps({'drawing': {'seconds': 0}, 'scores': [
+        {'seconds': 6, 'core_seconds': 3}], 'finalists': [{'trainings': [{'seconds': 18, 'core_seconds': 9}]}]}))
+    assert job.cost_of_search() == {'search_minutes': 114 / 60, 'search_core_minutes': 48 / 60}
 
 
-def test_random_search_gets_the_minutes_of_cores_that_the_search_took(tmp_path):
-    search = jobs.Job('x', 'search', 1, 0, cwd=str(tmp_path))
+@pytest.mark.parametrize('times, flags', [
+    ('{"seconds": 600, "core_seconds": 150}', ['--tournament_minutes', '2.50', '--tournament_cores']),
+    ('{"seconds": 600}', ['--tournament_minutes', '10.00'])])
+def test_random_search_gets_the_minutes_that_the_search_recorded(times, flags, tmp_path):
+    search, draws = (jobs.Job('x', model, 1, 0, cwd=str(tmp_path)) for model in ('search', 'draws'))
     (tmp_path / search.folder).mkdir(parents=True)
-    (tmp_path / search.folder / 'metrics.jsonl').write_text('{"seconds": 600, "core_seconds": 150}\n')
-    draws = jobs.Job('x', 'draws', 1, 0, cwd=str(tmp_path))
-    assert 'MINUTES_OF_THE_SEARCH' in draws.argv()
+    (tmp_path / search.folder / 'metrics.jsonl').write_text(f'{times}\n')
+    assert draws.argv()[-1] == 'MINUTES_OF_THE_SEARCH'
     (tmp_path / search.product).write_text('{}')
-    words = draws.argv()
-    assert words[words.index('--tournament_minutes') + 1] == '2.50'
+    assert draws.argv()[-len(flags):] == flags
+    config = cf.build('search', cf.given('search', ['--name', 'x', *draws.argv()[-len(flags) - 2:]]))
+    assert config.tournament_cores == (len(flags) == 3)
+
+
+@pytest.mark.parametrize('name, text', [('metrics.jsonl', None), *((name, text) for name in ('metrics.jsonl', 'candidates.json')
+                                        for text in ('[1]', '7', '{', '{"seconds": "1"}', '{"seconds": NaN}', '{"seconds": -1}',
+                                                     '{"seconds": 1, "core_seconds": "x"}'))])
+def test_damaged_times_of_a_search_are_one_line(name, text, tmp_path):
+    search, draws = (jobs.Job('x', model, 1, 0, cwd=str(tmp_path)) for model in ('search', 'draws'))
+    (tmp_path / search.folder).mkdir(parents=True)
+    (tmp_path / search.folder / 'metrics.jsonl').write_text('{"seconds": 1}\n')
+    (tmp_path / search.product).write_text('{}')
+    if text is None:
+        (tmp_path / search.folder / name).unlink()
+    else:
+        of_candidates = text if text in ('[1]', '7', '{') else f'{{"scores": [{text}], "finalists": []}}'
+        (tmp_path / search.folder / name).write_text(f'{text}\n' if name == 'metrics.jsonl' else of_candidates)
+    said = jobs.run_chain([draws], 'python', {})[draws]
+    assert said.startswith(f'{tmp_path / search.folder / name} is damaged (') and '\n' not in said
+    assert said.endswith(f'delete {tmp_path / search.folder}, and the search will be repeated')
 
 
 def test_a_baseline_that_was_sized_after_another_network_is_refused(desk, small_corpus, tmp_path):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import SMALL
 from test_rank_correlation import GENOTYPE
@@ -36,7 +37,7 @@ def stopwatch_of(monkeypatch):
     def now(watch):
         i = next(clock)
         return {'seconds': 300. * i, 'core_seconds': 30. * i}
-    monkeypatch.setattr(utils.Stopwatch, '_now', now)
+    monkeypatch.setattr(finalists.Stopwatch, '_now', now)
 
 
 def without_seconds(tree):
@@ -296,6 +297,7 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     assert re.search(r'random search on manifest, fold 1: \d+ utterances to train candidates, \d+ for dev; cpu', log)
     assert ' for alpha' not in log
     stopwatch_of(monkeypatch)
+    argv += ['--tournament_cores']
     search.main(['--name', 't', *argv, '--tournament_minutes', '22.9'])
     tree, _ = read('t')
     assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
@@ -305,8 +307,23 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     assert tree['winner'] == min(tree['finalists'], key=lambda row: row['trainings'][0]['loss'])['genotype']
     search.main(['--name', 'u', *argv, '--tournament_minutes', '11', '--last_rung', '8'])  # two get there, not eight
     assert [len(row['trainings']) for row in read('u')[0]['finalists']] == [2, 2]
+    search.main(['--name', 'c', *argv[:-1], '--tournament_minutes', '229'])  # by the clock, which is ten times as fast
+    assert read('c')[0] == read('t')[0]
+    log = Path('runs/search/t/search.log').read_text()
+    assert '(115.0 minutes, 11.5 of cores of choice)' in log and '(115.0 minutes, 11.5 of cores of search)' in log
     with pytest.raises(utils.UserError, match='--relaxation none trains no supernet'):
-        search.main(['--name', 'n', *argv[:-2]])
+        search.main(['--name', 'n', *argv[:-3]])
+    with pytest.raises(utils.UserError, match='--tournament_cores has no effect with no --tournament_minutes'):
+        search.main(['--name', 'n', *argv, '--finalists', '2'])
+
+
+@pytest.mark.parametrize('device, processes', [('cuda', 1), ('cpu', 2)])
+def test_time_of_cores_is_that_of_one_process_on_a_cpu(device, processes, monkeypatch):
+    monkeypatch.setattr(parallel, 'world_size', lambda: processes)
+    config = cf.SearchConfig(name='x', relaxation='none', tournament_minutes=1.)
+    finalists.check_cores(config, torch.device(device))
+    with pytest.raises(utils.UserError, match='--tournament_cores counts the time of the cores of a CPU'):
+        finalists.check_cores(replace(config, tournament_cores=True), torch.device(device))
 
 
 @pytest.mark.parametrize('last_rung', [[], ['--last_rung', '0']], ids=['rungs', 'at once'])
@@ -314,7 +331,7 @@ def test_random_candidates_of_a_search_that_was_interrupted_are_as_many(last_run
     """Trainings of before the interruption count; draws are repeated and count once; what was lost does not count."""
     monkeypatch.chdir(tmp_path)
     argv = [*ARGS, '--data_path', str(small_corpus), '--relaxation', 'none', '--finalist_epochs', '4', '--tournament_minutes',
-            '17', *last_rung]
+            '17', '--tournament_cores', *last_rung]
     stopwatch_of(monkeypatch)
     search.main(['--name', 'whole', *argv])
     assert len(read('whole')[0]['finalists']) > 3

@@ -77,6 +77,16 @@ def test_finished_before_failed_before_missing():
     assert found['failed']['cnn', 2] == 'ended by SIGKILL' and found['failed'].count() == 1
 
 
+def test_what_is_not_known_of_a_search_stays_unknown():
+    part('a', asked('searched', seeds=[0]))
+    part('b', asked('cnn', seeds=[0]))
+    old = pd.read_csv('a/runs.csv').drop(columns='search_heard_test_speakers')
+    old.to_csv('a/runs.csv', index=False)
+    merge.main(['a', 'b', '--to', 'c'])
+    assert 'not known whether the search used test speakers in searched-f1-s0, ' in Path('c/table.md').read_text()
+    assert {*pd.read_csv('c/runs.csv').set_index('model')['search_heard_test_speakers'].dropna()} == {'not known'}
+
+
 def test_prosody_of_two_versions_is_not_mixed():
     text = 'augment:\n  prosody: true\n'
     part('old', asked('cnn'), config=text)

@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_table import X, asked, make
@@ -88,6 +89,29 @@ def test_no_label_or_name_becomes_markup():
     page = html_page.page(evil, [('title', evil), ('verdict', evil), ('p', evil), ('pre', evil), ('table', [evil], [[evil]])])
     assert 'script' not in Reader(page).tags and page.count(html_page.html.escape(evil)) == 7
     assert html_page.tex('a_b & 50% ± 1 {x}') == r'a\_b \& 50\% $\pm$ 1 \{x\}'
+
+
+HEARD, INIT_HEARD = 'search_heard_test_speakers', 'init_heard_test_speakers'
+
+
+@pytest.mark.parametrize('results, said', [
+    ({HEARD: ['ann']}, '**The search used test speakers: ann.**'), ({HEARD: []}, None), ({'genotype': None}, None),
+    ({HEARD: None}, '**It is not known whether the search used test speakers.**'), ({}, '**It is not known whether')])
+def test_whom_a_search_heard_is_said_or_that_it_is_not_known(results, said):
+    found = report_parts.warnings_of(SimpleNamespace(results={'genotype': 'g', **results}, state='finished', reason=None))
+    assert not found if said is None else len(found) == 1 and found[0][1].startswith(said)
+
+
+@pytest.mark.parametrize('results, said', [
+    ({HEARD: ['ann']}, 'the search heard test speakers: ann.'), ({HEARD: []}, None), ({'genotype': None}, None),
+    ({HEARD: None}, 'it is not known whether the search heard'), ({}, 'it is not known whether the search heard'),
+    ({HEARD: [], 'init': 'x', INIT_HEARD: []}, None), ({HEARD: [], 'init': 'x', INIT_HEARD: ['bo']}, 'it began with heard'),
+    ({'genotype': None, 'init': 'x', INIT_HEARD: None}, 'not known whether the network it began with heard')])
+def test_the_card_of_an_export_says_so_too(results, said, tmp_path):
+    scores = {'labels': ['a', 'b'], 'confusion': [[1, 0], [0, 1]], 'n_test': 2, 'chance': {'ua': .5, 'wa': .5}, 'genotype': 'g'}
+    lines = [*card._results({**scores, 'ua': 1., 'wa': 1., 'macro_f1': 1., **results}, tmp_path)]
+    found = [line for line in lines if 'WARNING' in line]
+    assert not found if said is None else len(found) == 1 and said in found[0]
 
 
 def test_the_candidates_of_a_search():

@@ -368,6 +368,17 @@ def test_minutes_of_the_search_are_those_of_its_own_device(device, minutes):
     assert (unit, found['searched']) == minutes and found['cnn'] == 2
 
 
+@pytest.mark.parametrize('device, more, minutes', [
+    ('cpu, 4 threads', {'core_minutes': 5.}, ('core-minutes', 5. + 4 * 1.5)),
+    ('cpu, 4 threads', {'core_minutes': 5., 'search_core_minutes': 3.}, ('core-minutes', 8.)),
+    ('H100', {'core_minutes': 5., 'search_core_minutes': 3.}, ('minutes', 3.5))])
+def test_time_of_the_cores_counts_where_runs_recorded_it(device, more, minutes):
+    make(asked('searched'), device=device, **more)
+    results, parts, _ = tables.analyse(X)
+    unit, found = figures.minutes(parts[0][1], results)
+    assert (unit, found['searched']) == minutes
+
+
 def test_few_speakers_have_no_interval():
     text = make(asked('searched', 'cnn'), clean=[3])
     part = text[text.index('## Fold 3'):]

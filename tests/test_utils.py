@@ -3,7 +3,6 @@ import csv
 import errno
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,14 +104,3 @@ def test_a_users_mistake_is_one_line_and_not_0(capsys):
 def test_a_mistake_of_ours_shows_where_it_happened(error, capsys):
     code, said = ended(capsys, raises(error))
     assert code == 1 and 'Traceback' in said
-
-
-def test_a_stopwatch_tells_waiting_from_computing_and_knows_no_cores_on_a_gpu(monkeypatch):
-    clock = {'wall': 100., 'cores': 40.}
-    monkeypatch.setattr(utils, 'time', SimpleNamespace(time=lambda: clock['wall'], process_time=lambda: clock['cores']))
-    before = {'seconds': 60., 'core_seconds': 30.}
-    new, resumed, gpu = (utils.Stopwatch(torch.device(kind), spent) for kind, spent in (
-        ('cpu', None), ('cpu', before), ('cuda', before)))
-    clock |= {'wall': 110., 'cores': 43.}  # 7 of 10 s were spent waiting
-    assert new.read() == {'seconds': 10., 'core_seconds': 3.}
-    assert resumed.read() == {'seconds': 70., 'core_seconds': 33.} and gpu.read() == {'seconds': 70.}

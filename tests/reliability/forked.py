@@ -57,7 +57,7 @@ PROGRAMS = {
     'extraction, then augment': (augment.main, [*AUGMENT, '--epochs', '1', '--cache', 'cache', '--workers', '2'], 'augment.py'),
 }
 WRITES = ('write', 'fsync', 'replace', 'link', 'unlink', 'truncate', 'ftruncate', 'mkdir')
-VARIES = {'seconds', 'command', 'provenance'}
+VARIES = {'seconds', 'core_seconds', 'command', 'provenance'}
 TIMED = ('seconds', '2_progress', '0_about')  # in tags of TensorBoard: what shows a time or a command
 SOFT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # What a program imports late, which takes longer than its work here.
