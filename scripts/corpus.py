@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         partners = f', left out {sizes["left_out"]} of {" ".join(fold.left_out)}' if fold.left_out else ''
         print(f'{i:3}: {" ".join(fold.test)} | {" ".join(fold.dev)}   utterances: train {sizes["train"]}, '
               f'dev {sizes["dev"]}, test {sizes["test"]}{partners}')
+        if missing := {u.label for u in utterances} - {u.label for u in fold.split(utterances, 'train')}:
+            print(f'NOTE: fold {i}: no training speaker has {" ".join(sorted(missing))}, so search.py refuses this fold')
     faults.check()
 
 

@@ -59,6 +59,27 @@ def test_protocol_speakers_and_folds_are_printed(tmp_path, capsys):
     assert folds[7] == '  8: Ses04M | Ses05F Ses05M   utterances: train 24, dev 8, test 3, left out 4 of Ses04F'
 
 
+def test_a_fold_whose_training_speakers_lack_a_class_is_named(tmp_path, capsys):
+    path = write_corpus(tmp_path, n_takes=2)
+    argv = ['--dataset', 'manifest', '--data_path', str(path), '--folds', '3']
+    corpus_script.main(argv)
+    assert 'NOTE' not in capsys.readouterr().out
+    path.write_text(''.join(line for line in path.open() if ',sad,' not in line or ',spk3,' in line))
+    corpus_script.main(argv)
+    folds = datasets.folds_of('manifest', datasets.scan('manifest', str(path)), '3')
+    refused = [i for i, fold in enumerate(folds, 1) if 'spk3' not in fold.train]
+    assert 0 < len(refused) < 3
+    named = [f'NOTE: fold {i}: no training speaker has sad, so search.py refuses this fold' for i in refused]
+    assert [line for line in capsys.readouterr().out.splitlines() if 'NOTE' in line] == named
+    for i in range(1, 4):
+        config = cf.SearchConfig(name='x', dataset='manifest', data_path=str(path), folds='3', fold=i, cache=str(tmp_path))
+        if i not in refused:
+            datasets.load(config, ('train', 'dev'), quiet=True)
+            continue
+        with pytest.raises(cf.UserError, match=f'--fold {i}: no training speaker has class .sad.'):
+            datasets.load(config, ('train', 'dev'), quiet=True)
+
+
 def test_all_faults_are_found_with_or_without_faulty_rows(tmp_path, capsys):
     csv = write_corpus(tmp_path)
     names = [line.partition(',')[0] for line in csv.read_text().splitlines()[1:]]
