@@ -42,10 +42,10 @@ def test_committed_predictions_give_the_committed_tables(corpus, tmp_path):
             assert [cells(text, model, 'searched minus | seeds')[2], rest[0], rest[3]] == said.split()
 
 
-@pytest.mark.parametrize('setting, seeds', [('speaker', '1-4'), ('corpus', '1-3')])
+@pytest.mark.parametrize('setting, seeds', [('speaker', '1-4'), ('speaker-pitch-1', '1-4'), ('corpus', '1-3')])
 def test_committed_predictions_give_the_committed_contrasts(setting, seeds, tmp_path):
     """Differences and p to the last digit shown; ends of intervals to 0.2 points."""
-    folders = [RESULTS / (corpus if setting == 'corpus' else f'{corpus}-speaker') for corpus in ('emodb', 'ravdess')]
+    folders = [RESULTS / (corpus if setting == 'corpus' else f'{corpus}-{setting}') for corpus in ('emodb', 'ravdess')]
     contrast.main([*map(str, folders), '--model', 'transferred', '--minus', 'random_transferred,cnn_gru_matched',
                    '--seeds', seeds, '-o', str(tmp_path / 'rows.md')])
     paths = tmp_path / 'rows.md', RESULTS / f'{setting}-contrasts.md'
