@@ -42,13 +42,19 @@ def test_committed_predictions_give_the_committed_tables(corpus, tmp_path):
             assert [cells(text, model, 'searched minus | seeds')[2], rest[0], rest[3]] == said.split()
 
 
-@pytest.mark.parametrize('setting, seeds', [('speaker', '1-4'), ('speaker-pitch-1', '1-4'), ('corpus', '1-3')])
-def test_committed_predictions_give_the_committed_contrasts(setting, seeds, tmp_path):
+PRIMARY = 'transferred', 'random_transferred,cnn_gru_matched'
+
+
+@pytest.mark.parametrize('name, setting, model, minus, seeds', [
+    ('speaker', '-speaker', *PRIMARY, '1-4'), ('speaker-pitch-1', '-speaker-pitch-1', *PRIMARY, '1-4'),
+    ('corpus', '', *PRIMARY, '1-3'),
+    ('searched', '-speaker', 'searched', 'random_search,random_transferred,transferred,cnn_gru_matched,random,cnn_gru', '1,2'),
+    ('random-search', '-speaker', 'random_search', 'random_transferred,cnn_gru_matched,random,cnn_gru', '1,2')])
+def test_committed_predictions_give_the_committed_contrasts(name, setting, model, minus, seeds, tmp_path):
     """Differences and p to the last digit shown; ends of intervals to 0.2 points."""
-    folders = [RESULTS / (corpus if setting == 'corpus' else f'{corpus}-{setting}') for corpus in ('emodb', 'ravdess')]
-    contrast.main([*map(str, folders), '--model', 'transferred', '--minus', 'random_transferred,cnn_gru_matched',
-                   '--seeds', seeds, '-o', str(tmp_path / 'rows.md')])
-    paths = tmp_path / 'rows.md', RESULTS / f'{setting}-contrasts.md'
+    folders = [str(RESULTS / f'{corpus}{setting}') for corpus in ('emodb', 'ravdess')]
+    contrast.main([*folders, '--model', model, '--minus', minus, '--seeds', seeds, '-o', str(tmp_path / 'rows.md')])
+    paths = tmp_path / 'rows.md', RESULTS / f'{name}-contrasts.md'
     found, kept = (pd.read_csv(path, sep='|', dtype=str) for path in paths)
     interval = next(name for name in kept if 'interval' in name)
     pd.testing.assert_frame_equal(found.drop(columns=interval), kept.drop(columns=interval))
