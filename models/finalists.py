@@ -171,8 +171,8 @@ def cost(row: dict, config: cf.SearchConfig) -> float:
 def check_cores(config: cf.SearchConfig, device):
     """UserError if --tournament_cores has no time to count."""
     if config.tournament_cores and (device.type != 'cpu' or parallel.world_size() > 1):
-        raise utils.UserError('--tournament_cores counts the time of the cores of a CPU, in one process: leave it out, and '
-                              '--tournament_minutes are those of the clock')
+        raise utils.UserError('--tournament_cores counts the time of the cores of a CPU, in one process: say --device '
+                              'cpu, or leave it out, and --tournament_minutes are those of the clock')
 
 
 def timed(genotypes: Iterator[gt.Genotype], new_watch: Callable) -> Iterator[tuple[gt.Genotype, dict[str, float]]]:
@@ -220,7 +220,7 @@ class Book:
             for row in [tree.get('drawing', self.tree['drawing']), *tree['scores'], *trainings]:
                 row['seconds'] + row.get('core_seconds', 0.)
             for training in trainings:
-                training['epochs'], training['loss'], training['ua'] + 0.
+                training['epochs'], training['loss'], training['ua'] + cost(training, self.run.config)
             return tree
 
     def watch(self) -> Stopwatch:

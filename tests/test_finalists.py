@@ -282,8 +282,12 @@ def test_a_tournament_of_an_earlier_version_goes_on(tmp_path):
     utils.write_json(tmp_path / 'candidates.json', {
         'recipe': cf.pick(config, *finalists.RECIPE), 'scores': [], 'winner': None,
         'finalists': [{'genotype': gt.to_str(GENOTYPE), 'trainings': [training]}]})
-    run = SimpleNamespace(file=lambda name: tmp_path / name, path=tmp_path, logger=SimpleNamespace(info=print))
+    settings = cf.SearchConfig(name='x', relaxation='none', tournament_minutes=1.)
+    run = SimpleNamespace(file=lambda name: tmp_path / name, path=tmp_path, logger=SimpleNamespace(info=print), config=settings)
     assert finalists.Book(run, config, None, None).train(GENOTYPE, 10) == training
+    run.config = replace(settings, tournament_cores=True)
+    with pytest.raises(utils.UserError, match='candidates.json: not what it should hold .*core_seconds'):
+        finalists.Book(run, config, None, None)
 
 
 def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_path, monkeypatch):
