@@ -112,11 +112,11 @@ def against_costs(summaries, results) -> Figure:
 
     Vertical bars are the 95% intervals over speakers.
     """
-    unit, spent = minutes(summaries, results)
+    label, spent = minutes(summaries, results)
     unknown = any(row['model'] in TRANSFERS and np.isnan(row['search_minutes']) for row in summaries)
-    cost = f'{unit} of a run' + ', without the search on another corpus' * unknown
+    label += ', without the search on another corpus' * unknown
     panels = [('parameters (of nearly the same size: side by side)', lambda row: row['params']),
-              (cost, lambda row: spent[row['model']])]
+              (label, lambda row: spent[row['model']])]
     if results.latency:
         panels.append((f'{AXES["latency_ms"]} (no SVM)', lambda row: np.mean(
             [results.latency.get((row['model'], *pair), np.nan) for pair in row['pairs']])))
@@ -144,23 +144,29 @@ def against_costs(summaries, results) -> Figure:
 
 
 def minutes(summaries, results) -> tuple[str, dict[str, float]]:
-    """'core-minutes' if all runs were on CPUs, else 'minutes'; and {model: mean of search and training}."""
+    """The axis, and {model: mean of search and training}.
+
+    On CPUs these are core-minutes. Where a run recorded the time of the clock alone, its threads count as busy throughout,
+    and the axis says that this is the most they can be. With a GPU the minutes of all runs are those of the clock.
+    """
     runs = {row['model']: results.finished(row['model']).loc[row['pairs']] for row in summaries}
     cores = {}  # of every run, its training and its search; None of a GPU
     for model, some in ((model, some) for model, some in runs.items() if model not in results.added):
         search = some['search_device'].astype(object).fillna(some['device'])  # older experiments do not have it
         cores[model] = [[n_cores(device) for device in its] for its in (some['device'], search)]
     on_cpus = all(n for lists in cores.values() for its in lists for n in its)
-    found = {}
+    found, by_clock = {}, False
     for model, some in ((model, runs[model]) for model in cores):
         training, search = some['minutes'], some['search_minutes']
-        if on_cpus:  # a run that did not record the time of its cores kept all of them busy, at most
+        if on_cpus:
+            by_clock |= bool((some['core_minutes'].isna() | search.notna() & some['search_core_minutes'].isna()).any())
             of_training, of_search = cores[model]
             training = some['core_minutes'].fillna(training * of_training)
             search = some['search_core_minutes'].fillna(search * of_search)
         # nan, and no point, if a run has not recorded its minutes
         found[model] = float(np.mean((training + (search if model in NEEDS else search.fillna(0))).to_numpy()))
-    return 'core-minutes' if on_cpus else 'minutes', {**dict.fromkeys(results.added, np.nan), **found}
+    label = f'core-minutes{" (at most)" * by_clock} of a run' if on_cpus else 'minutes of a run'
+    return label, {**dict.fromkeys(results.added, np.nan), **found}
 
 
 def n_cores(device) -> int | None:
