@@ -152,7 +152,7 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     epochs = book.short_epochs if config.short_rung else book.config.epochs
     book.tree['drawing'] = drawings = Counter(dict.fromkeys(book.watch().read(), 0.))
     for genotype, drawing in timed(genotypes, book.watch):
-        to_come = 1 + min(config.last_rung, len(found) + 1) * RUNGS  # trainings as long as those before
+        to_come = 1 + min(config.last_rung, len(found) + 1) * book.config.epochs / epochs  # trainings as long as those before
         enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
         if found and enough:
             break

@@ -305,6 +305,8 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     search.main(['--name', 't', *argv, '--tournament_minutes', '22.9'])
     tree, _ = read('t')
     assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
+    search.main(['--name', 'v', *argv, '--tournament_minutes', '22.9', '--finalist_epochs', '6'])  # 2 epochs, then 3 times 6
+    assert len(read('v')[0]['finalists']) == 13
     search.main(['--name', 'r', *argv, '--tournament_minutes', '6.7', '--last_rung', '0'])
     tree, _ = read('r')
     assert [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4]] * 6
