@@ -195,6 +195,9 @@ class Origin:
         for part in (self.search, self.features, self.network):
             if not isinstance(part, dict):
                 raise utils.UserError(f'--genotype {where}: search, features and network must be tables of settings')
+        # In an experiment's copy of a genotype from elsewhere: its settings are not this experiment's.
+        elsewhere = self.search.get('elsewhere')
+        self.searched = elsewhere if isinstance(elsewhere, dict) else self.search
 
     def settings(self, given: dict) -> dict:
         """Settings that search.py records: sizes and features; protocol and fold, if --dataset is the same."""
@@ -223,13 +226,13 @@ class Origin:
         def is_of(found):
             same = found.get('dataset') == config.dataset
             return same and (config.dataset != 'manifest' or found.get('corpus') == data.corpus)
-        if not self.where or datasets.strangers(str(self.search.get('dataset')), config.dataset):
+        if not self.where or datasets.strangers(str(self.searched.get('dataset')), config.dataset):
             return []
         tested = self.search.get('tested')  # what an earlier experiment knew
         if isinstance(tested, dict) and is_of(tested) and tested.get('speakers') == list(data.fold.test):
             return [str(name) for name in tested['heard']] if isinstance(tested.get('heard'), list) else None
-        speakers = [self.search.get(part) for part in ('train_speakers', 'dev_speakers')]
-        if not is_of(self.search) or not all(isinstance(names, list) for names in speakers):
+        speakers = [self.searched.get(part) for part in ('train_speakers', 'dev_speakers')]
+        if not is_of(self.searched) or not all(isinstance(names, list) for names in speakers):
             return None
         return sorted(set(data.fold.test) & {str(name) for names in speakers for name in names})
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import genotypes_given  # noqa: E402
 import jobs  # noqa: E402
-from experiment import MACHINE, Experiment, check_finished, minutes  # noqa: E402
+from experiment import MACHINE, Experiment, check_finished, minutes, outdated  # noqa: E402
 from jobs import FOUND, MATCHED, NEEDS, SEARCH, SEARCHED, SVM, SVMS, TRANSFERRED, TRANSFERS, Job  # noqa: E402
 from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
 
@@ -61,13 +61,16 @@ def main(argv=None, code: Path = ROOT):
     genotypes_given.keep_earlier(experiment, own.genotypes_of, asked, folds, digest, corpus)
     every = [replace(job, code=os.path.relpath(code), cwd=os.getcwd(), machine=flags_of(given[job.program]))
              for job in jobs_of(own.name, models, numbers, seeds, shard, searches=not own.genotypes_of)]
-    for job in every:
-        if job.done():
-            check_finished(job, given[job.program])
+    done = [job for job in every if job.done()]
+    for job in done:
+        check_finished(job, given[job.program])
+    if old := [job.folder for job in done if outdated(job)]:
+        raise UserError(f'made from a search that is gone or was repeated since: {", ".join(old)}; delete them too, and they '
+                        'are made again')
     if own.dry_run:
         return list_jobs(experiment, every, own.jobs)
     command = re.sub(r' --shard[= ]\S+', '', shlex.join(['python', 'scripts/cross_validate.py', *argv]))  # one for all shards
-    experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command)
+    experiment.add_to_plan(asked, [list(fold.test) for fold in folds], digest, clean, command, own.genotypes_of or '')
     try:
         failed = run(experiment, [job for job in every if not job.done()], own)
     except (KeyboardInterrupt, utils.Stopped) as error:
@@ -179,11 +182,12 @@ def run(experiment: Experiment, waiting: list[Job], own) -> list[Job]:
     with workers(own) as n_jobs, ending_all():
         calls = [joblib.delayed(jobs.run_chain)(chain, sys.executable, env) for chain in chains.values()]
         parallel = joblib.Parallel(n_jobs, batch_size=1, pre_dispatch='all', return_as='generator_unordered')
+        at_once = joblib.effective_n_jobs(n_jobs)  # of all workers
         for reasons in parallel(calls):
             failed += [job for job, reason in reasons.items() if reason]
             n_ended += len(reasons)
             left = time_left(minutes_by_model(experiment), [job for job in waiting if not job.done() and job not in failed],
-                             own.jobs)
+                             at_once)
             print(f'{n_ended} of {len(waiting)} jobs have ended; {left}', flush=True)
             try:
                 make_tables(experiment, figures=False)
@@ -241,11 +245,12 @@ def make_tables(experiment: Experiment, figures: bool = True) -> str:
     Again if a run was finished meanwhile: its shard may have written the tables first, and this one older ones over them.
     """
     import table
-    while True:
-        collected = experiment.collect()
-        verdict = table.make(experiment.path, figures=figures)
-        if collected == {job for job in experiment.jobs() if job.done()}:
-            return verdict
+    with experiment.locked():  # another shard may write its tables now
+        while True:
+            collected = experiment.collect()
+            verdict = table.make(experiment.path, figures=figures)
+            if collected == {job for job in experiment.jobs() if job.done()}:
+                return verdict
 
 
 if __name__ == '__main__':

@@ -37,6 +37,7 @@ SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns of runs.csv that
 COST = ('search_minutes', 'search_core_minutes', 'search_device')  # of the search that found the genotype of a run
 COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, *COST, 'minutes', 'core_minutes', 'test_speakers',
            'search_heard_test_speakers']  # of runs.csv
+ORIGIN = ('sized_by', 'genotypes_of')  # of plan.json, where models need them
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs
 RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds', 'core_seconds'), int | float),
            'test_speakers': list}  # of results.json
@@ -51,12 +52,13 @@ class Experiment:
         self.name, self.path = name, Path('runs', 'cv', name)
 
     def keep_settings(self, given: dict[str, dict]):
-        """Writes config.yaml, which all runs read. UserError if runs exist that were made with other settings."""
+        """Writes config.yaml, which all runs read. UserError if the experiment began with other settings."""
         settings = {section: {k: v for k, v in values.items() if k not in MACHINE} for section, values in given.items()}
         path = self.path / 'config.yaml'
-        begun = any(Path('runs', program, 'cv', self.name).exists() for program in ('search', 'augment'))
-        if not (begun and path.exists()):
-            return publish(path, yaml.safe_dump(settings, sort_keys=False))
+        with self.locked():
+            begun = (self.path / 'plan.json', *(Path('runs', program, 'cv', self.name) for program in ('search', 'augment')))
+            if not (path.exists() and any(one.exists() for one in begun)):
+                return publish(path, yaml.safe_dump(settings, sort_keys=False))
         before = read_yaml(path, 'take another --name')
         for section, values in settings.items():
             old = cf.of_earlier(before.get(section) or {})
@@ -67,7 +69,11 @@ class Experiment:
                                     '--name')
 
     def plan(self) -> dict | None:
-        """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command (a line each)."""
+        """plan.json: runs ([model, fold, seed]), test_speakers of each fold, digest, clean_folds, command (a line each).
+
+        If there are such models: sized_by, the model whose size matched baselines have; genotypes_of, the earlier experiment
+        whose genotypes are retrained, or '' if this one searches.
+        """
         path = self.path / 'plan.json'
         if not path.exists():
             return None
@@ -82,10 +88,14 @@ class Experiment:
             pass
         raise UserError(f'{path} is damaged: delete it, and name all models again')
 
-    def add_to_plan(self, asked: list[Job], test_speakers: list, digest: str, clean_folds: list, command: str):
-        """Adds runs to plan.json. UserError if the corpus or its division into folds has changed."""
+    def add_to_plan(self, asked: list[Job], test_speakers: list, digest: str, clean_folds: list, command: str,
+                    source: str = ''):
+        """Adds runs to plan.json. UserError if the corpus, its folds, or the model that gives baselines their size differs.
+
+        source: genotypes_of.
+        """
         with self.locked():
-            self._add_to_plan(asked, test_speakers, digest, clean_folds, command)
+            self._add_to_plan(asked, test_speakers, digest, clean_folds, command, source)
 
     @contextlib.contextmanager
     def locked(self):
@@ -96,7 +106,7 @@ class Experiment:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _add_to_plan(self, asked, test_speakers, digest, clean_folds, command):
+    def _add_to_plan(self, asked, test_speakers, digest, clean_folds, command, source):
         before = self.plan() or {'runs': [], 'test_speakers': test_speakers, 'digest': digest, 'clean_folds': []}
         pairs = itertools.zip_longest(before['test_speakers'], test_speakers, fillvalue=['nobody'])
         for fold, (then, now) in enumerate(pairs, 1):
@@ -106,10 +116,18 @@ class Experiment:
         if before['digest'] != digest:
             raise UserError(f'--data_path: the utterances, labels or speakers are not those {self.path} began with; take '
                             'another --name')
+        matched = [job for job in asked if job.model.endswith(MATCHED)]
+        origin = {'sized_by': matched[0].sized_by} if matched else {}
+        if {job.model for job in asked} & {*FOUND} - {*TRANSFERS}:
+            origin['genotypes_of'] = source
+        if matched and origin['sized_by'] != before.get('sized_by', origin['sized_by']):
+            raise UserError(f'{matched[0].model} has the size of {before["sized_by"]} in {self.path}, and would get that of '
+                            f'{origin["sized_by"]} with these --models: leave it out, or take another --name')
         runs = {(*run,) for run in before['runs']} | {(job.model, job.fold, job.seed) for job in asked if job.program != SEARCH}
         commands = dict.fromkeys([*str(before.get('command', '')).splitlines(), command])
         plan = {'runs': sorted(runs, key=lambda run: (rank(run[0]), *run[1:])), 'test_speakers': test_speakers,
-                'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': '\n'.join(commands)}
+                'digest': digest, 'clean_folds': clean_folds or before['clean_folds'], 'command': '\n'.join(commands),
+                **{name: before[name] for name in ORIGIN if name in before}, **origin}
         publish(self.path / 'plan.json', json.dumps(plan) + '\n')
 
     def jobs(self) -> list[Job]:
@@ -165,7 +183,7 @@ def minutes(job: Job) -> float | None:
     """Minutes of search or training of a finished run, by the clock; None if the run did not record them."""
     try:
         return job.cost_of_search()['search_minutes'] if job.program == SEARCH else results(job)['seconds'] / 60
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, UserError):
         return None
 
 
@@ -214,6 +232,27 @@ def check_finished(job: Job, values: dict):
         older = f.name not in then and before is None and now == f.default  # the run is older than the setting
         if f.name not in chosen and before != now and not older:
             raise UserError(f'{path.parent} was made with {f.name} {before}, not {now}: delete it, or take another --name')
+
+
+def outdated(job: Job) -> bool:
+    """Whether a finished run was made from a search that is gone, or that was repeated since. UserError."""
+    source = job.needs.product if job.needs and job.needs.program == SEARCH else job.given if job.model in FOUND else None
+    if not source:
+        return False
+    if not Path(source).exists():
+        return True
+    if job.model == DRAWS:
+        settings = Path(job.folder, 'config.yaml')
+        then = read_yaml(settings, 'delete its folder, and the run will be repeated') if settings.exists() else {}
+        with contextlib.suppress(Damaged):  # which a job that needs it says
+            known = {round(max(.01, x), 2) for x in job.needs.cost_of_search().values() if x}
+            return then.get('tournament_minutes', min(known, default=0)) not in known
+        return False
+    try:
+        return gt.from_str(str(results(job).get('genotype'))) != gt.load(source)[0]
+    except ValueError as error:
+        raise UserError(f'{job.product} or {source} is damaged ({cf.one_line(error, 150)}): delete {job.folder}, and the run '
+                        'will be repeated') from None
 
 
 def read_yaml(path: Path, advice: str) -> dict:

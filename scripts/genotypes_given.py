@@ -12,9 +12,10 @@ from jobs import FOUND, Damaged, Job, cost_of_search
 import genotypes as gt
 from config import UserError
 
+HEARD = ('dataset', 'corpus', 'train_speakers', 'dev_speakers')  # of a search's record: what augment.Origin.heard reads
 
 def keep_transferred(experiment: Experiment, model: str, source: str, seeds: list[int]):
-    """Writes MODEL-sSEED.json: the genotype, whom its search heard, its minutes. Sizes and features are the experiment's.
+    """Writes MODEL-sSEED.json: the genotype, whom its search heard, its minutes. All settings are the experiment's.
 
     source: where the genotype of a seed is, with {seed} for the seed.
     """
@@ -29,7 +30,9 @@ def keep_transferred(experiment: Experiment, model: str, source: str, seeds: lis
         cost = {'search_device': device_of(record)}
         with contextlib.suppress(Damaged):  # a file without the folder of its search
             cost |= cost_of_search(there.removesuffix('genotype.json'))
-        kept = {'search': record['search']} if 'search' in record else {}
+        of_search = record.get('search')
+        heard = {name: of_search[name] for name in HEARD if name in of_search} if isinstance(of_search, dict) else {}
+        kept = {'search': {'elsewhere': heard}} if heard else {}
         gt.save(path, genotype, {**kept, **{name: value for name, value in cost.items() if value is not None}})
 
 

@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import table  # noqa: E402
-from experiment import COLUMNS, SETTING, publish, rank, read_table, read_yaml  # noqa: E402
+from experiment import COLUMNS, ORIGIN, SETTING, publish, rank, read_table, read_yaml  # noqa: E402
 from jobs import PROGRAMS, RANDOM_SEARCH, SEARCHED, SVM, SVMS, TRANSFERS  # noqa: E402
 
 import config as cf  # noqa: E402
@@ -27,8 +27,9 @@ from config import UserError  # noqa: E402
 
 STATES = ('finished', 'failed', 'missing')  # the first that a run has in any folder
 WHOLE = ('n_test', 'n_params', 'best_epoch')  # columns of whole numbers
-PLAN = {'runs': list, 'test_speakers': list, 'digest': str, 'clean_folds': list, 'command': str}
-SAME = {'digest': 'other utterances, labels or speakers', 'test_speakers': 'other folds', 'clean_folds': 'other clean folds'}
+PLAN = {'runs': list, 'test_speakers': list, 'digest': str, 'clean_folds': list, 'command': str, **dict.fromkeys(ORIGIN, str)}
+SAME = {'digest': 'other utterances, labels or speakers', 'test_speakers': 'other folds', 'clean_folds': 'other clean folds',
+        'sized_by': 'matched baselines with the size of another model'}
 SHARED = {f.name for group in (cf.DataSettings, cf.FeatureSettings, cf.DevSettings) for f in fields(group)}  # by all programs
 LEAVE = 'leave its folder out'
 
@@ -114,7 +115,20 @@ def merge_plans(plans: dict[Path, dict]) -> dict:
                     raise UserError(f'{folder} has {SAME[name]} than {first[name]}, so these runs cannot be compared: leave '
                                     'one of the folders out')
                 first.setdefault(name, folder)
+    merged |= merge_sources({folder: plan['genotypes_of'] for folder, plan in plans.items() if 'genotypes_of' in plan})
     return {'runs': in_order(runs), 'clean_folds': [], **merged, **({'command': '\n'.join(commands)} if commands else {})}
+
+
+def merge_sources(found: dict[Path, str]) -> dict:
+    """genotypes_of of several plans. UserError if some searched and others took genotypes of an earlier experiment."""
+    searched, given = ([folder for folder, source in found.items() if bool(source) == has] for has in (False, True))
+    if searched and given:
+        raise UserError(f'{searched[0]} searched, and {given[0]} has genotypes of {found[given[0]]}, so these runs cannot be '
+                        'compared: leave one of the folders out')
+    if len({*found.values()}) > 1:
+        print(f'NOTE: genotypes are those of {" and ".join(sorted({*found.values()}))}, which must be the same experiment',
+              file=sys.stderr)
+    return {'genotypes_of': min(found.values())} if found else {}
 
 
 def merge_settings(used: dict[Path, set[str]]) -> dict:

@@ -21,6 +21,8 @@ def locked(path: Path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise utils.UserError(f'another process is writing {path}: wait for it, or take another --name') from None
+        except OSError:  # a file system without locks
+            pass
         yield
 
 

@@ -15,6 +15,7 @@ from conftest import ROOT
 
 import config as cf
 import datasets
+import genotypes as gt
 import utils
 
 sys.path.insert(0, str(ROOT / 'scripts'))
@@ -56,11 +57,16 @@ if order == 'hang':
 if order:
     time.sleep(float(order))
 random.seed(name)
-genotype = json.load(open('genotypes.json'))[int(fold) % 2]
+given, fields = flags.get('--genotype', 'random'), json.load(open('trees.json'))[int(fold) % 2]
+if given != 'random':
+    fields = json.load(open(given))['genotype']
+kinds = 'normal', 'reduce', 'rnn'
+cells = {name: [[tuple(edge) for edge in node] for node in fields[name]] for name in kinds}
+genotype = 'Genotype(' + ', '.join(f'{name}={cell}, {name}_concat=range(2, 3)' for name, cell in cells.items()) + ')'
 if search:
     with open(folder + '/metrics.jsonl', 'w') as f:
         f.write('{"seconds": 60, "core_seconds": 48}' + chr(10) + '{"seconds": 30, "core_seconds": 24}' + chr(10))
-    product, tree = 'genotype.json', {'text': genotype}
+    product, tree = 'genotype.json', {'genotype': fields}
 else:
     rows, labels = json.load(open('speech.json'))[int(fold) - 1], ['angry', 'sad']
     rows = [row + [row[2] if random.random() < .8 else random.choice(labels)] for row in rows]
@@ -93,7 +99,12 @@ def desk(tmp_path, monkeypatch, small_corpus):
               for fold in datasets.folds_of('manifest', utterances, '3')]
     (tmp_path / 'speech.json').write_text(json.dumps(speech))
     names = [['skip_connect', 'max_pool_3x3'] * 2 + ['gru_1', 'gru_1'], ['max_pool_3x3'] * 4 + ['gru_1', 'skip_connect']]
-    (tmp_path / 'genotypes.json').write_text(json.dumps([GENOTYPE.format(*some) for some in names]))
+    texts = [GENOTYPE.format(*some) for some in names]
+    (tmp_path / 'genotypes.json').write_text(json.dumps(texts))
+    for i, text in enumerate(texts):
+        gt.save(tmp_path / f'{i}.json', gt.from_str(text), {})
+    trees = [json.loads((tmp_path / f'{i}.json').read_text())['genotype'] for i in range(len(texts))]
+    (tmp_path / 'trees.json').write_text(json.dumps(trees))
     (tmp_path / 'scripts').mkdir()
     for program in jobs.PROGRAMS.values():
         (tmp_path / program).write_text(FAKE)

@@ -2,12 +2,13 @@
 import csv
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from desk import call, cross_validate, finished, jobs, table
+from desk import call, calls, cross_validate, finished, jobs, table
 from desk import desk as desk
 
 import config as cf
@@ -64,6 +65,26 @@ def test_who_was_heard_is_not_known_where_a_result_does_not_say(desk, small_corp
     with open('runs/cv/x/runs.csv', newline='') as f:
         heard = {row['model']: row['search_heard_test_speakers'] for row in csv.DictReader(f)}
     assert heard == {'cnn': '', 'searched': 'not known'}
+
+
+def test_settings_are_kept_from_the_first_plan_on(desk, small_corpus):
+    """Runs make their folders seconds after the plan; another command must not change what they read."""
+    call(desk, small_corpus, '--dry_run', models='cnn', seeds='0')
+    call(desk, small_corpus, '--dry_run', '--augment.epochs', '5', models='cnn', seeds='0')
+    (desk / 'orders.json').write_text(json.dumps({f'cv/x/cnn-f{fold}-s0': 'fail' for fold in (1, 2, 3)}))
+    assert call(desk, small_corpus, '--augment.epochs', '6', models='cnn', seeds='0') == 1
+    shutil.rmtree('runs/augment')
+    for more in ([], ['--dry_run', '--augment.epochs', '7']):
+        with pytest.raises(cf.UserError, match='epochs of augment.py is .*, but runs/cv/x began with 6: take another --name'):
+            call(desk, small_corpus, *more, models='cnn', seeds='0')
+
+
+def test_a_damaged_result_of_another_model_ends_no_job(desk, small_corpus, capsys):
+    assert call(desk, small_corpus, models='cnn', seeds='0') == 0
+    (desk / 'runs/augment/cv/x/cnn-f1-s0/results.json').write_text('{"ua": ')
+    with pytest.raises(cf.UserError, match='cnn-f1-s0/results.json: .*: delete it'):  # once all jobs have ended
+        call(desk, small_corpus, models='rnn', seeds='0')
+    assert '3 of 3 jobs have ended' in capsys.readouterr().out and len(calls(desk)) == 6
 
 
 def test_a_damaged_result_names_its_file(desk, small_corpus):

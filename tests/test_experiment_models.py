@@ -1,5 +1,6 @@
 """scripts/cross_validate.py: where each model takes its genotype, size and minutes from."""
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 from desk import GENOTYPE, call, calls, finished, jobs, record, rows
 from desk import desk as desk
 
+import augment
 import config as cf
 import genotypes as gt
 
@@ -17,7 +19,8 @@ import experiment as ex  # isort: skip  (scripts/, which desk made importable)
 def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genotype(desk, small_corpus, tmp_path):
     cell, text = [[('gru_1', 0), ('gru_1', 1)]], json.loads((desk / 'genotypes.json').read_text())[0]
     given = gt.from_str(text)._replace(rnn=cell)
-    gt.save(tmp_path / 'other.json', given, {'network': {'layers': 9}, 'search': {'dataset': 'nemo'}})
+    of_search = {'dataset': 'manifest', 'labels': 'angry', 'folds': '6', 'train_speakers': ['eve']}
+    gt.save(tmp_path / 'other.json', given, {'network': {'layers': 9}, 'search': of_search})
     more = ['--only_folds', '1,2', '--transferred', str(tmp_path / 'other.json')]
     models = 'random_search,searched,transferred'
     assert call(desk, small_corpus, *more, models=models, seeds='0') == 0
@@ -30,7 +33,9 @@ def test_random_search_gets_the_minutes_of_the_search_and_transferred_its_genoty
     assert cf.build('search', cf.given('search', words)).tournament_minutes == 1.2
     assert made['cv/x/random_search-f2-s0'][1]['--genotype'] == 'runs/search/cv/x/draws-f2-s0/genotype.json'
     assert made['cv/x/transferred-f2-s0'][1]['--genotype'] == 'runs/cv/x/transferred-s0.json'
-    assert gt.load('runs/cv/x/transferred-s0.json') == (given, {'search': {'dataset': 'nemo'}})
+    kept = {'search': {'elsewhere': {'dataset': 'manifest', 'train_speakers': ['eve']}}}
+    assert gt.load('runs/cv/x/transferred-s0.json') == (given, kept)
+    assert augment.Origin(kept, 'transferred-s0.json').settings({'dataset': 'manifest'}) == {}
     record(*made['cv/x/draws-f1-s0'])
     assert finished(6) and {row['model']: row['search_minutes'] for row in rows()} == {
         'searched': '1.5', 'random_search': '1.5', 'transferred': ''}
@@ -217,3 +222,50 @@ def test_the_device_of_a_search_is_kept_beside_its_minutes(desk, small_corpus, t
     gt.save('runs/search/cv/x/f1-s0/genotype.json', genotype, {'provenance': {'device': 'H100'}})
     ex.Experiment('x').collect()
     assert {row['model']: row['search_device'] for row in rows()} == {'searched': 'H100', 'transferred': 'cpu, 4 threads'}
+
+
+def test_a_repeated_search_leaves_nothing_behind_that_was_made_from_the_first(desk, small_corpus):
+    models, made = 'searched,random_search,cnn_gru_matched', ['runs/search/cv/x/draws-f1-s0', *(
+        f'runs/augment/cv/x/{model}-f1-s0' for model in ('searched', 'random_search'))]
+    assert call(desk, small_corpus, '--only_folds', '1', models=models, seeds='0') == 0
+    for program, found in calls(desk):
+        if program == 'search.py':
+            record(program, found)
+    assert call(desk, small_corpus, '--only_folds', '1', models=models, seeds='0') == 0 and calls(desk) == []
+    again, product = Path('runs/search/cv/x/f1-s0'), Path('runs/search/cv/x/f1-s0/genotype.json')
+    tree, metrics = json.loads(product.read_text()), (again / 'metrics.jsonl').read_text()
+    product.unlink()
+    with pytest.raises(cf.UserError, match=f'gone or was repeated since: {made[0]}, {made[1]}; delete them too'):
+        call(desk, small_corpus, '--only_folds', '1', models=models, seeds='0')
+    product.write_text(json.dumps(tree).replace('gru_1', 'gru_2'))
+    with pytest.raises(cf.UserError, match=f'repeated since: {made[1]}; delete'):
+        call(desk, small_corpus, '--only_folds', '1', models=models, seeds='0')
+    product.write_text(json.dumps(tree))
+    (again / 'metrics.jsonl').write_text(metrics.replace('48', '54'))
+    with pytest.raises(cf.UserError, match=f'repeated since: {made[0]}; delete'):
+        call(desk, small_corpus, '--only_folds', '1', models=models, seeds='0')
+    (again / 'metrics.jsonl').write_text(metrics)
+    for folder in made:
+        shutil.rmtree(folder)
+    assert call(desk, small_corpus, '--only_folds', '1', models=models, seeds='0') == 0
+    assert [found['--name'] for _, found in calls(desk)] == [f'cv/x/{name}-f1-s0' for name in (
+        'draws', 'searched', 'random_search')]
+
+
+@pytest.mark.parametrize('first, second', [('searched', 'transferred'), ('transferred', 'searched'),
+                                           ('transferred', 'searched,transferred')])
+def test_matched_baselines_of_an_experiment_have_the_size_of_one_model(first, second, desk, small_corpus, tmp_path):
+    gt.save(tmp_path / 'other.json', gt.from_str(json.loads((desk / 'genotypes.json').read_text())[0]), {})
+
+    def run(models, fold):
+        other = ['--transferred', str(tmp_path / 'other.json')] * ('transferred' in models)
+        return call(desk, small_corpus, '--only_folds', fold, *other, models=models, seeds='0')
+    assert run(f'{first},cnn_gru_matched', '1') == 0
+    assert json.loads(Path('runs/cv/x/plan.json').read_text())['sized_by'] == first
+    sized = second.partition(',')[0]
+    for fold in '12':
+        with pytest.raises(cf.UserError, match=f'cnn_gru_matched has the size of {first} in runs/cv/x, and .* of {sized} with'):
+            run(f'{second},cnn_gru_matched', fold)
+    assert run(second, '1') == run(f'{first},cnn_gru_matched', '2') == 0
+    plan = json.loads(Path('runs/cv/x/plan.json').read_text())
+    assert (plan['sized_by'], plan['genotypes_of']) == (first, '')

@@ -59,6 +59,27 @@ def test_parts_together_are_the_whole(capsys):
     assert rows('d') == rows('whole') and scores('d') == scores('whole')
 
 
+@pytest.mark.parametrize('a, b, said', [
+    ({'sized_by': 'searched'}, {'sized_by': 'transferred'}, 'b has matched baselines with the size of another model than a'),
+    ({'genotypes_of': ''}, {'genotypes_of': 'runs/cv/old'}, 'a searched, and b has genotypes of runs/cv/old'),
+    ({'genotypes_of': 'old'}, {'genotypes_of': ''}, 'b searched, and a has genotypes of old')])
+def test_other_sizes_or_origins_of_genotypes_are_refused(a, b, said):
+    part('a', [run for run in WHOLE if run[2] == 0], plan=a)
+    part('b', [run for run in WHOLE if run[2] == 1], plan=b)
+    with pytest.raises(UserError, match=said):
+        merge.main(['a', 'b', '--to', 'c'])
+    assert not Path('c').exists()
+
+
+def test_what_plans_know_of_genotypes_and_sizes_is_kept(capsys):
+    part('a', [run for run in WHOLE if run[2] == 0], plan={'genotypes_of': 'old', 'sized_by': 'searched'})
+    part('b', [run for run in WHOLE if run[2] == 1], plan={'genotypes_of': '/there/old'})
+    merge.main(['a', 'b', '--to', 'c'])
+    assert 'NOTE: genotypes are those of /there/old and old, which must be the same' in capsys.readouterr().err
+    plan = json.loads(Path('c/plan.json').read_text())
+    assert (plan['genotypes_of'], plan['sized_by']) == ('/there/old', 'searched')
+
+
 def test_a_folder_gains_runs_of_another():
     part('whole')
     part('a', [run for run in WHOLE if run[2] == 0])

@@ -90,6 +90,9 @@ def test_heard_speakers_are_known_only_of_the_same_corpus():
         assert heard('emodb', 'c1', dataset=other, corpus='c1') is None
     assert heard('manifest', 'c1', dataset='emodb', corpus='c1') is None
     assert heard('emodb', 'c1', dataset='emodb', train_speakers=3) is None
+    assert heard('manifest', 'c1', dataset='emodb', elsewhere={
+        'dataset': 'manifest', 'corpus': 'c1', 'train_speakers': ['e'], 'dev_speakers': []}) == ['e']  # an experiment's copy
+    assert heard('emodb', 'c1', dataset='emodb', elsewhere=3) == ['d']
     assert augment.Origin({}).heard(None, None) == []  # drawn by chance or designed by hand: no search
     assert augment.Origin({}, 'g.json').heard(SimpleNamespace(dataset='emodb'), SimpleNamespace(corpus='c', fold=FOLD)) is None
 
