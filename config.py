@@ -155,11 +155,6 @@ def check_target(flag: str, path):
         raise UserError(f'--{flag} {path}: there is no folder {os.path.dirname(path)}')
 
 
-def escape_html(text) -> str:
-    """Text for an HTML page or attribute."""
-    return html.escape(one_line(text, 10_000))
-
-
 def escape_markdown(text) -> str:
     """Text for a cell of a Markdown table, which has neither markup nor HTML."""
     markup = r'([\\`*{}\[\]|~#!$]|(?<!\w)_|_(?!\w))'  # the _ of n_mels is none
@@ -551,6 +546,9 @@ class SearchConfig(FinalistSettings, SearchSettings, SpaceSettings, NetworkSetti
                 self.relaxation == 'sampled' and self.sampling == 'uniform' and self.finalists):
             raise UserError('--alpha_split none does not train alpha, so the supernet must judge drawn candidates: say '
                             '--relaxation sampled --sampling uniform --finalists 8')
+        if self.embedding == 'speaker' and self.alpha_split == 'speaker' and self.relaxation != 'none':
+            raise UserError('--alpha_split speaker: with --embedding speaker alpha would be judged by speakers whom w never '
+                            'hears, and who so have no moments; say --alpha_split utterance')
         if self.w_lr_min > self.w_lr:
             raise UserError(f'--w_lr_min {self.w_lr_min} is above --w_lr {self.w_lr}: the learning rate must not rise')
 
@@ -601,6 +599,24 @@ class SvmConfig(FunctionalSettings, DevSettings, FeatureSettings, DataSettings, 
     def model(self):
         """Its name in tables."""
         return 'svm' if self.functionals == 'own' else f'svm_{self.functionals}'
+
+
+MANY = 10_000  # numbers in a flag
+
+
+def parse_numbers(flag: str, text: str, low: int = 0, high: int | None = None) -> list[int]:
+    """'0,1,4-6' -> [0, 1, 4, 5, 6]. UserError."""
+    numbers, high_or = set(), 2 ** 32 - 1 if high is None else high
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d{1,10})(?:-(\d{1,10}))?\s*', part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or first < low or last > high_or:
+            bounds = f'of {low} or more' if high is None else f'from {low} to {high}'
+            raise UserError(f'--{flag} {plain(text)}: must be whole numbers {bounds}, such as 1,3 or 1-3')
+        if last - first >= MANY or len(numbers) >= MANY:
+            raise UserError(f'--{flag} {plain(text)}: more than {MANY:,} numbers')
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
 
 
 def limits(band: str | None) -> tuple[float, float]:

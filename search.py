@@ -121,14 +121,14 @@ def main(argv: list[str] | None = None):
     parallel.stop()
 
 
-def make_net(config, data, halves, run_format: int = utils.FORMAT) -> SearchCNNController:
+def make_net(config, data, parts, run_format: int = utils.FORMAT) -> SearchCNNController:
     """The supernet of these settings, as runs of this format have it. UserError if there is none for these sizes.
 
-    halves: indices for w and for alpha; those for alpha may be none.
+    parts: training indices for w and for alpha, of which the latter may be none.
     """
     train = data.sets['train']
     try:
-        sizes = [n for half in halves if len(half) for n in train.batch_sizes(config.batch_size, half)]
+        sizes = [n for part in parts if len(part) for n in train.batch_sizes(config.batch_size, part)]
         memory.check(config, memory.of_space(config), train.n_frames, max(sizes) // train.world_size, train.device)
         net = SearchCNNController(
             C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,
@@ -139,7 +139,8 @@ def make_net(config, data, halves, run_format: int = utils.FORMAT) -> SearchCNNC
         net.net.check_batches(config.height, train.n_frames, sizes)
     except ValueError as error:
         raise utils.UserError(str(error)) from None
-    speaker_norm.added(net.net, config, train.recordings)
+    heard = train.speaker[torch.as_tensor(parts[0], device=train.speaker.device)]  # by the steps of w
+    speaker_norm.added(net.net, config, heard.bincount(minlength=len(train.speakers)))
     return net
 
 

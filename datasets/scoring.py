@@ -17,7 +17,10 @@ class Diverged(UserError):
 
 
 def scores(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """'ua': mean recall of the classes that occur in labels; 'wa': accuracy; 'macro_f1'. Both arrays are class indices (n,)."""
+    """'ua': mean recall of the classes that occur in labels; 'wa': accuracy; 'macro_f1': of those that occur or are predicted.
+
+    Both arrays are class indices (n,).
+    """
     present = np.unique(labels)
     return {'ua': float(recall_score(labels, predicted, labels=present, average='macro', zero_division=0)),
             'wa': float(accuracy_score(labels, predicted)),

@@ -143,7 +143,8 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
 
 
 def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
-    """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as leave time for the last rung.
+    """[(log-loss, genotype)] of genotypes drawn at random: --finalists of them, or as many as bring the whole choice, the last
+    rung included, nearest to --tournament_minutes.
 
     --tournament_cores counts the time of the cores, so that other programs take no candidate away.
     """
@@ -153,7 +154,8 @@ def first_rung(book, config) -> list[tuple[float, gt.Genotype]]:
     book.tree['drawing'] = drawings = Counter(dict.fromkeys(book.watch().read(), 0.))
     for genotype, drawing in timed(genotypes, book.watch):
         to_come = 1 + min(config.last_rung, len(found) + 1) * book.config.epochs / epochs  # trainings as long as those before
-        enough = spent + to_come * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
+        # half a training may be over, so that the time is neither more nor less on average
+        enough = spent + (to_come - .5) * spent / max(1, len(found)) > budget if budget else len(found) == config.finalists
         if found and enough:
             break
         drawings.update(drawing)

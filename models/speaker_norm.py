@@ -126,5 +126,5 @@ def adapt(net: nn.Module, dataset: SpeechDataset, batch_size: int, forward: Call
 
 def evaluate(net: nn.Module, dataset: SpeechDataset, batch_size: int, class_weights: Tensor,
              forward: Callable | None = None) -> tuple[dict[str, float], np.ndarray]:
-    """datasets.scoring.evaluate of a network in eval mode, whose speakers are normalised if it asks for that. As `adapt`."""
+    """datasets.scoring.evaluate of a network in eval mode, after `adapt`, whose `forward` it takes too."""
     return scoring.evaluate(adapt(net, dataset, batch_size, forward), dataset, batch_size, class_weights)

@@ -74,7 +74,7 @@ class Steps:
             raise self._diverged(max(self.in_a_row, key=self.in_a_row.get), 'in a whole epoch', self.done - 1)
 
     def sound(self, norm: torch.Tensor, what: str = 'w') -> bool:
-        """Whether a gradient of this norm may be used. If not, the step is skipped: batch norm forgets its batch too.
+        """Whether a gradient of this norm may be used. If not, batch norm forgets the batch; Diverged if that is too often.
 
         This reads one number from the device. To decide there would cost a launch for every weight, which is dearer.
         """

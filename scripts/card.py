@@ -13,7 +13,7 @@ from config import SAMPLE_RATE, UserError, from_csv_cell
 from models.predictor import Predictor, best_file
 from models.training import tested_parameters
 from models.waveform import MIN_FRAMES, bands, frames_shape, takes_speaker, whose
-from scripts.significance import FEW, count, interval
+from scripts.significance import of_predictions
 
 LICENCES = {  # of the corpora, as their authors state them; a network made from one may be bound by it
     'synthetic': 'made by this project, MIT', 'emodb': 'free for research', 'ravdess': 'CC BY-NC-SA 4.0',
@@ -126,11 +126,10 @@ def _between(path, labels):
         y, predicted = (np.array([labels.index(row[name]) for row in rows]) for name in ('label', 'predicted'))
         if not rows:
             raise ValueError('it has no rows')
-    speakers, numbers = np.unique([row['speaker'] for row in rows], return_inverse=True)
-    if len(speakers) < FEW:
-        return f', of {len(speakers)} test speaker{"s" * (len(speakers) > 1)}, too few for an interval'
-    low, high = interval(count(numbers, y, predicted, len(speakers), len(labels))[None])
-    return f', 95% interval over the {len(speakers)} test speakers {low[0]:.3f} to {high[0]:.3f}'
+    n, (low, high) = of_predictions([row['speaker'] for row in rows], y, predicted, len(labels))
+    if np.isnan(low[0]):
+        return f', of {n} test speaker{"s" * (n > 1)}, too few for an interval'
+    return f', 95% interval over the {n} test speakers {low[0]:.3f} to {high[0]:.3f}'
 
 
 def _short(run):

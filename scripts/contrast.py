@@ -23,8 +23,8 @@ import significance as sig  # noqa: E402
 import table  # noqa: E402
 import table_text as text  # noqa: E402
 from experiment import SETTING, publish, rank  # noqa: E402
-from options import parse_numbers  # noqa: E402
 
+import config as cf  # noqa: E402
 from config import UserError  # noqa: E402
 
 
@@ -128,7 +128,7 @@ def main(argv=None):
     parser.add_argument('--only_folds', help='these folds only (default: all)')
     parser.add_argument('-o', '--out', type=Path, help='write the table to this file too')
     args = parser.parse_args(argv)
-    seeds, folds = (given and parse_numbers(name, given) for name, given in (
+    seeds, folds = (given and cf.parse_numbers(name, given) for name, given in (
         ('seeds', args.seeds), ('only_folds', args.only_folds)))
     if args.out and args.out.is_dir():
         raise UserError(f'--out {args.out} is a folder: name a file')

@@ -26,7 +26,7 @@ import genotypes_given  # noqa: E402
 import jobs  # noqa: E402
 from experiment import MACHINE, Experiment, check_finished, minutes, outdated  # noqa: E402
 from jobs import FOUND, MATCHED, NEEDS, SEARCH, SEARCHED, SVM, SVMS, TRANSFERRED, TRANSFERS, Job  # noqa: E402
-from options import parse, parse_models, parse_numbers, parse_shard  # noqa: E402
+from options import parse, parse_models, parse_shard  # noqa: E402
 
 import config as cf  # noqa: E402
 from config import UserError  # noqa: E402
@@ -38,12 +38,12 @@ def main(argv=None, code: Path = ROOT):
     own, given = parse(argv)
     import utils  # loads torch
     models = parse_models(own.models, not own.genotypes_of)
-    seeds, shard = parse_numbers('seeds', own.seeds), parse_shard(own.shard)
+    seeds, shard = cf.parse_numbers('seeds', own.seeds), parse_shard(own.shard)
     if own.genotypes_of and not {*models} & {*FOUND}:
         raise UserError(f'--genotypes_of has no effect on {own.models}: name a model whose genotype a search found')
     folds, digest, corpus = corpus_of(given, models)
-    numbers = parse_numbers('only_folds', own.only_folds or f'1-{len(folds)}', 1, len(folds))
-    clean = parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []
+    numbers = cf.parse_numbers('only_folds', own.only_folds or f'1-{len(folds)}', 1, len(folds))
+    clean = cf.parse_numbers('clean_folds', own.clean_folds, 1, len(folds)) if own.clean_folds else []
 
     experiment = Experiment(own.name)
     sources = {model: getattr(own, model) for model in TRANSFERS}

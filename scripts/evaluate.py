@@ -21,7 +21,7 @@ from config import UserError  # noqa: E402
 from datasets import scoring  # noqa: E402
 from models.predictor import Predictor, load, read_best  # noqa: E402
 from scripts.predict import complain  # noqa: E402
-from scripts.significance import FEW, count, interval  # noqa: E402
+from scripts.significance import of_predictions  # noqa: E402
 
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'cache')
 
@@ -118,15 +118,14 @@ def score(predictor: Predictor, utterances: list) -> np.ndarray:
 def evaluated(utterances: list, probabilities: np.ndarray, labels: list[str]) -> dict:
     """Scores with 95% intervals over speakers, chance, recalls and confusion matrix; plain values."""
     y, predicted = np.array([labels.index(u.label) for u in utterances]), probabilities.argmax(axis=1)
-    speakers, numbers = np.unique([u.speaker for u in utterances], return_inverse=True)
-    enough, (low, high) = len(speakers) >= FEW, interval(count(numbers, y, predicted, len(speakers), len(labels))[None])
+    n, (low, high) = of_predictions([u.speaker for u in utterances], y, predicted, len(labels))
     matrix = confusion_matrix(y, predicted, labels=range(len(labels)))
     found = scoring.scores(y, predicted)
-    return {**found, 'interval': {name: [float(low[i]), float(high[i])] if enough else None
+    return {**found, 'interval': {name: None if np.isnan(low[i]) else [float(low[i]), float(high[i])]
                                   for i, name in enumerate(found)},
             'chance': {'ua': 1 / len(set(y.tolist())), 'wa': float(matrix.sum(axis=1).max() / len(y))},
             'recall': {label: float(row[k] / row.sum()) for k, (label, row) in enumerate(zip(labels, matrix)) if row.sum()},
-            'labels': labels, 'confusion': matrix.tolist(), 'n_test': len(y), 'n_speakers': len(speakers)}
+            'labels': labels, 'confusion': matrix.tolist(), 'n_test': len(y), 'n_speakers': n}
 
 
 def lines(result: dict):

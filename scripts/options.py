@@ -12,7 +12,6 @@ from config import UserError
 # Settings that the experiment chooses for each run, and the flag that decides.
 OWNED = {'name': '--name', 'config': '--config', 'seed': '--seeds', 'fold': '--only_folds', 'model': '--models',
          'genotype': '--models', 'params': '--models', 'functionals': '--models', 'resume': '--name', 'overwrite': '--name'}
-MANY = 10_000  # seeds or folds
 EXAMPLES = ['python scripts/cross_validate.py --name emodb --config configs/emodb.yaml --data_path DIR --dry_run',
             'python scripts/cross_validate.py --name mine --dataset manifest --data_path my.csv --seeds 0-2 '
             '--models searched,random,cnn_gru --search.epochs 30 --augment.epochs 60']
@@ -39,7 +38,7 @@ class ExperimentSettings:
                                           'runs/cv/NAME: nothing is searched, and the genotypes of its searches are '
                                           'retrained. Those of `random` are drawn as ever')
     seeds: str = cf.setting('0', 'seeds, such as 0,2 or 0-4')
-    only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3')
+    only_folds: str | None = cf.setting(None, 'run these folds only, such as 1,3 or 1-3')
     clean_folds: str | None = cf.setting(None, 'folds whose test speakers influenced no choice of the recipe; tables report '
                                          'them separately too')
     jobs: int = cf.setting(1, 'runs side by side on this machine; each uses one GPU if there are any', low=1, high=1024)
@@ -127,21 +126,6 @@ def parse_models(text: str, searches: bool = True) -> list[str]:
             raise UserError(f'--models {name}: takes its {what} from the {givers[0]} network, so name {" or ".join(givers)} '
                             'too (finished runs are not repeated)')
     return models
-
-
-def parse_numbers(flag: str, text: str, low: int = 0, high: int | None = None) -> list[int]:
-    """'0,1,4-6' -> [0, 1, 4, 5, 6]. UserError."""
-    numbers, high_or = set(), 2 ** 32 - 1 if high is None else high
-    for part in text.split(','):
-        match = re.fullmatch(r'\s*(\d{1,10})(?:-(\d{1,10}))?\s*', part, re.ASCII)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last or first < low or last > high_or:
-            bounds = f'of {low} or more' if high is None else f'from {low} to {high}'
-            raise UserError(f'--{flag} {cf.plain(text)}: must be whole numbers {bounds}, such as 1,3 or 1-3')
-        if last - first >= MANY or len(numbers) >= MANY:
-            raise UserError(f'--{flag} {cf.plain(text)}: more than {MANY:,} numbers')
-        numbers.update(range(first, last + 1))
-    return sorted(numbers)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

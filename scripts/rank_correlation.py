@@ -6,13 +6,13 @@
     python scripts/rank_correlation.py runs/search/nemo --trainings runs/spread/nemo --data_path DIR
     python scripts/rank_correlation.py runs/search/nemo --other runs/search/nemo-seed1 --networks 60 --data_path DIR
 
-The first form draws networks from the search's space and trains each with several seeds, as the tournament of search.py does;
-every training is a row of runs/ranks/NAME/trainings.csv, and the same command continues after an interruption. Another search
-of the same fold and space is compared with the same trainings if it is given the same --name. The second form takes networks
-that were retrained before; the third, the random networks that searches with --relaxation none trained to the end. The fourth
-takes the trainings of scripts/spread.py, which are scored on test speakers. Every network is also scored with the weights of
-the supernet on dev speakers, as candidates are; cells that it lacks and the supernet has are those of the alphas. A tau near 0
-means that the genotype a search ends with is no better than a random one.
+The first form draws networks from the search's space and trains each with several seeds; name the --config of the search,
+and they are trained as in its tournament. Every training is a row of runs/ranks/NAME/trainings.csv, and the same command
+continues after an interruption. Another search of the same fold and space is compared with the same trainings if it is given
+the same --name. The second form takes networks that were retrained before; the third, the random networks that searches with
+--relaxation none trained to the end. The fourth takes the trainings of scripts/spread.py, which are scored on test speakers.
+Every network is also scored with the weights of the supernet on dev speakers, as candidates are; cells that it lacks and the
+supernet has are those of the alphas. A tau near 0 means that the genotype a search ends with is no better than a random one.
 
 The last form trains nothing: it tells whether the supernet of another search, such as one with another seed, scores networks
 alike. If the two disagree, at most one of them can be right. The interval is a bootstrap over networks. Scores and a figure go
@@ -135,8 +135,10 @@ def parse(argv):
                         'supernet score networks alike?')
     parser.add_argument('--seeds', type=int, help='trainings of each network (default: 2)')
     parser.add_argument('--band', help='LOW-HIGH: draw networks that have this many parameters')
-    parser.add_argument('--config', help='YAML file whose augment section says how to train')
-    parser.add_argument('--epochs', type=int, help='epochs of a training (default: as many as the file says)')
+    parser.add_argument('--config', help='YAML file whose augment section says how to train (default: as augment.py alone '
+                        'does)')
+    parser.add_argument('--epochs', type=int, help='epochs of a training (default: --finalist_epochs of the '
+                        'search, or as many as the file says)')
     parser.add_argument('--name', help='folder in runs/ranks for trainings, scores and figure (default: the name of '
                         'the search, with --other the names of both)')
     parser.add_argument('--data_path', help='folder of the corpus')
@@ -180,7 +182,7 @@ def counted(passed):
 
 
 def read_weights(path):
-    return torch.load(path, map_location='cpu', weights_only=True)['net']
+    return utils.read_torch(path)['net']
 
 
 if __name__ == '__main__':

@@ -15,17 +15,22 @@ import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
+from models import finalists  # noqa: E402
 from models.finalists import recipe_of  # noqa: E402
 from scripts import spread, spread_plan, trainings  # noqa: E402
 
 SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
+RECIPE = cf.names_of(*finalists.RECIPE)
 SPACE = tuple(f.name for f in fields(cf.SpaceSettings) if f.name != 'band')
 
 
 def training_of(args, config) -> cf.AugmentConfig:
     """How networks are trained. Its seed is 0: other searches, with other seeds, are compared with the same networks."""
-    training = replace(recipe_of(config), seed=0)
-    return replace(training, epochs=args.epochs or training.epochs, name='ranks', band=args.band or training.band)
+    training = replace(recipe_of(config), seed=0, name='ranks', band=args.band or config.band)
+    if not args.epochs:
+        return training
+    warmup = round(training.warmup * min(1, args.epochs / training.epochs))  # as of a tournament with other epochs
+    return replace(training, epochs=args.epochs, warmup=warmup)
 
 
 def draw(args, config, data) -> list[spread_plan.Network]:
@@ -129,7 +134,10 @@ def retrained(folders, settings):
                 why = 'trained on dev (--no-train_on_dev leaves a dev UA)'
             elif text in seen:
                 why = 'a genotype that another run has'
+            elif recipe and (other := [name for name in RECIPE if utils.recorded(its, name) != utils.recorded(recipe, name)]):
+                why = f'trained with other {" ".join(other)} than {found[0][0]}'
             else:
+                recipe = its
                 seen.add(text)
                 found.append((folder, gt.from_str(text), [{'ua': results['dev_ua']}]))
                 continue

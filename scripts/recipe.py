@@ -10,6 +10,7 @@ not read; but they are dev speakers of another fold, so a choice over all folds 
 Every training is one row of runs/recipe/NAME/trainings.csv, and the same command continues after an interruption. Seeds and
 variants may be added later.
 """
+import hashlib
 import json
 import math
 import re
@@ -24,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import augment  # noqa: E402
 import config as cf  # noqa: E402
 import datasets  # noqa: E402
+import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
 from datasets.scoring import Diverged  # noqa: E402
+from models.predictor import best_file  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import trainings  # noqa: E402
 from scripts.recipe_report import report  # noqa: E402
@@ -43,7 +46,7 @@ OWNED = ('fold', 'patience', 'resume', 'overwrite', 'train_on_dev')  # settings 
 class RecipeSettings:
     """recipe"""
     seeds: int = cf.setting(3, 'trainings of each variant on each fold', low=1, high=100)
-    only_folds: str = cf.setting('all', 'folds to use, separated by commas, or all')
+    only_folds: str = cf.setting('all', 'folds to use, such as 1,3 or 1-3, or all')
     variants: str | None = cf.setting(None, 'YAML file of variants, {name: {setting: value}}')
     dry_run: bool = cf.setting(False, 'train nothing: print the plan, and the report of the trainings that are finished')
 
@@ -59,6 +62,10 @@ def main(argv=None):
     path = Path('runs', 'recipe', config.name)
     settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
     settings['digest'] = datasets.digest(utterances)
+    if genotype:
+        settings['network'] = gt.to_str(genotype)
+    if config.init:
+        settings['weights'] = hashlib.sha256(Path(best_file(config.init)).read_bytes()).hexdigest()
     if own.dry_run:
         trainings.check_settings(path, settings, False)
         print(tell(own, variants, numbers, read(path, variants))[1])

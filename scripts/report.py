@@ -37,7 +37,9 @@ def main(argv=None):
         if args.pdf:
             args.pdf.mkdir(parents=True, exist_ok=True)
             for figure in (block for block in found if block[0] == 'figure'):
-                name = f'{folder.resolve().name}-{figure[1]}'.replace(' ', '-').replace('/', '-')
+                parts = folder.resolve().parts
+                whose = parts[len(parts) - parts[::-1].index('runs'):] if 'runs' in parts else parts[-1:]
+                name = '-'.join([*whose, figure[1]]).replace(' ', '-').replace('/', '-')
                 figure[2].savefig(args.pdf / f'{name}.pdf', bbox_inches='tight')
     title = ', '.join(dict.fromkeys(folder.resolve().name for folder in args.folders))
     text = html_page.page(title, blocks).encode(errors='replace')

@@ -8,7 +8,6 @@ import numpy as np
 import significance as sig
 from html_page import from_markdown
 from run_folder import RunFolder
-from sklearn.metrics import confusion_matrix
 
 import genotypes as gt
 from config import UserError, from_csv_cell
@@ -148,13 +147,10 @@ def hardest(predictions) -> list:
 
 def interval_of(predictions, labels) -> str:
     """', 95% interval over speakers 58.1 to 70.2'; of fewer than FEW speakers an interval would say nothing."""
-    speakers = sorted({row['speaker'] for row in predictions})
-    if len(speakers) < sig.FEW:
-        return ', too few speakers for an interval'
-    said = [[(row['label'], row['predicted']) for row in predictions if row['speaker'] == who] for who in speakers]
-    counts = np.stack([confusion_matrix(*zip(*pairs), labels=labels) for pairs in said])
-    low, high = sig.interval(counts[None])[:, 0]
-    return f', 95% interval over speakers {percent(low)} to {percent(high)}'
+    classes = ([labels.index(row[name]) for row in predictions] for name in ('label', 'predicted'))
+    _, ((low, *_), (high, *_)) = sig.of_predictions([row['speaker'] for row in predictions], *classes, len(labels))
+    return ', too few speakers for an interval' if np.isnan(low) else \
+        f', 95% interval over speakers {percent(low)} to {percent(high)}'
 
 
 def experiment(path: Path) -> list:

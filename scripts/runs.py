@@ -76,16 +76,17 @@ def main(argv=None):
     parser.add_argument('--sort', choices=SORTS, default='age', help='by test UA, dev UA, age or name (default: age)')
     parser.add_argument('--json', action='store_true', help='one JSON object per run')
     args = parser.parse_args(argv)
-    rows = sort([row_of(run) for run in find(args.folder)], args.sort)
+    runs = find(args.folder)
+    rows = sort([row_of(run) for run in runs], args.sort)
     if not rows:
         raise UserError(f'{args.folder}: no run here; runs are made by search.py and augment.py')
     if args.json:
         print('\n'.join(map(json.dumps, rows)))
         return
     print(table(rows))
-    failed = [run for run in find(args.folder) if run.state == 'failed']
-    for run in failed:
-        print(f'{run.path} failed: {run.reason}')
+    for run in runs:
+        if run.state == 'failed':
+            print(f'{run.path} failed: {run.reason}')
 
 
 if __name__ == '__main__':

@@ -62,6 +62,12 @@ def interval(counts: np.ndarray, minus: np.ndarray | None = None) -> np.ndarray:
     return pooled_interval([(counts, minus)])
 
 
+def of_predictions(speakers, labels, predicted, n_classes: int) -> tuple[int, np.ndarray]:
+    """(number of speakers, `interval` of one run) from a speaker's name and the indices of two classes for each utterance."""
+    names, numbers = np.unique(np.asarray(speakers, str), return_inverse=True)
+    return len(names), interval(count(numbers, labels, predicted, len(names), n_classes)[None])
+
+
 def p_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Two-sided p (3,) of a paired randomization test: counts of two models on the same seeds and speakers.
 

@@ -29,7 +29,7 @@ class SpreadSettings:
     """spread"""
     architectures: int = cf.setting(12, 'genotypes to draw', low=2, high=MOST)
     seeds: int = cf.setting(3, 'trainings of each genotype on each fold', low=2, high=MOST)
-    only_folds: str = cf.setting('1', 'folds to use, separated by commas, or all')
+    only_folds: str = cf.setting('1', 'folds to use, such as 1,3 or 1-3, or all')
     hand_made: str | None = cf.setting(None, 'hand-designed networks to train as well, NAME or NAME:PARAMETERS, such as '
                                        'cnn_gru,cnn_gru:20000; they take no part in the estimates')
     dry_run: bool = cf.setting(False, 'train nothing: print the plan, and the report of the trainings that are finished')
@@ -75,12 +75,7 @@ def configure(argv) -> tuple[SpreadSettings, cf.AugmentConfig]:
 
 def fold_numbers(text: str, n_folds: int) -> list[int]:
     """Fold numbers of --only_folds, in order. UserError."""
-    if text == 'all':
-        return list(range(1, n_folds + 1))
-    numbers = [int(part) if re.fullmatch(r'\s*\d{1,9}\s*', part, re.ASCII) else 0 for part in text.split(',')]
-    if not all(1 <= number <= n_folds for number in numbers):
-        raise utils.UserError(f'--only_folds {text}: use numbers from 1 to {n_folds}, separated by commas, or all')
-    return sorted(set(numbers))
+    return cf.parse_numbers('only_folds', f'1-{n_folds}' if text == 'all' else text, 1, n_folds)
 
 
 def draw(own: SpreadSettings, config: cf.AugmentConfig, labels: list[str]) -> list[Network]:

@@ -1,9 +1,10 @@
 """Makes the tables and figures of an experiment from its runs.csv and predictions.csv alone.
 
-    python scripts/table.py runs/cv/emodb [--models searched,random] [--seeds 0-2] [--only_folds 1] [--clean_folds 1] [--to DIR]
+    python scripts/table.py runs/cv/emodb
+    python scripts/table.py runs/cv/emodb --models searched,random --seeds 0-2 --to two-models
 
 Writes table.csv (a row per model), table.md (for readers) and figures/. plan.json adds clean folds and the command.
---add mine.csv compares the predictions of another system with the models of the experiment.
+--add mine.csv --to DIR compares the predictions of another system with the models of the experiment.
 """
 import argparse
 import sys
@@ -20,9 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]
 import others  # noqa: E402
 import significance as sig  # noqa: E402
 import table_text  # noqa: E402
-from experiment import COLUMNS, UNKNOWN, publish, rank, read_table  # noqa: E402
+from experiment import COLUMNS, PREDICTION, UNKNOWN, publish, rank, read_table  # noqa: E402
 from jobs import FOUND, SEARCHED, SVMS, TRANSFERRED  # noqa: E402
-from options import parse_numbers  # noqa: E402
 
 import config as cf  # noqa: E402
 import genotypes as gt  # noqa: E402
@@ -32,7 +32,6 @@ KEY = ['model', 'seed', 'fold']
 NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'search_core_minutes', 'minutes', 'core_minutes')
 FLAGS = {'model': 'models', 'fold': 'only_folds'}  # that choose runs
 REMAKE = 'the commands in plan.json make it anew'
-TEXT = {'path': str, 'speaker': str, 'label': str, 'predicted': str}
 SIZES = {'params': 'n_params', 'search_minutes': 'search_minutes', 'minutes': 'minutes'}  # column of table.csv: of runs.csv
 
 
@@ -94,9 +93,9 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
     plan = folder / 'plan.json'
     plan = cf.read_json(plan) if plan.exists() else {}
     if not (wanted['state'] == 'finished').any():
-        return Results(folder.name, wanted, pd.DataFrame(columns=[*KEY, *TEXT]), [], {}, plan)
-    predictions = read_table(folder / 'predictions.csv', {**TEXT, **dict.fromkeys(KEY[1:], int), 'model': str}, REMAKE)
-    for name in TEXT:
+        return Results(folder.name, wanted, pd.DataFrame(columns=[*KEY, *PREDICTION]), [], {}, plan)
+    predictions = read_table(folder / 'predictions.csv', {**PREDICTION, **dict.fromkeys(KEY[1:], int), 'model': str}, REMAKE)
+    for name in PREDICTION:
         predictions[name] = predictions[name].map(cf.from_csv_cell)
     names = [Path(file).stem for file in add]
     if names:
@@ -277,12 +276,14 @@ def main(argv=None):
     parser.add_argument('--only_folds', help='these folds only (default: all)')
     parser.add_argument('--clean_folds', help='folds to report separately too')
     parser.add_argument('--add', type=Path, action='append', default=[], metavar='FILE',
-                        help='CSV file with path,predicted of all test utterances, by another system; needs --to')
-    parser.add_argument('--to', type=Path, help='folder to write to (default: the same)')
+                        help='CSV file with path,predicted of all test utterances, by another system')
+    parser.add_argument('--to', type=Path, help='folder to write to (default: the same); needed for tables of some runs or of '
+                        'other systems')
     args = parser.parse_args(argv)
-    if args.add and not args.to:
-        raise UserError('--add needs --to DIR: the folder of the experiment keeps its own tables')
-    seeds, folds, clean = (text and parse_numbers(name, text) for name, text in (
+    for name in ('add', 'models', 'seeds', 'only_folds'):
+        if getattr(args, name) and not args.to:
+            raise UserError(f'--{name} needs --to DIR: the folder of the experiment keeps its own tables')
+    seeds, folds, clean = (text and cf.parse_numbers(name, text) for name, text in (
         ('seeds', args.seeds), ('only_folds', args.only_folds), ('clean_folds', args.clean_folds)))
     models = args.models and [name.strip() for name in args.models.split(',')]
     verdict = make(args.folder, args.to, clean=clean, add=args.add, model=models, seed=seeds, fold=folds)

@@ -15,7 +15,9 @@ OF_SCORES = '''In percent, from the predictions of all folds together; ± is the
 covers variation between speakers: they are resampled with all their utterances and seeds. With few speakers it is too narrow.
 "Over folds" is the mean ± standard deviation of the folds, each first averaged over seeds. If a complete seed exists, seeds
 with missing folds are left out; leaving out failed seeds biases the result. The seeds of a partial row have different folds,
-so it has no deviation over seeds. Minutes are per run, by the clock. Chance of WA: the share of the largest class.'''
+so it has no deviation over seeds. Parameters and minutes are means and standard deviations of runs, minutes by the clock; a
+random search ends after the time of the cores that its search took, where that was recorded. Chance of WA: the share of the
+largest class.'''
 OF_SVM = 'An SVM does not depend on its seed: its deviation over seeds is 0.'
 OF_DIFFERENCES = '''Differences in points, on the seeds and folds that both models have. p: two-sided randomization test that
 swaps the predictions of the two models speaker by speaker. Holm's method corrects the p of UA for the number of rows; the p
@@ -212,11 +214,11 @@ def named(folds: list[int]) -> str:
 
 
 def percent(x: float) -> str:
-    return f'{100 * x:.1f}'
+    return f'{round(100 * x, 1) + 0.:.1f}'  # no -0.0
 
 
 def signed(x: float) -> str:
-    return f'{round(100 * x, 1) + 0.:+.1f}'  # no -0.0
+    return f'{round(100 * x, 1) + 0.:+.1f}'
 
 
 def between(low: float, high: float) -> str:

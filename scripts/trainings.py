@@ -11,6 +11,8 @@ import yaml
 import config as cf
 import utils
 
+CONTENTS = {'network': '--genotype', 'weights': '--init'}  # on record: what the files held, which may be written anew
+
 
 @contextmanager
 def locked(path: Path):
@@ -37,7 +39,10 @@ def check_settings(folder: Path, settings: dict, write: bool):
         before = cf.read_yaml_file(path)
     except utils.UserError as error:
         raise utils.UserError(f'{error}: take another --name') from None
-    for name in {**before, **settings}:
+    for name in settings.keys() & CONTENTS.keys() & before.keys():  # earlier versions did not record them
+        if before[name] != settings[name]:
+            raise utils.UserError(f'{CONTENTS[name]} is not the file that {folder} began with: take another --name')
+    for name in {name: None for name in (*before, *settings) if name not in CONTENTS}:
         then, now = utils.recorded(before, name), settings.get(name)
         if name == 'digest' and then != now:
             raise utils.UserError(f'utterances, labels or speakers differ from those that {folder} began with: take '

@@ -30,7 +30,7 @@ from datasets.readers.emodb import LABELS  # noqa: E402
 PROGRAMS = ('python', 'cat', 'python3', 'pip', 'make', 'torchrun', 'tensorboard', 'dask', 'sbatch')
 SKIPPED = {'make': 'run by .ci/run', 'pip': 'installs', 'python3': 'installs', 'tensorboard': 'a server',
            'torchrun': 'run by tests/test_torchrun.py', 'dask': 'run by tests/test_cluster.py', 'sbatch': 'needs a cluster'}
-SLURM = {'SLURM_ARRAY_TASK_ID': '1', 'SLURM_ARRAY_TASK_COUNT': '1'}
+SLURM = {'SLURM_ARRAY_TASK_ID': '1', 'N': '1'}
 NOT_RUN = {'docs/results.md': 'commands of finished experiments, days of work'}
 ENCODER = 'encoder'  # folder of the encoder
 N_SAMPLES = 12_000  # of a made-up recording

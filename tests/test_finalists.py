@@ -304,19 +304,19 @@ def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_
     argv += ['--tournament_cores']
     search.main(['--name', 't', *argv, '--tournament_minutes', '22.9'])
     tree, _ = read('t')
-    assert len(tree['finalists']) == 10 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
+    assert len(tree['finalists']) == 11 and sum(len(row['trainings']) == 2 for row in tree['finalists']) == 3
     search.main(['--name', 'v', *argv, '--tournament_minutes', '22.9', '--finalist_epochs', '6'])  # 2 epochs, then 3 times 6
-    assert len(read('v')[0]['finalists']) == 13
+    assert len(read('v')[0]['finalists']) == 14
     search.main(['--name', 'r', *argv, '--tournament_minutes', '6.7', '--last_rung', '0'])
     tree, _ = read('r')
-    assert [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4]] * 6
+    assert [[one['epochs'] for one in row['trainings']] for row in tree['finalists']] == [[4]] * 7
     assert tree['winner'] == min(tree['finalists'], key=lambda row: row['trainings'][0]['loss'])['genotype']
     search.main(['--name', 'u', *argv, '--tournament_minutes', '11', '--last_rung', '8'])  # two get there, not eight
     assert [len(row['trainings']) for row in read('u')[0]['finalists']] == [2, 2]
     search.main(['--name', 'c', *argv[:-1], '--tournament_minutes', '229'])  # by the clock, which is ten times as fast
     assert read('c')[0] == read('t')[0]
     log = Path('runs/search/t/search.log').read_text()
-    assert '(115.0 minutes, 11.5 of cores of choice)' in log and '(115.0 minutes, 11.5 of cores of search)' in log
+    assert '(125.0 minutes, 12.5 of cores of choice)' in log and '(125.0 minutes, 12.5 of cores of search)' in log
     with pytest.raises(utils.UserError, match='--relaxation none trains no supernet'):
         search.main(['--name', 'n', *argv[:-3]])
     with pytest.raises(utils.UserError, match='--tournament_cores has no effect with no --tournament_minutes'):

@@ -67,32 +67,43 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
         augment.main(['--name', f'r{seed}', *small, '--genotype', 'random', '--seed', seed])
     augment.main(['--name', 'other', *small[:4], *FEATURES, '--epochs', '1', '--model', 'rnn', '--params', '300'])
     augment.main(['--name', 'fold2', *small, '--genotype', 'random', '--fold', '2'])
+    augment.main(['--name', 'longer', *small, '--genotype', 'random', '--seed', '4', '--epochs', '2', '--lr', '.01'])
     augment.main(['--name', 'nodev', *small, '--genotype', 'random', '--seed', '3', '--train_on_dev'])
     capsys.readouterr()
-    folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2', 'nodev', 'begun', 'old', 'wide')]
+    folders = [f'runs/augment/{name}' for name in ('r0', 'r1', 'r2', 'r0', 'other', 'fold2', 'nodev', 'begun', 'old', 'wide',
+                                                    'longer')]
     made_from_r0('begun', 'old', 'wide')
     rank_correlation.main(['runs/search/s', *folders, '--data_path', str(small_corpus)])
     said = capsys.readouterr().out
     rows = [[float(x) for x in line.split(' | ')[1:3]] + [float(line[2:].split(' | ')[0])] for line in said.splitlines()
             if re.search(r'\| runs/augment', line)]
     assert len(rows) == 3 and 'Kendall tau, 3 networks' in said
-    assert said.splitlines()[0] == 'passed over 7: ' + ', '.join(
+    assert said.splitlines()[0] == 'passed over 8: ' + ', '.join(
         f'{why} 1 (runs/augment/{name})' for why, name in (
             ('a genotype that another run has', 'r0'), ('no genotype', 'other'), ('other fold', 'fold2'),
             ('trained on dev (--no-train_on_dev leaves a dev UA)', 'nodev'),
             ('not finished', 'begun'), ('other n_mels time_pool', 'old'),
+            ('trained with other epochs lr than runs/augment/r0', 'longer'),
             ('a normal cell with other nodes or operations than the supernet', 'wide')))
     tau = kendalltau([row[2] for row in rows], [-row[1] for row in rows]).statistic
     assert float(re.search(r'low to high: (\S+)', said)[1]) == pytest.approx(tau, abs=.01, nan_ok=True)
     row = next(line for line in said.splitlines() if 'runs/augment/r1' in line)
     results = json.loads(Path('runs/augment/r1/results.json').read_text())
     assert float(row.split('|')[1]) == pytest.approx(100 * results['dev_ua'], abs=.05)
-    for some, why in ((folders[3:-1], 'no genotype 1'), (folders[2:3] + folders[-1:], 'a normal cell with'),
+    for some, why in ((folders[3:-2], 'no genotype 1'), (folders[2:3] + folders[-2:-1], 'a normal cell with'),
                       (folders[:1], 'name more folders')):
         with pytest.raises(UserError, match=f'^1 of these runs .*: 2 are needed; .*{why}'):
             rank_correlation.main(['runs/search/s', *some, '--data_path', str(small_corpus)])
     with pytest.raises(UserError, match='runs/augment/typo/results.json: cannot be read'):
         rank_correlation.main(['runs/search/s', *folders, 'runs/augment/typo', '--data_path', str(small_corpus)])
+
+
+def test_fewer_epochs_have_a_shorter_warm_up(tmp_path):
+    (tmp_path / 'c.yaml').write_text('augment:\n  epochs: 12\n  warmup: 4\n')
+    config = cf.SearchConfig(name='s', config=str(tmp_path / 'c.yaml'))
+    for epochs, expected in ((0, (12, 4)), (6, (6, 2)), (24, (24, 4))):
+        training = rank_networks.training_of(SimpleNamespace(epochs=epochs, band=None), config)
+        assert (training.epochs, training.warmup) == expected
 
 
 def test_the_program_trains_networks_and_goes_on_after_an_interruption(small_corpus, tmp_path, monkeypatch, capsys):

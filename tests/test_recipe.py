@@ -1,6 +1,7 @@
 """scripts/recipe.py: resumption, dev speakers only, its report against a sum by hand, mistakes."""
 import contextlib
 import csv
+import errno
 import itertools
 import json
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from scipy.stats import ttest_1samp
 
 import augment
 import datasets
+import genotypes as gt
 from datasets.scoring import Diverged
 from scripts import recipe, recipe_report
 from utils import UserError
@@ -80,6 +82,37 @@ def test_resumed_equals_uninterrupted_and_test_speakers_are_not_read(small_corpu
     argv[argv.index('ema=0.5,n_mels=9')] = 'ema=0.6,n_mels=9'
     with pytest.raises(UserError, match='--variant ema: is {"ema": 0.6, "n_mels": 9}, but .* with {"ema": 0.5, "n_mels": 9}'):
         recipe.main(argv)
+
+
+@pytest.mark.parametrize('what, flag', [('network', '--genotype'), ('weights', '--init')])
+def test_files_that_were_written_anew_are_other_settings(what, flag, tmp_path):
+    recipe.trainings.check_settings(tmp_path, {'lr': .1, what: 'a'}, True)
+    recipe.trainings.check_settings(tmp_path, {'lr': .1, what: 'a'}, True)
+    with pytest.raises(UserError, match=f'^{flag} is not the file that {tmp_path} began with: take another --name$'):
+        recipe.trainings.check_settings(tmp_path, {'lr': .1, what: 'b'}, True)
+    (tmp_path / 'settings.yaml').write_text('lr: 0.1\n')  # an earlier version's
+    recipe.trainings.check_settings(tmp_path, {'lr': .1, what: 'b'}, True)
+
+
+def test_a_genotype_is_on_record(small_corpus, here, capsys):
+    argv = [word for word in ARGS if word not in ('--model', 'rnn', '--params', '300')]
+    genotype = gt.from_str("Genotype(normal=[[('skip_connect', 0), ('max_pool_3x3', 1)]], normal_concat=[2], reduce=[[("
+                           "'skip_connect', 0), ('max_pool_3x3', 1)]], reduce_concat=[2], rnn=[[('gru_1', 0), ('gru_1', 1)]], "
+                           "rnn_concat=[2])")
+    gt.save('g.json', genotype, {})
+    argv += ['--init_channels', '2', '--genotype', 'g.json', '--data_path', str(small_corpus)]
+    recipe.main([*argv, '--seeds', '1', '--only_folds', '1'])
+    gt.save('g.json', genotype._replace(rnn=[[('gru_2', 0), ('gru_1', 1)]]), {})
+    with pytest.raises(UserError, match='^--genotype is not the file that runs/recipe/r began with'):
+        recipe.main([*argv, '--dry_run'])
+
+
+def test_a_folder_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(recipe.trainings.fcntl, 'flock', no_locks)
+    with recipe.trainings.locked(tmp_path / 'x'):
+        assert (tmp_path / 'x').is_dir()
 
 
 def test_report_is_the_sum_by_hand():

@@ -55,7 +55,8 @@ def test_a_page_of_a_search_and_a_retraining(finished, tmp_path, capsys):
     assert found['genotype'] in page.text and 'best of' not in page.text
     recall = found['confusion'][0][0] / sum(found['confusion'][0])
     assert f'{found["labels"][0]} & {100 * recall:.1f} & {sum(found["confusion"][0])}' in (tmp_path / 'r.tex').read_text()
-    assert {'a-curves.pdf', 'a-cells.pdf', 'a-confusion.pdf'} <= {path.name for path in (tmp_path / 'pdf').iterdir()}
+    assert {'search-a-curves.pdf', 'search-a-cells.pdf', 'augment-a-curves.pdf', 'augment-a-cells.pdf',
+            'augment-a-confusion.pdf'} <= {path.name for path in (tmp_path / 'pdf').iterdir()}
     assert capsys.readouterr().out.count('UA') >= 2
 
 

@@ -242,6 +242,8 @@ def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
     tiny = ['--init_channels', '2', '--rnn_channels', '4', '--n_nodes', '1', '--rnn_nodes', '1', '--epochs', '1',
             '--alpha_warmup', '0', '--order', '2']
     search.main(['--name', 's', *argv, *asked, *short, *tiny])
+    with pytest.raises(cf.UserError, match='--alpha_split speaker: with --embedding speaker .* say --alpha_split utterance'):
+        search.main(['--name', 't', *argv, *asked, *short, *tiny, '--alpha_split', 'speaker'])
     record = json.loads((tmp_path / 'runs/search/s/genotype.json').read_text())
     assert record['features']['embedding'] == 'speaker'
     monkeypatch.setattr(svm, 'PENALTIES', (1e-3,))
@@ -250,6 +252,18 @@ def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
     assert (runs / 'svm/predictions.csv').read_text() != (runs / 'plain/predictions.csv').read_text()
     with pytest.raises(cf.UserError, match='needs --normalise speaker'):
         svm.main(['--name', 'x', *argv, *asked, '--normalise', 'corpus'])
+
+
+def test_a_search_counts_the_recordings_that_w_hears(small_corpus):
+    config = cf.build('search', cf.given('search', [
+        '--data_path', str(small_corpus), *'--name s --dataset manifest --n_mels 16 --hop_ms 32 --duration .8 --batch_size 10 '
+        '--normalise speaker --embedding speaker --init_channels 2 --rnn_channels 4 --n_nodes 1 --rnn_nodes 1'.split()]))
+    data = datasets.load(config, ('train',))
+    train = data.sets['train']
+    half = [i for i, u in enumerate(train.utterances) if u.speaker != train.speakers[0]] + [0]
+    norm = search.make_net(config, data, (half, [])).net.speaker_norm
+    assert train.utterances[0].speaker == train.speakers[0] and train.recordings[0] > 1
+    assert norm.recordings.tolist() == [1, *train.recordings[1:].tolist()]
 
 
 def stop_after(n, save):

@@ -262,7 +262,8 @@ def test_selection_on_the_command_line(capsys):
     tables.main(['x', '--models', 'cnn', '--seeds', '1', '--only_folds', '2-3', '--clean_folds', '2', '--to', 'y'])
     assert [*pd.read_csv('y/table.csv')[['model', 'seeds', 'n_folds']].iloc[0]] == ['cnn', 1, 2]
     assert '## Fold 2 only' in Path('y/table.md').read_text() and 'y/table.md: cnn has' in capsys.readouterr().out
-    for words, said in ((['x', '--models', 'svm'], '--models svm: there are only cnn'), (['z'], 'z/runs.csv does not exist')):
+    for words, said in ((['x', '--models', 'svm', '--to', 'y'], '--models svm: there are only cnn'),
+                        (['z'], 'z/runs.csv does not exist')):
         with pytest.raises(UserError, match=said):
             tables.main(words)
 
@@ -317,8 +318,9 @@ def test_the_name_of_another_system_must_be_new():
         tables.read(X, ['b.csv'])
     with pytest.raises(UserError, match='seed must be a whole number'):
         tables.read(X, mine(rows, seed='x'))
-    with pytest.raises(UserError, match='--add needs --to DIR'):
-        tables.main([str(X), '--add', 'b.csv'])
+    for flag, value in (('add', 'b.csv'), ('models', 'cnn'), ('seeds', '0'), ('only_folds', '1')):
+        with pytest.raises(UserError, match=f'--{flag} needs --to DIR: the folder of the experiment keeps its own tables'):
+            tables.main([str(X), f'--{flag}', value])
 
 
 @pytest.mark.parametrize('argv, said', [

@@ -1,6 +1,5 @@
 """Text that somebody else may have written: every mistake is one short line, nothing is executed, nothing takes long."""
 import csv
-import html
 import io
 import time
 from dataclasses import fields
@@ -109,7 +108,6 @@ def test_a_cell_of_a_csv_file_is_no_formula_and_is_read_back_exactly():
 
 
 def test_markup_is_escaped():
-    assert cf.escape_html('<img src="x">') == '&lt;img src=&quot;x&quot;&gt;' and html.unescape(cf.escape_html('a&b')) == 'a&b'
     assert cf.escape_markdown('a|b <img> `x` [l](u) *e*') == 'a\\|b &lt;img&gt; \\`x\\` \\[l\\](u) \\*e\\*'
     assert cf.escape_markdown('two\nlines, n_mels, _e_') == 'two lines, n_mels, \\_e\\_'
 

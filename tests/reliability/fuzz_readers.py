@@ -242,7 +242,7 @@ class Flags(Reader):
         section, *argv = argv
         if section == 'cross_validate':
             own, _ = options.parse(argv)
-            options.parse_numbers('seeds', own.seeds)
+            cf.parse_numbers('seeds', own.seeds)
             options.parse_shard(own.shard)
             options.parse_models(own.models)
             return
