@@ -9,6 +9,7 @@ if __name__ == '__main__':
 
 import itertools
 import shlex
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -39,8 +40,10 @@ def main(argv: list[str] | None = None):
     device = parallel.start(config)
     finalists.check_cores(config, device)
     run = parallel.together(lambda: Run('search', config, parallel.is_main()))
+    # Noise is added to what --normalise speaker left, so the data must know the way back if finalists alone have noise.
+    needed = replace(config, noise=max(config.noise, recipe.noise)) if chooses else config
     # The audio of test speakers is not even read.
-    data = parallel.together(lambda: datasets.load(config, ('train', 'dev'), device, not run.writes, **parallel.place()))
+    data = parallel.together(lambda: datasets.load(needed, ('train', 'dev'), device, not run.writes, **parallel.place()))
     train, dev = data.sets['train'], data.sets['dev']
     n_epochs = 0 if config.relaxation == 'none' else config.epochs
     if chooses:

@@ -14,6 +14,7 @@ import config as cf
 import genotypes as gt
 import utils
 from datasets import scoring
+from datasets.dataset import SpeechDataset
 from models import candidates, finalists, speaker_norm
 from models.augment_cnn import AugmentCNN
 from models.training import n_parameters
@@ -53,7 +54,7 @@ def test_candidates_are_drawn_as_the_weights_of_edges_say():
 def test_a_score_is_that_of_the_discrete_network(size, monkeypatch):
     monkeypatch.setattr(candidates, 'REFIT_BATCH', size)  # statistics of all batches count alike
     net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
-    net.criterion.weight = data.class_weights
+    balance = net.criterion.weight = data.class_weights = torch.tensor([1., 3., .2])
     for p in net.buffers():
         p.fill_(7.) if p.is_floating_point() else None
     scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
@@ -70,18 +71,41 @@ def test_a_score_is_that_of_the_discrete_network(size, monkeypatch):
     with torch.no_grad():
         assert sum(len(X.x) for X in scorer.batches) == len(data.sets['train']) and len(scorer.batches[0].x) == min(
             size, len(data.sets['train']))
+        refitted = torch.cat([X.x for X in scorer.batches]).sum(dim=(1, 2, 3)).sort().values
+        windows = torch.cat([X.x for X, _ in data.sets['train'].scoring_windows(12)]).sum(dim=(1, 2, 3)).sort().values
+        torch.testing.assert_close(refitted, windows)  # of training speakers
         for X in scorer.batches:
             discrete(*X)
         p = data.sets['dev'].score(lambda *X: discrete.eval()(*X)[0], 4)
     labels = data.sets['dev'].labels
-    assert found['loss'] == pytest.approx(torch.nn.functional.nll_loss(p.log(), labels).item(), rel=1e-4)
+    assert found['loss'] == pytest.approx(torch.nn.functional.nll_loss(p.log(), labels, balance).item(), rel=1e-4)
     config = SimpleNamespace(batch_size=4, seed=0, finalists=1, scored_utterances=5)
     scorer = candidates.Scorer(net, data, config, torch.autocast('cpu', enabled=False))
     of_files = {u: i for i, u in enumerate(map(id, data.sets['dev'].utterances))}
     chosen = torch.tensor([of_files[id(u)] for u in scorer.part.utterances])
     assert scorer.score(GENOTYPE, whole=True)['loss'] == pytest.approx(found['loss'])
-    loss = torch.nn.functional.nll_loss(p[chosen].log(), labels[chosen])
+    loss = torch.nn.functional.nll_loss(p[chosen].log(), labels[chosen], balance)
     assert len(set(chosen.tolist())) == 5 and scorer.score(GENOTYPE)['loss'] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_statistics_of_batch_norm_are_of_256_training_utterances():
+    data = data_of('dev')
+    us, features = ([x] * 300 for x in (SimpleNamespace(speaker='a'), torch.randn(8, 14).half().numpy()))
+    data.sets['train'] = SpeechDataset(us, features, [0, 1, 2] * 100, torch.zeros(8, 1), torch.ones(8, 1), 14)
+    scorer = candidates.Scorer(supernet(4, n_nodes=2, n_nodes_rnn=2), data, Config, torch.autocast('cpu', enabled=False))
+    assert sum(len(X.x) for X in scorer.batches) == 256
+
+
+def test_genotypes_follow_alpha():
+    net = supernet(3, n_nodes=1, n_nodes_rnn=1)
+    with torch.no_grad():
+        for alphas in (net.alpha_normal, net.alpha_reduce, net.alpha_rnn):
+            alphas[0][0, 1], alphas[0][1, 2] = 6., 4.  # operation 1 from state 0, operation 2 from state 1
+    drawn = list(islice(candidates.genotypes_from_alpha(net, np.random.default_rng(0)), 100))
+    for kind in gt.KINDS:
+        names = net.primitives_of(kind)
+        both = [{*getattr(genotype, kind)[0]} == {(names[1], 0), (names[2], 1)} for genotype in drawn]
+        assert sum(both) > 60
 
 
 def test_a_candidate_that_overflows_leaves_no_trace():

@@ -2,6 +2,7 @@
 import json
 import re
 import shlex
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,15 @@ def stopwatch_of(monkeypatch):
         i = next(clock)
         return {'seconds': 300. * i, 'core_seconds': 30. * i}
     monkeypatch.setattr(finalists.Stopwatch, '_now', now)
+
+
+def untrained(monkeypatch):
+    """Trainings take no time, and give a loss that depends on the genotype and the epochs."""
+    def scored(config, genotype, *_):
+        loss = zlib.crc32(f'{gt.to_str(genotype)} {config.epochs}'.encode()) / 2 ** 32
+        return {'loss': loss, 'ua': .5, 'wa': .5, 'macro_f1': .5, 'train_losses': [loss] * config.epochs}, None
+    monkeypatch.setattr(finalists, 'train', scored)
+    return scored
 
 
 def without_seconds(tree):
@@ -239,8 +249,9 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     augment.main(['--name', 'a', *ARGS[:2], *SMALL, *argv[-4:-2], '--epochs', '4', '--batch_size',
                   str(tree['recipe']['batch_size']), '--genotype', tree['winner']])
     epochs = [json.loads(line) for line in Path('runs/augment/a/metrics.jsonl').read_text().splitlines()]
-    curve = next(row['trainings'][1]['train_losses'] for row in tree['finalists'] if row['genotype'] == tree['winner'])
-    assert curve == [row['train']['loss'] for row in epochs]
+    training = next(row['trainings'][1] for row in tree['finalists'] if row['genotype'] == tree['winner'])
+    assert training['train_losses'] == [row['train']['loss'] for row in epochs]
+    assert (training['loss'], training['ua']) == (epochs[-1]['dev']['loss'], epochs[-1]['dev']['ua'])
     losses = [row['loss'] for row in tree['scores']]
     best = [row['genotype'] for row in sorted(tree['scores'], key=lambda row: row['loss'])[:4]]
     assert len(losses) == len({row['genotype'] for row in tree['scores']}) == 6
@@ -276,6 +287,19 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
     assert read('killed') == (tree, genotype)
 
 
+def test_finalists_get_the_noise_of_their_recipe(small_corpus, tmp_path, monkeypatch):
+    """Of features normalised by speaker, noise needs the way back, which the search itself does not."""
+    monkeypatch.chdir(tmp_path)
+    Path('c.yaml').write_text('augment: {noise: 1.0, snr_low: 0.0, snr_high: 5.0}\n')
+    argv = [*ARGS[:2], *SMALL, '--data_path', str(small_corpus), '--config', 'c.yaml', '--normalise', 'speaker']
+    search.main(['--name', 's', *argv, *ARGS[-4:], *'--relaxation none --finalists 1 --finalist_epochs 2'.split()])
+    tree, _ = read('s')
+    assert tree['recipe']['noise'] == 1
+    augment.main(['--name', 'a', *argv, '--epochs', '2', '--genotype', tree['winner']])
+    epochs = [json.loads(line) for line in Path('runs/augment/a/metrics.jsonl').read_text().splitlines()]
+    assert tree['finalists'][0]['trainings'][0]['train_losses'] == [row['train']['loss'] for row in epochs]
+
+
 def test_a_tournament_of_an_earlier_version_goes_on(tmp_path):
     config = finalists.recipe_of(cf.build('search', cf.given('search', ['--name', 'x', *ARGS])))
     training = {'epochs': 10, 'loss': 1., 'ua': .5, 'seconds': 3.}  # without the losses of its epochs
@@ -292,6 +316,7 @@ def test_a_tournament_of_an_earlier_version_goes_on(tmp_path):
 
 def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    untrained(monkeypatch)
     argv = [*ARGS, '--data_path', str(small_corpus), '--relaxation', 'none', '--finalist_epochs', '4']
     search.main(['--name', 'k', *argv, '--finalists', '2'])
     tree, _ = read('k')
@@ -339,6 +364,7 @@ def test_random_candidates_of_a_search_that_was_interrupted_are_as_many(last_run
     argv = [*ARGS, '--data_path', str(small_corpus), '--relaxation', 'none', '--finalist_epochs', '4', '--tournament_minutes',
             '17', '--tournament_cores', *last_rung]
     stopwatch_of(monkeypatch)
+    train = untrained(monkeypatch)
     search.main(['--name', 'whole', *argv])
     assert len(read('whole')[0]['finalists']) > 3
     for call in (2, 4):

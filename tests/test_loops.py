@@ -176,6 +176,28 @@ def test_a_retraining_stops_when_dev_does_not_get_better(unbalanced, tmp_path, m
     assert json.loads(Path('runs/augment/a/results.json').read_text())['best_epoch'] == 2
 
 
+def test_alpha_is_judged_by_speakers_whom_w_does_not_hear(unbalanced, seen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    in_double(monkeypatch, search)
+    search.main(['--name', 's', '--data_path', unbalanced, *COMMON, *SEARCH, '--alpha_split', 'speaker'])
+    speakers = {masks is not None: {data.utterances[i].speaker for i in indices.tolist()}
+                for data, indices, masks, *_ in seen}
+    assert len(speakers) == 2 and speakers[True] and speakers[False] and not speakers[True] & speakers[False]
+
+
+def test_every_step_has_a_path_of_its_own(unbalanced, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    for name in ('before_alphas', 'before_weights'):
+        before = getattr(search.Sampler, name)
+        monkeypatch.setattr(search.Sampler, name, lambda self, *args, name=name, before=before: (
+            drawn.append(name), before(self, *args)))
+    sampled = ['--relaxation', 'sampled', '--sampling', 'uniform']
+    search.main(['--name', 's', '--data_path', unbalanced, *COMMON, *SEARCH, *sampled])
+    alone = drawn.index('before_alphas')  # steps of the first epoch, which trains w alone
+    assert drawn == ['before_weights'] * alone + ['before_alphas', 'before_weights'] * 2 * alone
+
+
 def test_a_sampled_search_moves_alpha_at_the_temperature_of_the_epoch(unbalanced, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     epochs, before = [], search.Sampler.before_alphas

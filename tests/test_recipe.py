@@ -50,7 +50,20 @@ def test_a_row_is_a_training_of_augment_scored_on_dev(small_corpus, whole, here)
     assert float(row['ua']) == pytest.approx(last['dev']['ua'], abs=1e-6)
     assert float(row['loss']) == pytest.approx(last['dev']['loss'], abs=1e-5)  # classes are balanced here
     assert row['dev_speakers'].split() == results['dev_speakers']
+    augment.main(['--name', 'b', '--seed', '1', '--fold', '3', '--data_path', str(small_corpus), *args, '--lr', '.1', '--speed',
+                  '.1'])
+    last = json.loads((here / 'runs/augment/b/metrics.jsonl').read_text().splitlines()[-1])
+    assert float(found[-2]['loss']) == pytest.approx(last['dev']['loss'], abs=1e-5)
     assert len({row['loss'] for row in found}) > 6
+
+
+def test_a_variant_with_noise_gets_the_data_that_noise_needs(small_corpus, here):
+    argv = [*ARGS[:ARGS.index('--seeds')], '--normalise', 'speaker', '--data_path', str(small_corpus)]
+    recipe.main([*argv, *'--seeds 1 --only_folds 1 --variant loud noise=1,snr_low=0,snr_high=5'.split()])
+    augment.main(['--name', 'a', *argv[2:], *'--fold 1 --noise 1 --snr_low 0 --snr_high 5'.split()])
+    last = json.loads((here / 'runs/augment/a/metrics.jsonl').read_text().splitlines()[-1])
+    assert [row['variant'] for row in rows(here)] == ['base', 'loud']
+    assert float(rows(here)[1]['loss']) == pytest.approx(last['dev']['loss'], abs=1e-5)
 
 
 def test_resumed_equals_uninterrupted_and_test_speakers_are_not_read(small_corpus, whole, here, monkeypatch, capsys):

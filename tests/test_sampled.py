@@ -1,11 +1,14 @@
 """The sampled relaxation: which networks are drawn, what they compute, and the straight-through gradient of alpha."""
+import itertools
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import scipy.stats
 import torch
 from test_networks import CRITERION, one_hot, supernet
 
+import genotypes as gt
 from models import sampled
 from models.architect import Architect
 from models.sampled import Sampler
@@ -82,14 +85,22 @@ def test_operations_are_drawn_as_often_as_alpha_says():
 
 
 def test_uniform_paths_are_networks_of_the_space():
-    net, counts = supernet(3), Counter()
-    draw = sampler(net, 'uniform')
-    for _ in range(300):
+    net, counts, states = supernet(3, n_nodes=2, n_nodes_rnn=2), Counter(), {kind: Counter() for kind in gt.KINDS}
+    draw, n = sampler(net, 'uniform'), 300
+    for _ in range(n):
         draw.before_weights()
+        for kind in gt.KINDS:
+            last = net.paths[kind][-1]
+            states[kind][tuple(state for state, choice in enumerate(last) if choice is not None)] += 1
         for node in net.paths['normal']:
             edges = [choice for choice in node if choice is not None]
             assert len(edges) == 2 and all(net.primitives[choice.op] != 'none' for choice in edges)
             counts.update(choice.op for choice in edges)
+    for kind, found in states.items():
+        inputs = len(net.paths[kind][-1])
+        pairs = list(itertools.combinations(range(inputs), 2))
+        assert {*found} == {*pairs} and len(pairs) > 2
+        assert scipy.stats.chisquare([found[pair] for pair in pairs]).pvalue > .001, kind
     assert len(counts) == 7 and max(counts.values()) < 1.4 * min(counts.values())  # 171 of each expected, sd 12
 
 

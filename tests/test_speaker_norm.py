@@ -1,4 +1,5 @@
 """--embedding speaker: what enters the classifier, normalised by the recordings of its speaker."""
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ from test_networks import copy_weights, one_hot, supernet
 import augment
 import config as cf
 import datasets
+import genotypes as gt
 import search
 from config import ANY_INPUT
 from datasets.dataset import ENOUGH, Inputs, SpeechDataset, by_speaker, shrunk
-from models import predictor, speaker_norm
+from models import predictor, speaker_norm, training
 from models.augment_cnn import AugmentCNN
 from models.baselines import make_baseline
 from models.run import Run
@@ -254,13 +256,21 @@ def test_the_programs_keep_it_and_resume(small_corpus, tmp_path, monkeypatch):
         svm.main(['--name', 'x', *argv, *asked, '--normalise', 'corpus'])
 
 
+FLAGS = ('--name s --dataset manifest --n_mels 16 --hop_ms 32 --duration .8 --batch_size 10 --normalise speaker '
+         '--embedding speaker --init_channels 2 --rnn_channels 4').split()
+
+
 def test_a_search_counts_the_recordings_that_w_hears(small_corpus):
     config = cf.build('search', cf.given('search', [
-        '--data_path', str(small_corpus), *'--name s --dataset manifest --n_mels 16 --hop_ms 32 --duration .8 --batch_size 10 '
-        '--normalise speaker --embedding speaker --init_channels 2 --rnn_channels 4 --n_nodes 1 --rnn_nodes 1'.split()]))
+        *FLAGS, '--data_path', str(small_corpus), '--n_nodes', '1', '--rnn_nodes', '1']))
     data = datasets.load(config, ('train',))
     train = data.sets['train']
     half = [i for i, u in enumerate(train.utterances) if u.speaker != train.speakers[0]] + [0]
+    counts = [sum(u.speaker == name for u in train.utterances) for name in train.speakers]
+    its = cf.build('augment', cf.given('augment', [*FLAGS, '--data_path', str(small_corpus), '--genotype', 'random']))
+    genotype = gt.draw(np.random.default_rng(0), 1, 1)
+    for config_, cells in ((its, genotype), (dataclasses.replace(its, model='cnn_gru', genotype=None, params=2000), None)):
+        assert training.make_net(config_, data, cells).speaker_norm.recordings.tolist() == counts
     norm = search.make_net(config, data, (half, [])).net.speaker_norm
     assert train.utterances[0].speaker == train.speakers[0] and train.recordings[0] > 1
     assert norm.recordings.tolist() == [1, *train.recordings[1:].tolist()]
@@ -285,3 +295,9 @@ def test_the_svm_scales_functionals_as_scikit_learn_does():
     found = svm.by_speaker({'train': x}, {'train': data})['train']
     np.testing.assert_allclose(found[:12], StandardScaler().fit_transform(x[:12]), atol=1e-4)
     assert np.abs(found[24:].mean(axis=0)).max() > .01  # three recordings: shrunk towards the corpus
+    test = corpus('ddd', shift=3.)
+    y = svm.functionals(test) + 2.
+    three = svm.by_speaker({'train': x, 'test': y}, {'train': data, 'test': test})['test']
+    step, w = y.mean(axis=0) - x.mean(axis=0), .3  # the prior is that of the training speakers
+    variance = w * y.var(axis=0) + (1 - w) * x.var(axis=0) + w * (1 - w) * step ** 2
+    np.testing.assert_allclose(three, (y - x.mean(axis=0) - w * step) / np.sqrt(variance), atol=1e-2, rtol=1e-2)

@@ -165,6 +165,12 @@ def test_decisions_reach_the_network(one, two, sizes):
     assert net.seq_cells[0].preproc1[0].weight.shape == (5, 8 * 24) and net.linear.in_features == 2 * 5
 
 
+@pytest.mark.parametrize('layers, reduced', [(2, [0, 1]), (3, [1, 2]), (4, [1, 2]), (5, [1, 3]), (6, [2, 4]), (8, [2, 5])])
+def test_reduction_cells_are_at_one_and_two_thirds_of_the_depth(layers, reduced):
+    net = AugmentCNN(None, 1, 3, 3, layers, False, draw(3)._replace(network=None))
+    assert [i for i, cell in enumerate(net.cells) if cell.kind == 'reduce'] == reduced
+
+
 def test_a_batch_of_one_is_refused_where_a_map_shrinks_to_one_value():
     net = AugmentCNN(None, 1, 4, 3, 3, False, draw(0, layers=3, reduce_1='time', reduce_2='both', rnn_layers=0))
     net.check_batches(3, 4, [1])

@@ -1,8 +1,10 @@
 """scripts/spread.py: its trainings against augment.py, its resumption, its draws, and the page of its results."""
 import csv
 import dataclasses
+import itertools
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,18 +163,23 @@ def test_committed_report_and_page_are_those_of_the_committed_trainings():
 def test_latency_is_measured_on_one_thread(monkeypatch):
     own, config = spread_plan.configure(['--name', 's', *SMALL, '--deltas', '--prosody'])
     network, = spread_plan.draw(dataclasses.replace(own, architectures=2), config, ['angry', 'sad'])[:1]
-    make_net, inside = spread_plan.make_net, []
+    make_net, inside, shapes = spread_plan.make_net, [], []
+    clock = itertools.accumulate(itertools.chain.from_iterable((0., .001 * (i - 4) if i > 4 else 9.) for i in range(35)))
+    monkeypatch.setattr(spread_plan, 'time', SimpleNamespace(perf_counter=lambda: next(clock)))
 
     def made(*args):
         net = make_net(*args)
         net.register_forward_pre_hook(lambda *_: inside.append(torch.get_num_threads()))
+        net.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape[-1]))
         return net
     monkeypatch.setattr(spread_plan, 'make_net', made)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         found = spread_plan.latency_ms(config, ['angry', 'sad'], network.genotype)
-        assert .05 < found < 2000 and set(inside) == {1} and torch.get_num_threads() == 2
+        assert found == pytest.approx(15.5)  # the median of 1 to 30 ms, without the first five passes
+        assert set(shapes) == {round(3 * config.frame_rate)} != {config.n_frames}
+        assert set(inside) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 

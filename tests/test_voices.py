@@ -262,10 +262,11 @@ def test_a_training_with_everything(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ['--dataset', 'manifest', '--data_path', str(small_corpus), *FEATURES, '--normalise', 'speaker', '--noise', '1',
             '--speed', '.1', '--vtlp', '.1', '--copypaste', '1', '--epochs', '1']
-    augment.main(['--name', 'a', *argv, '--model', 'rnn', '--params', '300'])
-    assert (tmp_path / 'runs/augment/a/results.json').exists()
     drawn, draw = [], Voices.draw
     monkeypatch.setattr(Voices, 'draw', lambda self, order, *args: drawn.append(order) or draw(self, order, *args))
+    augment.main(['--name', 'a', *argv, '--model', 'rnn', '--params', '300'])
+    assert (tmp_path / 'runs/augment/a/results.json').exists()
+    assert len(drawn) == 1 and len(drawn.pop()) == 24  # all of train
     search.main(['--name', 's', *argv, '--init_channels', '2', '--layers', '3', '--rnn_channels', '4', '--n_nodes', '1',
                  '--rnn_nodes', '1', '--alpha_warmup', '0'])
     assert len(drawn) == 1 and len(drawn[0]) == 12  # the half for w
