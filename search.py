@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None):
     net = make_net(config, data, (w_half, alpha_half), run.format).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
-    net.net.pools_padding = run.format < 2
+    net.pools_padding = run.format < 2
     w_optim = torch.optim.SGD(net.weights(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_weight_decay)
     alpha_optim = torch.optim.Adam(net.alphas(), config.alpha_lr, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optim, config.epochs, eta_min=config.w_lr_min)
