@@ -13,8 +13,6 @@ import genotypes as gt
 from models.heads import AttendedBands
 from models.skeleton import N_BANDS, FitSequence, JointNetwork, add_classifier, fit_map
 
-FRAME_STRIDES = {'time': (1, 2), 'frequency': (1, 1)}  # maps of frames have one row, so that `both` is `time`
-
 
 class Chosen(nn.ModuleDict):
     """A module for every choice of a decision: {'reduce_1': 'time', ...}, args -> the output of the module that is chosen."""
@@ -51,7 +49,7 @@ class Deciding(JointNetwork):
     """
 
     def _cell(self, make_cell, C_pp, C_p, C, reduction_p, reduction):
-        strides, fit = FRAME_STRIDES if self.n_sources else gt.STRIDES, None
+        strides, fit = gt.FRAME_STRIDES if self.n_sources else gt.STRIDES, None
         place = sum(cell.kind == 'reduce' for cell in self.cells)
         if reduction_p:
             fit = Chosen(f'reduce_{place}', strides, lambda name: fit_map(C_pp, C, strides[name], affine=False))
@@ -61,7 +59,7 @@ class Deciding(JointNetwork):
                            fit)
 
     def _add_sequences(self, C_pp, C_p, bands, n_layers_rnn, C_rnn, make_seq_cell, head, n_classes):
-        strides = tuple(FRAME_STRIDES if self.n_sources else gt.STRIDES)
+        strides = tuple(gt.FRAME_STRIDES if self.n_sources else gt.STRIDES)
         reduce = [f'reduce_{i + 1}' for i in range(sum(cell.kind == 'reduce' for cell in self.cells))]
         self.settings = {**dict.fromkeys(reduce, strides[0]), 'bands': bands, 'rnn_layers': n_layers_rnn, 'head': head}
         depths = sorted({*gt.NETWORK_CHOICES['rnn_layers'], n_layers_rnn}) if n_layers_rnn else [0]  # 0: a pure CNN
