@@ -253,7 +253,7 @@ class PartialMixedOp(MixedOp):
     The weights of an edge sum to the edge's share in its node (section 3.2); the bypassing channels are multiplied by it.
     """
 
-    def __init__(self, ops, partial_channels: int, stride: int):
+    def __init__(self, ops, partial_channels: int, stride):
         super().__init__(ops)
         self.partial_channels, self.stride = partial_channels, stride
 
@@ -268,7 +268,7 @@ class PartialMixedOp(MixedOp):
 
     def bypass(self, x: Tensor) -> Tensor:
         """The channels that enter no operation, at the size of the node."""
-        return x if self.stride == 1 else F.max_pool2d(x, 2, ceil_mode=True)
+        return x if _pair(self.stride) == (1, 1) else F.max_pool2d(x, self.stride, ceil_mode=True)
 
     def merge(self, mixed: Tensor, bypassed: Tensor) -> Tensor:
         """Both parts, shuffled: the next edge mixes other channels."""
