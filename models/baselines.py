@@ -21,8 +21,9 @@ import torch.nn as nn
 from torch import Tensor
 
 import config
+from models.heads import masked_mean
 from models.rnn_ops import run_rnn
-from models.skeleton import N_BANDS, masked_mean, prosody_statistics, prosody_steps, to_sequence, valid_steps
+from models.skeleton import N_BANDS, prosody_statistics, prosody_steps, to_sequence, valid_steps
 from models.sources import Network, one_row
 from models.sync import BatchNorm2d
 
@@ -129,7 +130,7 @@ class ConvLstmBaseline(Baseline):
 
 def mean_pool(h: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over time without padding: (N, T, H) -> (N, H)"""
-    return h.mean(dim=1) if valid is None else masked_mean(h, valid_steps(valid, h.shape[1]))
+    return masked_mean(h, None if valid is None else valid_steps(valid, h.shape[1]))
 
 
 class AttentionPool(nn.Module):

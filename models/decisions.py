@@ -10,8 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 import genotypes as gt
-from models.heads import AttendedBands
-from models.skeleton import N_BANDS, FitSequence, JointNetwork, add_classifier, fit_map
+from models.heads import N_HEADS, AttendedBands
+from models.skeleton import FitSequence, JointNetwork, add_classifier, fit_map
 
 
 class Chosen(nn.ModuleDict):
@@ -65,7 +65,7 @@ class Deciding(JointNetwork):
         depths = sorted({*gt.NETWORK_CHOICES['rnn_layers'], n_layers_rnn}) if n_layers_rnn else [0]  # 0: a pure CNN
         self.choices = {**dict.fromkeys(reduce, strides), 'bands': (1,) if self.n_sources else gt.NETWORK_CHOICES['bands'],
                         'rnn_layers': tuple(depths), 'head': gt.NETWORK_CHOICES['head']}
-        width = {bands: N_BANDS if bands == 'attended' else bands for bands in self.choices['bands']}
+        width = {bands: N_HEADS if bands == 'attended' else bands for bands in self.choices['bands']}
         self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if 'attended' in width else None
 
         def entrance(C):
