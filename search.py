@@ -144,7 +144,10 @@ def make_net(config, data, halves, run_format: int = utils.FORMAT) -> SearchCNNC
 
 
 def evaluate(net, dev, autocast, config) -> dict:
-    """Scores of the supernet's mixture on dev."""
+    """Scores of the supernet's mixture on dev.
+
+    They are this rank's own, unlike those of models.training.evaluate: the last bit may differ, but they choose nothing.
+    """
     net.eval()
     with autocast:
         found, _ = speaker_norm.evaluate(net, dev, config.batch_size, net.criterion.weight)
