@@ -25,7 +25,7 @@ import utils
 from datasets import scoring
 from models import board, memory, parallel, sources, stopwatch
 from models.candidates import drawn
-from models.predictor import read_best, settings_of, start_from
+from models.predictor import of_same_width, read_best, settings_of, start_from
 from models.run import Run
 from models.steps import Steps
 from models.training import evaluate, make_net, setup, tested_parameters, train_epoch
@@ -39,9 +39,11 @@ def main(argv: list[str] | None = None):
                                                    config.train_on_dev, **parallel.place()))
     train, dev, test = (data.sets.get(name) for name in ('train', 'dev', 'test'))
 
+    start = read_best(config.init) if config.init else None
+    with cf.contents_of(config.init, 'name a whole best.pt, or its run'):
+        config = of_same_width(config, start, len(data.labels)) if start else config
     utils.set_seed(config.seed)
     net = make_net(config, data, genotype)
-    start = read_best(config.init) if config.init else None
     with cf.contents_of(config.init, 'name a whole best.pt, or its run'):
         taken = start and start_from(net, start, data.labels, genotype)
     net.to(device)

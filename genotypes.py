@@ -69,6 +69,7 @@ NETWORK_CHOICES = {
 }
 NETWORK_LIMITS = {'layers': (1, 32), 'C': (1, 512), 'bands': (1, 64), 'rnn_layers': (0, 16), 'C_rnn': (2, 1024)}  # in a file
 STRIDES = {'both': 2, 'time': (1, 2), 'frequency': (2, 1)}  # of a reduction cell, along F and T
+FRAME_STRIDES = {'time': (1, 2), 'frequency': (1, 1)}  # maps of frames have one row, so that `both` is `time`
 _KNOWN = {'cnn': set(sum(CNN_OP_SETS.values(), ())), 'rnn': set(sum(RNN_OP_SETS.values(), ()))}
 
 
@@ -131,10 +132,11 @@ def draw(rng, n_nodes: int, rnn_nodes: int, cnn_ops='paper', rnn_ops='mixed', k:
     drawn = Genotype(normal, concat, reduce, concat, gene(rnn_nodes, rnn), range(2, 2 + rnn_nodes) if rnn_nodes else [])
     if space == 'paper':
         return drawn
-    network = {name: choices[rng.integers(len(choices))] for name, choices in NETWORK_CHOICES.items()}
+    decisions = {**NETWORK_CHOICES}
     if frames:
-        del network['bands']
-        network |= {name: 'time' for name in ('reduce_1', 'reduce_2') if network[name] == 'both'}
+        del decisions['bands']
+        decisions |= dict.fromkeys(('reduce_1', 'reduce_2'), tuple(FRAME_STRIDES))
+    network = {name: choices[rng.integers(len(choices))] for name, choices in decisions.items()}
     if network['layers'] == 2:  # both are reduction cells
         drawn = drawn._replace(normal=[], normal_concat=[])
     if not rnn_nodes or not network['rnn_layers']:

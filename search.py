@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None):
     net = make_net(config, data, (w_half, alpha_half), run.format).to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
-    net.net.pools_padding = run.format < 2
+    net.pools_padding = run.format < 2
     w_optim = torch.optim.SGD(net.weights(), config.w_lr, momentum=config.w_momentum, weight_decay=config.w_weight_decay)
     alpha_optim = torch.optim.Adam(net.alphas(), config.alpha_lr, betas=ALPHA_BETAS, weight_decay=config.alpha_weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(w_optim, config.epochs, eta_min=config.w_lr_min)
@@ -148,7 +148,10 @@ def make_net(config, data, parts, run_format: int = utils.FORMAT) -> SearchCNNCo
 
 
 def evaluate(net, dev, autocast, config) -> dict:
-    """Scores of the supernet's mixture on dev."""
+    """Scores of the supernet's mixture on dev.
+
+    They are this rank's own, unlike those of models.training.evaluate: the last bit may differ, but they choose nothing.
+    """
     net.eval()
     with autocast:
         found, _ = speaker_norm.evaluate(net, dev, config.batch_size, net.criterion.weight)

@@ -21,8 +21,9 @@ import torch.nn as nn
 from torch import Tensor
 
 import config
+from models.heads import masked_mean
 from models.rnn_ops import run_rnn
-from models.skeleton import N_BANDS, masked_mean, prosody_statistics, prosody_steps, to_sequence, valid_steps
+from models.skeleton import N_BANDS, prosody_statistics, prosody_steps, to_sequence, valid_steps
 from models.sources import Network, one_row
 from models.sync import BatchNorm2d
 
@@ -129,7 +130,7 @@ class ConvLstmBaseline(Baseline):
 
 def mean_pool(h: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over time without padding: (N, T, H) -> (N, H)"""
-    return h.mean(dim=1) if valid is None else masked_mean(h, valid_steps(valid, h.shape[1]))
+    return masked_mean(h, None if valid is None else valid_steps(valid, h.shape[1]))
 
 
 class AttentionPool(nn.Module):
@@ -235,10 +236,11 @@ def ssl_att(height, n_frames, n_classes, width=256, dropout=0., C_in=1, n_prosod
 
 
 def make_baseline(name: str, height: int, n_frames: int, n_classes: int, dropout: float, n_params: int = 0, C_in: int = 1,
-                  n_prosody: int = 0, n_sources: int = 0) -> Baseline:
+                  n_prosody: int = 0, n_sources: int = 0, sized_for: int | None = None) -> Baseline:
     """A network of config.BASELINES, of its own width, or of the width that brings it nearest to n_params parameters.
 
-    height: mel bands, 1 for frames. ValueError if there is none that reads such an input, or of such a size.
+    height: mel bands, 1 for frames. sized_for: number of classes with which it has these parameters; n_classes by default.
+    ValueError if there is none that reads such an input, or of such a size.
     """
     if name not in config.BASELINES:
         raise ValueError(f'{name!r} is not one of {", ".join(config.BASELINES)}')
@@ -247,8 +249,8 @@ def make_baseline(name: str, height: int, n_frames: int, n_classes: int, dropout
     if n_params and not width:
         raise ValueError(f'{name} has one size and cannot be brought to {n_params} parameters')
     if n_params:
-        width = nearest_width(lambda w: count_parameters(network, height, n_frames, n_classes, w, dropout, C_in, n_prosody,
-                                                         n_sources), n_params)
+        width = nearest_width(lambda w: count_parameters(network, height, n_frames, sized_for or n_classes, w, dropout, C_in,
+                                                         n_prosody, n_sources), n_params)
     return network(height, n_frames, n_classes, width, dropout, C_in, n_prosody, n_sources)
 
 

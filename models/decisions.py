@@ -10,10 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 import genotypes as gt
-from models.heads import AttendedBands
-from models.skeleton import N_BANDS, FitSequence, JointNetwork, add_classifier, fit_map
-
-FRAME_STRIDES = {'time': (1, 2), 'frequency': (1, 1)}  # maps of frames have one row, so that `both` is `time`
+from models.heads import N_HEADS, AttendedBands
+from models.skeleton import FitSequence, JointNetwork, add_classifier, fit_map
 
 
 class Chosen(nn.ModuleDict):
@@ -51,7 +49,7 @@ class Deciding(JointNetwork):
     """
 
     def _cell(self, make_cell, C_pp, C_p, C, reduction_p, reduction):
-        strides, fit = FRAME_STRIDES if self.n_sources else gt.STRIDES, None
+        strides, fit = gt.FRAME_STRIDES if self.n_sources else gt.STRIDES, None
         place = sum(cell.kind == 'reduce' for cell in self.cells)
         if reduction_p:
             fit = Chosen(f'reduce_{place}', strides, lambda name: fit_map(C_pp, C, strides[name], affine=False))
@@ -61,13 +59,13 @@ class Deciding(JointNetwork):
                            fit)
 
     def _add_sequences(self, C_pp, C_p, bands, n_layers_rnn, C_rnn, make_seq_cell, head, n_classes):
-        strides = tuple(FRAME_STRIDES if self.n_sources else gt.STRIDES)
+        strides = tuple(gt.FRAME_STRIDES if self.n_sources else gt.STRIDES)
         reduce = [f'reduce_{i + 1}' for i in range(sum(cell.kind == 'reduce' for cell in self.cells))]
         self.settings = {**dict.fromkeys(reduce, strides[0]), 'bands': bands, 'rnn_layers': n_layers_rnn, 'head': head}
         depths = sorted({*gt.NETWORK_CHOICES['rnn_layers'], n_layers_rnn}) if n_layers_rnn else [0]  # 0: a pure CNN
         self.choices = {**dict.fromkeys(reduce, strides), 'bands': (1,) if self.n_sources else gt.NETWORK_CHOICES['bands'],
                         'rnn_layers': tuple(depths), 'head': gt.NETWORK_CHOICES['head']}
-        width = {bands: N_BANDS if bands == 'attended' else bands for bands in self.choices['bands']}
+        width = {bands: N_HEADS if bands == 'attended' else bands for bands in self.choices['bands']}
         self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if 'attended' in width else None
 
         def entrance(C):

@@ -23,6 +23,11 @@ class AttendedBands(nn.Module):
         return torch.einsum('nhft,ncft->ntch', weights, x).flatten(2)
 
 
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over time of the steps where mask, (N, T, 1) bool, is True: (N, T, H) -> (N, H). None: of all steps."""
+    return x.mean(dim=1) if mask is None else x.masked_fill(~mask, 0.).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+
+
 class Mean(nn.Module):
     """Mean over time: (N, T, H) -> (N, H). mask: (N, T, 1) bool, False where a step is padding; None: there is none."""
 
@@ -30,9 +35,7 @@ class Mean(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        if mask is None:
-            return x.mean(dim=1)
-        return x.masked_fill(~mask, 0.).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+        return masked_mean(x, mask)
 
 
 class Max(Mean):

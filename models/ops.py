@@ -21,17 +21,26 @@ OPS = {
     'sep_conv_5x5': lambda C, stride, affine: SepConv(C, 5, stride, affine),
     'dil_conv_3x3': lambda C, stride, affine: DilConv(C, 3, stride, dilation=2, affine=affine),
     'dil_conv_5x5': lambda C, stride, affine: DilConv(C, 5, stride, dilation=2, affine=affine),
-    'time_conv_5': lambda C, stride, affine: AxisConv(C, (1, 5), stride, 1, affine),
-    'time_conv_9': lambda C, stride, affine: AxisConv(C, (1, 9), stride, 1, affine),
-    'time_conv_5_dil_4': lambda C, stride, affine: AxisConv(C, (1, 5), stride, 4, affine),
-    'freq_conv_5': lambda C, stride, affine: AxisConv(C, (5, 1), stride, 1, affine),
-    'freq_conv_9': lambda C, stride, affine: AxisConv(C, (9, 1), stride, 1, affine),
+    'time_conv_5': lambda C, stride, affine: SeparableConv(C, (1, 5), stride, 1, affine),
+    'time_conv_9': lambda C, stride, affine: SeparableConv(C, (1, 9), stride, 1, affine),
+    'time_conv_5_dil_4': lambda C, stride, affine: SeparableConv(C, (1, 5), stride, 4, affine),
+    'freq_conv_5': lambda C, stride, affine: SeparableConv(C, (5, 1), stride, 1, affine),
+    'freq_conv_9': lambda C, stride, affine: SeparableConv(C, (9, 1), stride, 1, affine),
     'dense_conv_3x3': lambda C, stride, affine: DenseConv(C, stride, affine),
     'gated_conv_3x3': lambda C, stride, affine: GatedConv(C, stride, affine),
     'se_conv_3x3': lambda C, stride, affine: SqueezeConv(C, stride, affine),
     'broadcast_conv': lambda C, stride, affine: BroadcastConv(C, stride, affine),
     'freq_attention': lambda C, stride, affine: FrequencyAttention(C, stride, affine),
 }
+
+
+def _pair(stride) -> tuple[int, int]:
+    return stride if isinstance(stride, tuple) else (stride, stride)
+
+
+def _depthwise(C: int, kernel: tuple[int, int], stride=1, dilation: int = 1) -> nn.Conv2d:
+    padding = tuple(dilation * (k // 2) for k in kernel)
+    return nn.Conv2d(C, C, kernel, stride, padding, dilation, groups=C, bias=False)
 
 
 class Zero(nn.Module):
@@ -80,22 +89,25 @@ class StdConv(nn.Sequential):
         super().__init__(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), BatchNorm2d(C_out, affine=affine))
 
 
-class DilConv(nn.Sequential):
-    """ReLU - depthwise convolution, dilated - 1x1 convolution - batch norm."""
+class SeparableConv(nn.Sequential):
+    """ReLU - depthwise convolution - 1x1 convolution - batch norm. A kernel may lie along one axis (Light-SERNet)."""
 
-    def __init__(self, C: int, kernel_size: int, stride: int, dilation: int, affine: bool):
-        padding = dilation * (kernel_size // 2)
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(C, C, kernel_size, stride, padding, dilation, groups=C, bias=False),
-            nn.Conv2d(C, C, 1, bias=False),
-            BatchNorm2d(C, affine=affine))
+    def __init__(self, C: int, kernel: tuple[int, int], stride, dilation: int, affine: bool):
+        super().__init__(nn.ReLU(), _depthwise(C, kernel, stride, dilation), nn.Conv2d(C, C, 1, bias=False),
+                         BatchNorm2d(C, affine=affine))
+
+
+class DilConv(SeparableConv):
+    """That with a square kernel, which models/fast knows by its type."""
+
+    def __init__(self, C: int, kernel_size: int, stride, dilation: int, affine: bool):
+        super().__init__(C, (kernel_size, kernel_size), stride, dilation, affine)
 
 
 class SepConv(nn.Sequential):
     """A separable convolution applied twice, the first with the stride."""
 
-    def __init__(self, C: int, kernel_size: int, stride: int, affine: bool):
+    def __init__(self, C: int, kernel_size: int, stride, affine: bool):
         super().__init__(DilConv(C, kernel_size, stride, 1, affine), DilConv(C, kernel_size, 1, 1, affine))
 
 
@@ -144,23 +156,6 @@ class AxisReduce(nn.Module):
 def reduce_map(C_in: int, C_out: int, stride, affine: bool = True) -> nn.Module:
     """Halves both axes of a map (stride 2), or one of them (a pair)."""
     return FactorizedReduce(C_in, C_out, affine) if stride == 2 else AxisReduce(C_in, C_out, stride, affine)
-
-
-def _pair(stride) -> tuple[int, int]:
-    return stride if isinstance(stride, tuple) else (stride, stride)
-
-
-def _depthwise(C: int, kernel: tuple[int, int], stride=1, dilation: int = 1) -> nn.Conv2d:
-    padding = tuple(dilation * (k // 2) for k in kernel)
-    return nn.Conv2d(C, C, kernel, stride, padding, dilation, groups=C, bias=False)
-
-
-class AxisConv(nn.Sequential):
-    """ReLU - depthwise convolution along one axis - 1x1 convolution - batch norm (asymmetric kernels: Light-SERNet)."""
-
-    def __init__(self, C: int, kernel: tuple[int, int], stride, dilation: int, affine: bool):
-        super().__init__(nn.ReLU(), _depthwise(C, kernel, stride, dilation), nn.Conv2d(C, C, 1, bias=False),
-                         BatchNorm2d(C, affine=affine))
 
 
 class DenseConv(nn.Sequential):
@@ -253,7 +248,7 @@ class PartialMixedOp(MixedOp):
     The weights of an edge sum to the edge's share in its node (section 3.2); the bypassing channels are multiplied by it.
     """
 
-    def __init__(self, ops, partial_channels: int, stride: int):
+    def __init__(self, ops, partial_channels: int, stride):
         super().__init__(ops)
         self.partial_channels, self.stride = partial_channels, stride
 
@@ -268,7 +263,7 @@ class PartialMixedOp(MixedOp):
 
     def bypass(self, x: Tensor) -> Tensor:
         """The channels that enter no operation, at the size of the node."""
-        return x if self.stride == 1 else F.max_pool2d(x, 2, ceil_mode=True)
+        return x if _pair(self.stride) == (1, 1) else F.max_pool2d(x, self.stride, ceil_mode=True)
 
     def merge(self, mixed: Tensor, bypassed: Tensor) -> Tensor:
         """Both parts, shuffled: the next edge mixes other channels."""

@@ -326,7 +326,10 @@ def rebuild(best: dict) -> torch.nn.Module:
 
 
 def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
-    """The network that a best.pt describes, with so many classes and without memory for its weights. ValueError."""
+    """The network that a best.pt describes, with so many classes and without memory for its weights. ValueError.
+
+    Its widths are those of the trained network: --params decides them with that one's classes.
+    """
     settings = _known(best['settings'], cf.NetworkSettings, cf.FeatureSettings, cf.ModelSettings)
     try:
         config = cf.AugmentConfig(name='x', **settings)
@@ -342,7 +345,7 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
                              C_rnn=config.rnn_channels, **config.inputs)
         else:
             net = make_baseline(config.model, config.height, config.n_frames, n_classes, config.dropout, config.params,
-                                **config.inputs)
+                                **config.inputs, sized_for=len(best['labels']))
         return speaker_norm.added(net, config, torch.zeros(n_speakers))
 
 
@@ -351,6 +354,20 @@ def head(best: dict) -> set[str]:
     n = len(best['labels'])
     a, b = (skeleton(best, size).state_dict() for size in (n, n + 1))
     return {name for name, x in a.items() if x.shape != b[name].shape}
+
+
+def of_same_width(config: cf.AugmentConfig, best: dict, n_classes: int) -> cf.AugmentConfig:
+    """The settings, with the --params that give a network for n_classes the width of the trained one, if both had the same.
+
+    With another number of classes another width may be nearest to --params, and no weight of that one would fit.
+    """
+    trained = settings_of(best)
+    if not config.params or n_classes == len(best['labels']) \
+            or (config.model, config.params) != (trained.get('model'), trained.get('params')):
+        return config
+    net = skeleton(best, n_classes)
+    n_params = sum(p.numel() for name, p in net.named_parameters() if not name.startswith('speaker_norm.'))
+    return replace(config, params=n_params)
 
 
 def settings_of(best: dict) -> dict:

@@ -27,6 +27,12 @@ def run_rnn(rnn: nn.RNNBase, x: Tensor, state=None) -> Tensor:
         return rnn(at_least_float32(x), state)[0]
 
 
+def both_directions(rnn: nn.RNNBase, x: Tensor, state=None, onto: Tensor | None = None) -> Tensor:
+    """`run_rnn` of a bidirectional recurrence, whose directions are added, to `onto` if that is given: (N, T, H)."""
+    forward, backward = run_rnn(rnn, x, state).chunk(2, dim=-1)  # (N, T, 2H) -> 2 x (N, T, H)
+    return (forward if onto is None else onto + forward) + backward
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -58,33 +64,28 @@ class AttentiveRecurrent(nn.Module):
         self.norm = nn.LayerNorm(H, elementwise_affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        forward, backward = run_rnn(self.rnn, x).chunk(2, dim=-1)  # (N, T, 2H) -> 2 x (N, T, H)
-        h = forward + backward
+        h = both_directions(self.rnn, x)
         scores = self.query(h) @ self.key(h).transpose(1, 2) / h.shape[-1] ** 0.5  # (N, T, T)
         return self.norm(h + torch.softmax(scores, dim=-1) @ h)
 
 
-class ResidualRecurrent(nn.Module):
-    """Input + both directions of a bidirectional layer - layer norm (the residual: Krasnoproshin & Vashkevich, ResLSTM-SA)."""
+class Bidirectional(nn.Module):
+    """The sum of both directions of one layer - layer norm."""
 
     def __init__(self, H: int, affine: bool, family: str):
         super().__init__()
         self.rnn = _FAMILIES[family](H, H, batch_first=True, bidirectional=True)
         self.norm = nn.LayerNorm(H, elementwise_affine=affine)
 
-    def residual(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(both_directions(self.rnn, x))
+
+
+class ResidualRecurrent(Bidirectional):
+    """Input + both directions of one layer - layer norm (the residual: Krasnoproshin & Vashkevich, ResLSTM-SA)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        forward, backward = run_rnn(self.rnn, x).chunk(2, dim=-1)  # (N, T, 2H) -> 2 x (N, T, H)
-        return self.norm(self.residual(x) + forward + backward)
-
-
-class Bidirectional(ResidualRecurrent):
-    """The sum of both directions of one layer - layer norm."""
-
-    def residual(self, x: Tensor) -> Tensor:
-        return 0.
+        return self.norm(both_directions(self.rnn, x, onto=x))
 
 
 class GatedTimeConv(nn.Module):

@@ -161,8 +161,11 @@ class Run:
     def _set_aside(self):
         """Moves the run that is to be overwritten to BEFORE, where it stays until the new one has a checkpoint.
 
-        If it is there already, what is in the folder is a new run that never had one.
+        If it is there already, what is in the folder is a new run that never had one; or one that was killed between its first
+        checkpoint and the end of what it replaced.
         """
+        if os.path.isdir(self.file(BEFORE)) and self._has_checkpoint():
+            shutil.rmtree(self.file(BEFORE))
         if os.path.isdir(self.file(BEFORE)):
             self._clear()
         elif names := self._entries():
@@ -173,11 +176,14 @@ class Run:
 
     def _give_back(self):
         """Undoes `_set_aside`, if the new run has no checkpoint."""
-        if os.path.isdir(self.file(BEFORE)) and not os.path.exists(self.file('checkpoint.pt')):
+        if os.path.isdir(self.file(BEFORE)) and not self._has_checkpoint():
             self._clear()
             os.rename(self.file(BEFORE), self.file(MOVING))
             self._finish_moving()
             print(f'{self.path} is again the run that was to be overwritten', file=sys.stderr)
+
+    def _has_checkpoint(self):
+        return any(os.path.exists(self.file(name)) for name in ('checkpoint.pt', PREVIOUS))
 
     def _finish_moving(self):
         """Puts back what a killed process was moving."""

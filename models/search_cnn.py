@@ -188,10 +188,17 @@ class SearchCNNController(nn.Module):
             names, gene, alphas = self.primitives_of(kind), getattr(genotype, kind), getattr(self, f'alpha_{kind}')
             if len(gene) != len(alphas) or not {op for node in gene for op, _ in node} <= set(names):
                 raise ValueError(f'a {kind} cell with other nodes or operations than the supernet')
+            if set(getattr(genotype, f'{kind}_concat')) != set(range(2, 2 + len(gene))):
+                raise ValueError(f'a {kind} cell whose output is not that of all its nodes')
             paths[kind] = Path([None] * len(alpha) for alpha in alphas)
             for node, edges in zip(gene, paths[kind]):
                 for op, state in node:
-                    edges[state] = Choice(names.index(op))
+                    number = names.index(op)
+                    if edges[state] is not None:
+                        raise ValueError(f'a {kind} cell with two edges from one state to one node')
+                    if kind != 'rnn' and not gt.allowed(names, state, self.order)[number]:
+                        raise ValueError(f'a {kind} cell in another order than the supernet, whose order is {self.order}')
+                    edges[state] = Choice(number)
         return paths
 
     def weights(self):

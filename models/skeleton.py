@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import HEADS, AttendedBands
+from models.heads import HEADS, N_HEADS, AttendedBands, masked_mean
 from models.ops import StdConv, reduce_map
 from models.sources import Network, one_row
 from models.sync import BatchNorm2d
@@ -53,21 +53,13 @@ def prosody_statistics(prosody: Tensor, valid: Tensor | None) -> Tensor:
     return statistics_pool(prosody.transpose(1, 2), None if valid is None else valid.unsqueeze(-1))
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over time of the steps where mask, (N, T, 1) bool, is True: (N, T, H) -> (N, H)"""
-    return x.masked_fill(~mask, 0.).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-
-
 def statistics_pool(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean and standard deviation over time (statistics pooling, Snyder et al. 2018): (N, T, H) -> (N, 2H)
 
     mask: (N, T, 1) bool; steps where it is False take no part. None: all steps do.
     """
-    if mask is None:
-        mean, var = x.mean(dim=1), x.var(dim=1, unbiased=False)
-    else:
-        mean = masked_mean(x, mask)
-        var = masked_mean((x - mean.unsqueeze(1)).square(), mask)
+    mean = masked_mean(x, mask)
+    var = x.var(dim=1, unbiased=False) if mask is None else masked_mean((x - mean.unsqueeze(1)).square(), mask)
     return torch.cat([mean, (var + VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
@@ -135,7 +127,7 @@ class JointNetwork(Network):
         """Adds all that comes after the last CNN cells, which are C_pp and C_p wide."""
         self.bands = bands
         self.attend = nn.ModuleList(AttendedBands(C) for C in (C_pp, C_p)) if bands == 'attended' else None
-        width = N_BANDS if self.attend else bands
+        width = N_HEADS if self.attend else bands
         H_pp, H_p = width * C_pp, width * C_p
         if n_layers_rnn:
             H_pp, H_p = H_pp + self.n_prosody, H_p + self.n_prosody

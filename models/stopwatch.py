@@ -24,7 +24,7 @@ class Stopwatch:
 
     @staticmethod
     def _now() -> dict[str, float]:
-        return {'seconds': time.time(), 'core_seconds': time.process_time()}
+        return {'seconds': time.monotonic(), 'core_seconds': time.process_time()}
 
     def read(self) -> dict[str, float]:
         now = self._now()

@@ -18,11 +18,16 @@ from models.sync import CrossEntropyLoss
 
 
 def make_net(config, data, genotype) -> torch.nn.Module:
-    """The network of this genotype, or of config.model. UserError if there is none for these sizes."""
+    """The network of this genotype, or of config.model. UserError if there is none for these sizes, or too little memory."""
     train = data.sets['train']
-    if torch.get_default_device().type != 'meta':  # else only its size is asked for
-        cells, its = (memory.of_genotype(genotype), memory.sized(config, genotype)) if genotype else ({}, config)
-        memory.check(its, cells, train.n_frames, max(train.batch_sizes(config.batch_size)) // train.world_size, train.device)
+    cells, its = (memory.of_genotype(genotype), memory.sized(config, genotype)) if genotype else ({}, config)
+    memory.check(its, cells, train.n_frames, max(train.batch_sizes(config.batch_size)) // train.world_size, train.device)
+    return built(config, data, genotype)
+
+
+def built(config, data, genotype) -> torch.nn.Module:
+    """What `make_net` makes, whatever memory there is."""
+    train = data.sets['train']
     if not genotype:
         net = make_baseline(config.model, config.height, train.n_frames, len(data.labels), config.dropout, config.params,
                             **config.inputs)
@@ -41,7 +46,7 @@ def n_parameters(config, labels, genotype) -> int:
     """Parameters of a network without its auxiliary head; no memory is allocated for them."""
     train = SimpleNamespace(n_frames=config.n_frames, recordings=torch.zeros(0), batch_sizes=lambda batch_size: [batch_size])
     with torch.device('meta'):
-        net = make_net(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
+        net = built(config, SimpleNamespace(labels=labels, sets={'train': train}), genotype)
     return tested_parameters(net)
 
 

@@ -179,7 +179,7 @@ def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.Aug
         needs = {**cf.pick(its, cf.DataSettings, cf.FeatureSettings), 'noise': its.noise}
         if needs != loaded:
             data, loaded = datasets.load(its, ('train', 'dev'), device), needs
-        began, cpu = time.time(), time.process_time()
+        began, cpu = time.monotonic(), time.process_time()
         labels = data.sets['dev'].labels.cpu().numpy()
         try:
             scores, p = train(its, genotype, data, device, 'dev')
@@ -187,7 +187,7 @@ def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.Aug
         except Diverged as error:
             print(f'NOTE: {name}, seed {seed}, fold {fold}: {error}', flush=True)
             scores, loss = trainings.DIVERGED, math.nan
-        spent = time.time() - began, time.process_time() - cpu
+        spent = time.monotonic() - began, time.process_time() - cpu
         rows[name, seed, fold] = dict(zip(COLUMNS, (
             name, as_text(variants[name]), seed, fold, ' '.join(data.fold.dev), len(labels), round(float(loss), 6),
             round(scores['ua'], 6), round(scores['wa'], 6), *(round(s / 60, 3) for s in spent)), strict=True))

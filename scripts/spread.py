@@ -70,7 +70,7 @@ def train_all(jobs, rows: dict, path: Path, config, judged: str = 'test'):
                   f'{" ".join(getattr(data.fold, judged))}', flush=True)
         if network.name not in latency:
             latency[network.name] = round(latency_ms(network.config, data.labels, network.genotype), 3)
-        began, run_seed = time.time(), network.run_seed(fold, seed)
+        began, run_seed = time.monotonic(), network.run_seed(fold, seed)
         try:
             scores, _ = train(replace(network.config, fold=fold, seed=run_seed), network.genotype, data, device, judged)
         except Diverged as error:
@@ -78,10 +78,10 @@ def train_all(jobs, rows: dict, path: Path, config, judged: str = 'test'):
             scores = trainings.DIVERGED
         rows[key(network, fold, seed)] = dict(zip(COLUMNS, (
             network.name, network.text(), network.parameters, seed, fold, run_seed, round(scores['ua'], 6),
-            round(scores['loss'], 6), round((time.time() - began) / 60, 3), latency[network.name]), strict=True))
+            round(scores['loss'], 6), round((time.monotonic() - began) / 60, 3), latency[network.name]), strict=True))
         utils.write_csv(path, COLUMNS, [row.values() for row in rows.values()])
         print(f'{i}/{len(jobs)}: architecture {network.name}, seed {seed}, fold {fold}: UA {scores["ua"]:.3f}, '
-              f'loss {scores["loss"]:.3f}, {(time.time() - began) / 60:.2f} minutes', flush=True)
+              f'loss {scores["loss"]:.3f}, {(time.monotonic() - began) / 60:.2f} minutes', flush=True)
 
 
 def key(network: Network, fold: int, seed: int) -> tuple:

@@ -114,10 +114,10 @@ def of_opensmile(smile: Smile, config, data: datasets.Data, logger) -> dict:
 
     What is not finite becomes the mean of the training utterances.
     """
-    began, cache_dir = time.time(), os.path.join(config.cache, 'functionals')
+    began, cache_dir = time.monotonic(), os.path.join(config.cache, 'functionals')
     every = [u for part in data.sets.values() for u in part.utterances]
     rows = cached_functionals(every, smile, config.trim_db, cache_dir, config.workers).astype(np.float64)
-    logger.info('%d functionals of %s by opensmile %s, in %.0f s', smile.n, smile.set, smile.version, time.time() - began)
+    logger.info('%d functionals of %s by opensmile %s, in %.0f s', smile.n, smile.set, smile.version, time.monotonic() - began)
     if (faulty := ~np.isfinite(rows)).any():
         n, first = faulty.any(axis=1), every[faulty.any(axis=1).argmax()].path
         logger.info('NOTE: %d functionals of %d recordings, such as %s, are not finite: the mean of the training recordings '

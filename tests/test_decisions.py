@@ -189,6 +189,9 @@ def test_paths_of_genotypes_are_their_networks_and_others_are_refused():
     lacks = GENOTYPE._replace(rnn=[], rnn_concat=[])
     assert net.path_of(lacks._replace(network={'rnn_layers': 0}))['network']['rnn_layers'] == 0
     for refused, message in ((lacks, 'a rnn cell'), (lacks._replace(network={'rnn_layers': 1}), 'a rnn cell'),
+                             (GENOTYPE._replace(normal=[[('sep_conv_3x3', 1), ('skip_connect', 1)], *GENOTYPE.normal[1:]]),
+                              'a normal cell with two edges from one state'),
+                             (GENOTYPE._replace(reduce_concat=[3]), 'a reduce cell whose output is not that of all'),
                              (GENOTYPE._replace(network={'bands': 16}), 'no bands 16; it has 1, 2, 4, 8, attended')):
         with pytest.raises(ValueError, match=message):
             net.path_of(refused)

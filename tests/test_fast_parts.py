@@ -7,6 +7,7 @@ import torch.nn as nn
 from forms import SEQ_OPS, assert_same, branch  # noqa: F401
 
 import genotypes as gt
+from models import rnn_ops
 from models.augment_cnn import AugmentCNN
 from models.derivatives import differentiating_twice
 from models.fast import recurrences
@@ -106,7 +107,8 @@ def test_recurrences_together_are_the_operations(names, twice, branch):  # noqa:
 
 def test_the_library_runs_what_is_differentiated_once_on_a_gpu_and_lstms_on_a_cpu(branch, monkeypatch):  # noqa: F811
     ran = []
-    monkeypatch.setattr(recurrences, 'run_rnn', lambda rnn, x, state: (ran.append(type(rnn)), rnn(x, state)[0])[1])
+    for module in (recurrences, rnn_ops):  # recurrences of one direction, and of both
+        monkeypatch.setattr(module, 'run_rnn', lambda rnn, x, state: (ran.append(type(rnn)), rnn(x, state)[0])[1])
     ops, x = [RNN_OPS[name](6, False) for name in ('lstm_2', 'gru_1', 'rnn_att_1')], torch.randn(2, 7, 6)
     recurrences.run_together([x] * 3, ops)
     assert ran == ([nn.LSTM] if branch == 'cpu' else [nn.LSTM, nn.GRU, nn.RNN])

@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import genotypes as gt
 from models import fast
-from models.ops import OPS, FactorizedReduce, MixedOp, Zero, drop_path
+from models.ops import OPS, FactorizedReduce, MixedOp, PartialMixedOp, Zero, drop_path
 from models.rnn_ops import RNN_OPS
 from models.sync import BatchNorm2d, slow_on_cpu
 
@@ -53,6 +53,15 @@ def test_number_of_layers_is_in_the_name():
         rnn = RNN_OPS[name](4, False).rnn
         assert rnn.num_layers == int(name[-1]) and rnn.bidirectional == ('att' in name)
         assert type(rnn).__name__.lower() == name.split('_')[0]
+
+
+@pytest.mark.parametrize('stride', [1, 2, (1, 2), (2, 1), (1, 1)])
+def test_channels_that_enter_no_operation_get_the_size_of_the_others(stride):
+    along_f, along_t = stride if isinstance(stride, tuple) else (stride, stride)
+    edge, x = PartialMixedOp([OPS['max_pool_3x3'](2, stride, False)], 2, stride), torch.randn(2, 4, 7, 5)
+    y = edge.bypass(x[:, 2:])
+    assert edge(x, torch.ones(1)).shape == (2, 4, *y.shape[2:]) == (2, 4, -(-7 // along_f), -(-5 // along_t))
+    assert torch.equal(y[:, :, 1, 1], x[:, 2:, along_f:2 * along_f, along_t:2 * along_t].amax(dim=(2, 3)))
 
 
 def test_mixed_op_is_the_weighted_sum():

@@ -31,6 +31,17 @@ def test_genotypes_are_drawn_in_this_order(space):
     assert {name for g in drawn for name, _ in g.reduce[2]} >= {'max_pool_3x3', 'sep_conv_3x3', 'skip_connect'}
 
 
+def test_a_genotype_in_another_order_is_none_of_the_supernets():
+    net, cells = supernet(), [[('sep_conv_3x3', 0), ('skip_connect', 1)], [('sep_conv_3x3', 1), ('max_pool_3x3', 2)]] * 2
+    within = net.genotype()._replace(normal=cells[:3])
+    assert imposed(within) and net.path_of(within)
+    for node in ([('max_pool_3x3', 0)], [('sep_conv_3x3', 2)]):
+        outside = within._replace(normal=[*cells[:2], node])
+        assert supernet('free').path_of(outside)
+        with pytest.raises(ValueError, match='a normal cell in another order .* imposed'):
+            net.path_of(outside)
+
+
 def test_whatever_alpha_says_no_other_genotype_is_found():
     net = supernet()
     for alpha in net.alphas():

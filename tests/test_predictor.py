@@ -22,7 +22,7 @@ from models.predictor import load
 from scripts import evaluate, predict
 
 RUNS = {'genotype': '--genotype random --init_channels 2 --layers 3 --rnn_channels 4 --n_nodes 2 --trim_db 30 --duration 0.4',
-        'cnn_lstm_att': '--model cnn_lstm_att --params 900 --features mfcc --time_pool 2',
+        'cnn_lstm_att': '--model cnn_lstm_att --params 1060 --features mfcc --time_pool 2',
         'speaker': '--model cnn_gru --params 900 --normalise speaker --embedding speaker'}
 
 
@@ -221,6 +221,21 @@ def test_a_trained_network_goes_on(name, folder, small_corpus, tmp_path, monkeyp
     differ = {key for key in parameters if not torch.equal(anew['weights'][key], before['weights'][key])
               } if anew['weights'].keys() == before['weights'].keys() else None
     assert {key for key in differ if not key.startswith('aux_head')} == {'linear.weight', 'linear.bias'}
+
+
+def test_a_trained_network_keeps_its_width_if_the_classes_are_others(folder, small_corpus, tmp_path, monkeypatch):
+    """cnn_lstm_att of 1060 parameters is 6 wide with 2 classes, 5 wide with 3."""
+    monkeypatch.chdir(folder.parent.parent)
+    first = torch.load(folder / 'cnn_lstm_att/best.pt', weights_only=True)
+    other = write_corpus(tmp_path, emotions=('happy', 'angry', 'neutral'), n_takes=2, n_speakers=5)
+    anew = init(folder, other, 'three', '--init', 'runs/augment/cnn_lstm_att')
+    again = init(folder, small_corpus, 'two', '--init', 'runs/augment/three')
+    for kept, before in ((anew, first), (again, anew)):
+        predictor.rebuild(kept)
+        differ = {key for key, x in kept['weights'].items() if not torch.equal(x, before['weights'][key])}
+        assert differ == {'linear.3.weight', 'linear.3.bias'}
+    with pytest.raises(cf.UserError, match='--init: .* is not in the trained one'):
+        init(folder, other, 'wider', '--init', 'runs/augment/cnn_lstm_att', '--params', '1500')
 
 
 def test_a_network_that_heard_the_test_speakers_or_is_another_is_named(folder, small_corpus, tmp_path, monkeypatch, capsys):

@@ -207,7 +207,7 @@ def test_a_training_that_diverges_is_counted_and_the_rest_goes_on(small_corpus, 
 
 def test_minutes_are_of_the_wall_and_of_the_cores(small_corpus, here, monkeypatch):
     walls, cores = itertools.cycle([0., 60.]), itertools.cycle([0., 90.])
-    monkeypatch.setattr(recipe, 'time', SimpleNamespace(time=lambda: next(walls), process_time=lambda: next(cores)))
+    monkeypatch.setattr(recipe, 'time', SimpleNamespace(monotonic=lambda: next(walls), process_time=lambda: next(cores)))
 
     def diverging(*args):
         raise Diverged('training diverged')

@@ -137,6 +137,27 @@ def test_what_is_to_be_overwritten_stays_until_the_new_run_has_a_checkpoint(caps
     anew.close()
 
 
+def test_a_run_with_a_checkpoint_stays_although_what_it_replaced_was_not_yet_gone():
+    made().save_checkpoint({'w': torch.zeros(2)})
+    first = run(overwrite=True, seed=5)
+    first.open(DATA)
+    os.rename(first.file(models.run.BEFORE), 'older')
+    first.save_checkpoint({'w': torch.ones(2)})
+    os.rename('older', first.file(models.run.BEFORE))  # killed before it deleted this
+    utils.open_runs.discard(first)
+    first.lock.close()
+
+    def fails():
+        run(overwrite=True, seed=6).open(DATA)
+        raise UserError('diverged')
+    codes = []
+    utils.cli(fails, leave=codes.append)
+    assert codes == [2] and not os.path.exists(first.file(models.run.BEFORE))
+    again = run(resume=True, seed=5)
+    assert torch.equal(again.open(DATA)['w'], torch.ones(2))
+    again.close()
+
+
 def test_overwrite_does_not_follow_a_link():
     made('kept')
     os.symlink('kept', 'runs/search/link')

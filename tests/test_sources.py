@@ -155,6 +155,13 @@ def test_networks_drawn_from_the_speech_space_read_frames(seed):
     assert window_shape(config, 21) == (3, D, 21)
 
 
+def test_strides_of_frames_are_drawn_alike():
+    rng = np.random.default_rng(0)
+    drawn = [gt.draw(rng, 1, 1, 'frames', 'speech', space='speech', frames=True).network for _ in range(600)]
+    for name in ('reduce_1', 'reduce_2'):
+        assert 250 < [network[name] for network in drawn].count('time') < 350  # 4 standard deviations: 49
+
+
 @pytest.mark.parametrize('bands', [4, 'attended'])
 def test_decisions_on_frequency_of_a_genotype_of_spectrograms_do_not_matter(bands):
     drawn = gt.draw(np.random.default_rng(0), 2, 1, 'speech', 'speech', space='speech')

@@ -14,6 +14,8 @@ import augment
 import config as cf
 import genotypes as gt
 from config import UserError
+from models import decisions as its_decisions
+from models import heads, skeleton
 from models.augment_cnn import AugmentCNN
 from models.heads import HEADS, AttendedBands
 from models.ops import OPS, AxisReduce, BroadcastConv, FrequencyAttention, SqueezeConv
@@ -197,6 +199,19 @@ def test_heads_see_no_padding(name):
             pooled = cut.mean(dim=1) if name == 'mean' else cut.max(dim=1).values
         torch.testing.assert_close(net.linear(pooled), masked[i:i + 1])
     assert (plain[1:] - masked[1:]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize('decisions', [False, True])
+def test_a_sequence_is_as_wide_as_its_heads(decisions, monkeypatch):
+    for module in (heads, skeleton, its_decisions):
+        monkeypatch.setattr(module, 'N_HEADS', 3, raising=False)
+    x, genotype = torch.randn(2, 1, 8, 12), draw(layers=3, bands='attended', rnn_layers=0)
+    if decisions:
+        net = SearchCNNController(1, 2, 3, 3, nn.CrossEntropyLoss(), 1, C_rnn=4, decisions=True)
+        net.paths = {**net.path_of(net.genotype()), 'network': net.net.decided({'bands': 'attended'})}
+        assert net(x).shape == (2, 3)
+    else:
+        assert AugmentCNN(None, 1, 2, 3, 3, False, genotype)(x)[0].shape == (2, 3)
 
 
 def test_attended_bands_are_weighted_means_over_frequency():

@@ -1,4 +1,5 @@
 """What a Stopwatch counts, and what is not known of earlier versions, GPUs and several processes."""
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,11 +19,18 @@ CPU, GPU = torch.device('cpu'), torch.device('cuda')
     (CPU, 2, None, {'seconds': 10.})])
 def test_a_stopwatch_tells_waiting_from_computing_where_that_is_known(device, processes, before, found, monkeypatch):
     clock = {'wall': 100., 'cores': 40.}
-    monkeypatch.setattr(stopwatch, 'time', SimpleNamespace(time=lambda: clock['wall'], process_time=lambda: clock['cores']))
+    times = SimpleNamespace(monotonic=lambda: clock['wall'], process_time=lambda: clock['cores'])
+    monkeypatch.setattr(stopwatch, 'time', times)
     monkeypatch.setattr(parallel, 'world_size', lambda: processes)
     watch = Stopwatch(device, before)
     clock |= {'wall': 110., 'cores': 43.}  # 7 of 10 s were spent waiting
     assert watch.read() == found
+
+
+def test_a_clock_that_is_set_back_takes_no_time_away(monkeypatch):
+    watch = Stopwatch(CPU, {'seconds': 5.})
+    monkeypatch.setattr(time, 'time', lambda: 0.)
+    assert watch.read()['seconds'] >= 5.
 
 
 def test_a_total_has_core_seconds_only_if_all_that_took_time_has_them():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models import fast
 from models.derivatives import second_derivatives
-from models.rnn_ops import AttentiveRecurrent, Recurrent, at_least_float32, run_rnn
+from models.rnn_ops import AttentiveRecurrent, Recurrent, at_least_float32, both_directions, run_rnn
 
 BATCHED = (Recurrent, AttentiveRecurrent)  # operations that `run_together` knows
 
@@ -54,11 +54,8 @@ def by_library(xs: list, rnns: list) -> list:
         n = rnn.num_layers * (2 if rnn.bidirectional else 1)
         if n not in zeros:
             zeros[n] = x.new_zeros(n, len(x), rnn.hidden_size)
-        y = run_rnn(rnn, x, (zeros[n], zeros[n]) if isinstance(rnn, nn.LSTM) else zeros[n])
-        if rnn.bidirectional:
-            forward, backward = y.chunk(2, dim=-1)
-            y = forward + backward
-        found.append(y)
+        state = (zeros[n], zeros[n]) if isinstance(rnn, nn.LSTM) else zeros[n]
+        found.append((both_directions if rnn.bidirectional else run_rnn)(rnn, x, state))
     return found
 
 
