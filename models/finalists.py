@@ -219,10 +219,12 @@ class Book:
             for row in (*tree['scores'], *tree['finalists']):
                 gt.from_str(row['genotype'])
             trainings = [training for row in tree['finalists'] for training in row['trainings']]
-            for row in [tree.get('drawing', self.tree['drawing']), *tree['scores'], *trainings]:
-                row['seconds'] + row.get('core_seconds', 0.)
-            for training in trainings:
-                training['epochs'], training['loss'], training['ua'] + cost(training, self.run.config)
+            timed = [tree.get('drawing', self.tree['drawing']), *tree['scores'], *trainings]
+            numbers = [row[name] for row in timed for name in stopwatch.NAMES if name == 'seconds' or name in row]
+            numbers += [x for one in trainings for x in (one['epochs'], one['ua'], cost(one, self.run.config))]
+            numbers += [row['loss'] for row in (*tree['scores'], *trainings) if row['loss'] is not None]
+            if wrong := [x for x in numbers if isinstance(x, bool) or not isinstance(x, int | float)]:
+                raise ValueError(f'{cf.short(wrong[0])} is no number')
             return tree
 
     def watch(self) -> Stopwatch:

@@ -295,7 +295,8 @@ def test_finalists_get_the_noise_of_their_recipe(small_corpus, tmp_path, monkeyp
     search.main(['--name', 's', *argv, *ARGS[-4:], *'--relaxation none --finalists 1 --finalist_epochs 2'.split()])
     tree, _ = read('s')
     assert tree['recipe']['noise'] == 1
-    augment.main(['--name', 'a', *argv, '--epochs', '2', '--genotype', tree['winner']])
+    augment.main(['--name', 'a', *argv, '--epochs', '2', '--batch_size', str(tree['recipe']['batch_size']), '--genotype',
+                  tree['winner']])
     epochs = [json.loads(line) for line in Path('runs/augment/a/metrics.jsonl').read_text().splitlines()]
     assert tree['finalists'][0]['trainings'][0]['train_losses'] == [row['train']['loss'] for row in epochs]
 
@@ -312,6 +313,12 @@ def test_a_tournament_of_an_earlier_version_goes_on(tmp_path):
     run.config = replace(settings, tournament_cores=True)
     with pytest.raises(utils.UserError, match='candidates.json: not what it should hold .*core_seconds'):
         finalists.Book(run, config, None, None)
+    run.config, tree = settings, json.loads((tmp_path / 'candidates.json').read_text())
+    for name, value in (('loss', 'low'), ('epochs', True), ('ua', []), ('seconds', '3')):
+        tree['finalists'][0]['trainings'] = [{**training, name: value}]
+        utils.write_json(tmp_path / 'candidates.json', tree)
+        with pytest.raises(utils.UserError, match='candidates.json: not what it should hold .* is no number'):
+            finalists.Book(run, config, None, None)
 
 
 def test_random_candidates_need_no_supernet_and_fill_the_time(small_corpus, tmp_path, monkeypatch):
