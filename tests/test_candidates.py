@@ -54,9 +54,9 @@ def test_candidates_are_drawn_as_the_weights_of_edges_say():
 def test_a_score_is_that_of_the_discrete_network(size, monkeypatch):
     monkeypatch.setattr(candidates, 'REFIT_BATCH', size)  # statistics of all batches count alike
     net, data = supernet(4, n_nodes=2, n_nodes_rnn=2, dropout=.5), data_of('train', 'dev')
-    balance = net.criterion.weight = data.class_weights = torch.tensor([1., 3., .2])
     for p in net.buffers():
         p.fill_(7.) if p.is_floating_point() else None
+    balance = net.criterion.weight = data.class_weights = torch.tensor([1., 3., .2])
     scorer = candidates.Scorer(net, data, Config, torch.autocast('cpu', enabled=False))
     found = scorer.score(GENOTYPE)
     assert scorer.score(GENOTYPE) == pytest.approx(found)  # no dropout, nothing left of the statistics before
