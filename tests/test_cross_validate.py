@@ -163,8 +163,9 @@ def test_models_seeds_and_machines_may_change(desk, small_corpus):
     assert call(desk, small_corpus, '--device', 'cpu', '--threads', '1', models='cnn,svm', seeds='0,1') == 0
     assert collections.Counter(names(desk)) == all_names('cnn,svm')
     assert finished(12) and '## All 3 folds' in table()
-    tables.main(['runs/cv/x', '--models', 'cnn', '--seeds', '1'])
-    assert finished(3) and 'svm' not in table().split('## Made by')[0]
+    tables.main(['runs/cv/x', '--models', 'cnn', '--seeds', '1', '--to', 'y'])
+    part = (desk / 'y' / 'table.md').read_text()
+    assert '3 of 3 runs are finished.' in part and 'svm' not in part.split('## Made by')[0] and finished(12)
 
 
 def test_help_answers_without_torch_and_names_all_models():
