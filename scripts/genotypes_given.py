@@ -14,6 +14,7 @@ from config import UserError
 
 HEARD = ('dataset', 'corpus', 'train_speakers', 'dev_speakers')  # of a search's record: what augment.Origin.heard reads
 
+
 def keep_transferred(experiment: Experiment, model: str, source: str, seeds: list[int]):
     """Writes MODEL-sSEED.json: the genotype, whom its search heard, its minutes. All settings are the experiment's.
 

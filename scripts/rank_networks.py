@@ -16,7 +16,6 @@ import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
 from models import finalists  # noqa: E402
-from models.finalists import recipe_of  # noqa: E402
 from scripts import spread, spread_plan, trainings  # noqa: E402
 
 SAME = ('dataset', 'labels', 'turns', 'scenarios', 'folds', 'fold', *(f.name for f in fields(cf.FeatureSettings)))
@@ -26,7 +25,7 @@ SPACE = tuple(f.name for f in fields(cf.SpaceSettings) if f.name != 'band')
 
 def training_of(args, config) -> cf.AugmentConfig:
     """How networks are trained. Its seed is 0: other searches, with other seeds, are compared with the same networks."""
-    training = replace(recipe_of(config), seed=0, name='ranks', band=args.band or config.band)
+    training = replace(finalists.recipe_of(config), seed=0, name='ranks', band=args.band or config.band)
     if not args.epochs:
         return training
     warmup = round(training.warmup * min(1, args.epochs / training.epochs))  # as of a tournament with other epochs

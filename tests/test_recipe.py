@@ -107,7 +107,7 @@ def test_files_that_were_written_anew_are_other_settings(what, flag, tmp_path):
     recipe.trainings.check_settings(tmp_path, {'lr': .1, what: 'b'}, True)
 
 
-def test_a_genotype_is_on_record(small_corpus, here, capsys):
+def test_a_genotype_is_on_record(small_corpus, here):
     argv = [word for word in ARGS if word not in ('--model', 'rnn', '--params', '300')]
     genotype = gt.from_str("Genotype(normal=[[('skip_connect', 0), ('max_pool_3x3', 1)]], normal_concat=[2], reduce=[[("
                            "'skip_connect', 0), ('max_pool_3x3', 1)]], reduce_concat=[2], rnn=[[('gru_1', 0), ('gru_1', 1)]], "
