@@ -22,7 +22,7 @@ from sklearn.metrics import confusion_matrix
 import datasets
 import genotypes as gt
 import utils
-from datasets import scoring
+from datasets import frames, scoring
 from models import board, memory, parallel, sources, stopwatch
 from models.candidates import drawn
 from models.predictor import of_same_width, read_best, settings_of, start_from
@@ -126,14 +126,17 @@ def main(argv: list[str] | None = None):
 
 def configure(given: cf.Given):
     """AugmentConfig, Genotype (None for a hand-designed network) and Origin. UserError."""
+    def built(*recorded):
+        return frames.complete(cf.build('augment', given, *recorded))
+
     given = from_start(given)
     values = given.values
     if values.get('model', 'genotype') != 'genotype':
-        return cf.build('augment', given), None, Origin({})
+        return built(), None, Origin({})
     if not values.get('genotype'):
         raise utils.UserError('--genotype is required: a genotype.json or folder of search.py, or random; or name a --model')
     if values['genotype'] == cf.RANDOM:
-        config = cf.build('augment', given)
+        config = built()
         labels = sorted({u.label for u in datasets.select(config)[0]}) if config.band else []
         return config, next(drawn(config, np.random.default_rng([config.seed, config.fold]), labels))[0], Origin({})
     try:
@@ -144,7 +147,7 @@ def configure(given: cf.Given):
     if mistaken and not values.get('resume'):  # a run of an earlier version may have begun with them
         raise utils.UserError(f'--{mistaken[0]} has no effect with this --genotype, which decides it itself: leave it out')
     origin = Origin(record, values['genotype'])
-    return cf.build('augment', given, origin.settings(values)), genotype, origin
+    return built(origin.settings(values)), genotype, origin
 
 
 def from_start(given: cf.Given) -> cf.Given:

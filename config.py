@@ -15,7 +15,7 @@ import re
 import reprlib
 import signal
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -711,7 +711,8 @@ def given(section, argv=None):
 def build(section: str, given: Given, recorded: dict | None = None):
     """The frozen configuration. recorded: settings that a genotype brings along; flags and YAML override them.
 
-    UserError if a flag was typed that has no effect on this model.
+    With --features of FRAMES it lacks what the frames decide: datasets.frames.complete adds that. UserError if a flag was typed
+    that has no effect on this model.
     """
     values = {**(recorded or {}), **given.values}
     space = SPACES.get(values.get('space'), {})
@@ -722,9 +723,6 @@ def build(section: str, given: Given, recorded: dict | None = None):
         if name in given.typed:
             wanted = 'say --features encoder, or ' if name.startswith('encoder') else ''
             raise UserError(f'--{name} has no effect with {why}: {wanted}leave it out')
-    if config.features in FRAMES:
-        from datasets import frames  # numpy takes time to import, and other features do not need it
-        config = replace(config, **frames.found(config))
     return config
 
 

@@ -17,6 +17,7 @@ import torch
 import datasets
 import genotypes as gt
 import utils
+from datasets import frames
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
 from models import board, finalists, memory, parallel, sources, speaker_norm, stopwatch
@@ -33,7 +34,7 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 
 
 def main(argv: list[str] | None = None):
-    config = cf.build('search', cf.given('search', argv))
+    config = frames.complete(cf.build('search', cf.given('search', argv)))
     # Read now: the settings file may have changed when the search ends.
     typed, chooses = finalists.typed(config), config.finalists > 0 or config.relaxation == 'none'
     recipe = finalists.recipe_of(config) if chooses else None

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 import utils
-from config import SAMPLE_RATE, WHATEVER, UserError
+from config import FRAMES, SAMPLE_RATE, WHATEVER, UserError
 from datasets import encoders
 from datasets.dataset import ahead
 from datasets.faults import Faults
@@ -27,6 +27,11 @@ from datasets.utterance import Utterance
 VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
 MEASURED = 10.  # s after which the time to go is told
 Missing = dict[str, Utterance]  # {path in the cache: utterance}
+
+
+def complete(config):
+    """A configuration with the settings that its frames decide; with other features it is left as it is. UserError."""
+    return replace(config, **found(config)) if config.features in FRAMES else config
 
 
 def found(config) -> dict:

@@ -89,8 +89,9 @@ def corpus_of(given: dict, models: list[str]) -> tuple[list, str, dict]:
     UserError if settings disagree.
     """
     import datasets  # loads torch
-    configs = {section: cf.build(section, cf.Given({**values, 'name': 'x'})) for section, values in given.items()
-               if section != SVM or SVMS.keys() & models}
+    from datasets import frames
+    configs = {section: frames.complete(cf.build(section, cf.Given({**values, 'name': 'x'})))
+               for section, values in given.items() if section != SVM or SVMS.keys() & models}
     for model in {name.removesuffix(MATCHED) for name in models} & {*cf.SSL}:
         replace(configs['augment'], model=model)  # a UserError if the features are none that it reads
     same = {'data': (cf.DataSettings, cf.FeatureSettings, cf.DevSettings), 'search space': (cf.SpaceSettings,)}

@@ -212,7 +212,8 @@ def device_of(record: dict) -> str | None:
 
 def check_finished(job: Job, values: dict):
     """UserError if a finished run was made with other settings than those given now for its program."""
-    import utils  # loads torch
+    import utils  # these load torch
+    from datasets import frames
     path = Path(job.folder, 'config.yaml')
     if not path.exists():
         return
@@ -223,7 +224,7 @@ def check_finished(job: Job, values: dict):
         if then['params'] != size:
             raise UserError(f'{path.parent} was sized after a network of {then["params"]} parameters, but {job.needs} has '
                             f'{size}: leave {job.model} out, or take another --name')
-    config = cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed}))
+    config = frames.complete(cf.build(job.program, cf.Given({**values, 'name': 'x', 'fold': job.fold, 'seed': job.seed})))
     chosen = {*MACHINE, 'name', 'config', 'resume', 'overwrite', 'model', 'genotype', 'params', 'functionals'}
     chosen |= {'relaxation', 'tournament_minutes', 'tournament_cores'} if job.model == DRAWS else set()
     chosen |= {flag[2:] for flag in PARTS.get(job.model, ())[:1]}

@@ -46,6 +46,7 @@ def measure(results: tables.Results, values: dict):
     """
     import pandas as pd
 
+    from datasets import frames
     from models.training import n_parameters
     from scripts.spread_plan import latency_ms
     rows = []
@@ -57,7 +58,7 @@ def measure(results: tables.Results, values: dict):
             what = {'genotype': run.genotype} if genotype else {'model': model.removesuffix(MATCHED)}
             if model.endswith(MATCHED):
                 what['params'] = int(run.n_params)
-            config = cf.build('augment', cf.Given({**values, **what}))
+            config = frames.complete(cf.build('augment', cf.Given({**values, **what})))
             if (found := n_parameters(config, results.labels, genotype)) != run.n_params:
                 raise UserError(f'{model}-f{run.fold}-s{run.seed} has {run.n_params:,.0f} parameters, but {found:,} with these '
                                 'settings: give those of the experiment, such as --config FILE')

@@ -32,6 +32,7 @@ import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import search  # noqa: E402
 import utils  # noqa: E402
+from datasets import frames  # noqa: E402
 from models.candidates import Scorer  # noqa: E402
 from scripts import rank_report, spread_plan  # noqa: E402
 from scripts.rank_networks import SAME, check_same, draw, read, retrained, trained, trained_before  # noqa: E402
@@ -86,8 +87,8 @@ def settings_of(folder: Path, args) -> tuple[dict, cf.SearchConfig]:
     if not (folder / 'genotype.json').exists():
         raise utils.UserError(f'{folder} is not finished: it has no genotype.json; continue the search with --resume')
     known = {f.name: settings[f.name] for f in fields(cf.SearchConfig) if f.name in settings}
-    return settings, cf.build('search', cf.Given({**known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache,
-                                                  'config': args.config}))
+    return settings, frames.complete(cf.build('search', cf.Given({
+        **known, 'resume': False, 'data_path': args.data_path, 'cache': args.cache, 'config': args.config})))
 
 
 def supernet(folder: Path, settings: dict, config, data):

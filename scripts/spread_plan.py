@@ -12,6 +12,7 @@ import torch
 import config as cf
 import genotypes as gt
 import utils
+from datasets import frames
 from datasets.dataset import Inputs
 from models.candidates import drawn
 from models.sources import window_shape
@@ -70,7 +71,7 @@ def configure(argv) -> tuple[SpreadSettings, cf.AugmentConfig]:
     if given := [name for name in OWNED if name in values]:
         raise utils.UserError(f'--{given[0]}: leave it out; this program draws genotypes, trains all epochs, and continues by '
                               'itself')
-    return own, cf.build('augment', cf.Given({**values, 'genotype': cf.RANDOM}, frozenset(flags)))
+    return own, frames.complete(cf.build('augment', cf.Given({**values, 'genotype': cf.RANDOM}, frozenset(flags))))
 
 
 def fold_numbers(text: str, n_folds: int) -> list[int]:

@@ -29,7 +29,7 @@ from sklearn.svm import LinearSVC  # noqa: E402
 import datasets  # noqa: E402
 import utils  # noqa: E402
 from augment import report  # noqa: E402
-from datasets import dataset, scoring  # noqa: E402
+from datasets import dataset, frames, scoring  # noqa: E402
 from datasets.functionals import Smile, cached_functionals  # noqa: E402
 from models import board  # noqa: E402
 from models.run import Run  # noqa: E402
@@ -42,7 +42,7 @@ MAX_ITER = 10_000
 
 
 def main(argv: list[str] | None = None):
-    config = cf.build('svm', cf.given('svm', argv))
+    config = frames.complete(cf.build('svm', cf.given('svm', argv)))
     own = config.functionals == 'own'
     smile = None if own else Smile(config.functionals)
     utils.set_threads(config.threads)

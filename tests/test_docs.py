@@ -17,7 +17,6 @@ import yaml
 from sklearn.metrics import recall_score
 
 import config as cf
-from datasets import frames
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -99,7 +98,6 @@ def test_flags_and_files_exist(page):
 @pytest.mark.parametrize('page', WRITTEN, ids=name_of)
 def test_commands_are_understood(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(frames, 'found', lambda config: {'frame_shape': '3x8', 'encoder_revision': 'x'})  # reads no encoder
     for words in commands(page):
         words = words[words.index('2') + 1:] if words[0] == 'torchrun' else words[1:]
         if words[0] in PROGRAMS and 'lab' not in words:  # the corpus that extending.md adds

@@ -1,6 +1,7 @@
 """Frozen encoders against transformers' own calls, on tiny models with random weights; no hub is reached."""
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +206,9 @@ def test_transformers_works_beside_our_datasets():
 # --- In a corpus ---
 
 def built(folder, corpus, tmp_path, *more):
-    return cf.build('augment', cf.given('augment', [
+    return frames.complete(cf.build('augment', cf.given('augment', [
         '--name', 'x', '--dataset', 'manifest', '--data_path', str(corpus), '--features', 'encoder', '--encoder', folder,
-        '--model', 'rnn', '--duration', '.8', '--cache', str(tmp_path / 'cache'), *more]))
+        '--model', 'rnn', '--duration', '.8', '--cache', str(tmp_path / 'cache'), *more])))
 
 
 @pytest.mark.parametrize('family, layers, shape', [('wav2vec2_layer', 'all', (3, 16, 40)), ('whisper', 'mean', (16, 1, 40))])
@@ -241,7 +242,7 @@ def test_a_corpus_is_extracted_once_and_a_recording_alone_has_the_same_frames(fa
 
 def test_another_encoder_than_that_of_the_frames_is_refused(folders, small_corpus, tmp_path):
     config = built(folders['wav2vec2'], small_corpus, tmp_path)
-    other = cf.replace(config, encoder=folders['hubert'])
+    other = replace(config, encoder=folders['hubert'])
     with pytest.raises(cf.UserError, match='this is revision .*, not .*, whose frames were used before'):
         encoders.of(other)
 

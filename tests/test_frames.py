@@ -36,7 +36,8 @@ def corpus(folder, L=3, n_takes=2, dtype='f4'):
 def built(csv, *more, section='augment'):
     argv = ['--name', 'x', '--dataset', 'manifest', '--data_path', str(csv), '--features', 'frames', '--cache',
             str(csv.parent / 'cache'), *more]
-    return cf.build(section, cf.given(section, argv + (['--model', 'rnn', '--duration', '.5'] if section == 'augment' else [])))
+    argv += ['--model', 'rnn', '--duration', '.5'] if section == 'augment' else []
+    return frames.complete(cf.build(section, cf.given(section, argv)))
 
 
 def loaded(csv, *more):
@@ -167,7 +168,7 @@ def test_an_empty_cell_names_its_row_and_other_corpora_have_no_frames(tmp_path):
     with pytest.raises(cf.UserError, match='u3.wav: column frames is empty'):
         loaded(csv)
     with pytest.raises(cf.UserError, match='--features frames needs --dataset manifest'):
-        cf.build('svm', cf.given('svm', ['--name', 'x', '--features', 'frames']))
+        frames.complete(cf.build('svm', cf.given('svm', ['--name', 'x', '--features', 'frames'])))
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -209,4 +210,4 @@ def test_the_svm_reads_frames(resident, tmp_path):
 def test_without_transformers_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'transformers', None)
     with pytest.raises(cf.UserError, match='pip install -r requirements-encoders.txt'):
-        cf.build('svm', cf.given('svm', ['--name', 'x', '--features', 'encoder', '--encoder', 'some/model']))
+        frames.complete(cf.build('svm', cf.given('svm', ['--name', 'x', '--features', 'encoder', '--encoder', 'some/model'])))

@@ -23,6 +23,7 @@ import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
+from datasets import frames  # noqa: E402
 from models import memory  # noqa: E402
 from models.run import Run  # noqa: E402
 
@@ -246,7 +247,7 @@ class Flags(Reader):
             options.parse_shard(own.shard)
             options.parse_models(own.models)
             return
-        config = cf.build(section, cf.given(section, argv))
+        config = frames.complete(cf.build(section, cf.given(section, argv)))
         if section == 'search':
             try:
                 cells = memory.of_space(config)
