@@ -16,8 +16,8 @@ covers variation between speakers: they are resampled with all their utterances 
 "Over folds" is the mean ± standard deviation of the folds, each first averaged over seeds. If a complete seed exists, seeds
 with missing folds are left out; leaving out failed seeds biases the result. The seeds of a partial row have different folds,
 so it has no deviation over seeds. Parameters and minutes are means and standard deviations of runs, minutes by the clock; a
-random search ends after the time of the cores that its search took, where that was recorded. Chance of WA: the share of the
-largest class.'''
+random search ends as near as it can to the time of the cores that its search took, where that was recorded. Chance of WA: the
+share of the largest class.'''
 OF_SVM = 'An SVM does not depend on its seed: its deviation over seeds is 0.'
 OF_DIFFERENCES = '''Differences in points, on the seeds and folds that both models have. p: two-sided randomization test that
 swaps the predictions of the two models speaker by speaker. Holm's method corrects the p of UA for the number of rows; the p
@@ -143,8 +143,9 @@ def scores(results, folds: list[int], summaries: list[dict], compared: list[dict
             [row['model'], *difference(row, 'wa'), *difference(row, 'macro_f1')] for row in rows])
     least = [f'{sig.smallest_p(n):.2g} with {count(n)}' for n in sorted({row['n_speakers'] for row in compared})]
     row = planned(compared)
-    of_verdict = f'The verdict uses the uncorrected p of {row["of"]} against {row["model"]}. ' if row else ''
-    yield f'{OF_DIFFERENCES} {of_verdict}The smallest possible p: {", ".join(least)}.'
+    of_first_line = (f'The first line compares {row["of"]} with {row["model"]}: *may be* means a p below 0.05, *is* a '
+                     'corrected p below 0.05. ') if row else ''
+    yield f'{OF_DIFFERENCES} {of_first_line}The smallest possible p: {", ".join(least)}.'
 
 
 def operations(results):

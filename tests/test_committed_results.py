@@ -49,7 +49,7 @@ PRIMARY = 'transferred', 'random_transferred,cnn_gru_matched'
     ('speaker', '-speaker', *PRIMARY, '1-4'), ('speaker-pitch-1', '-speaker-pitch-1', *PRIMARY, '1-4'),
     ('corpus', '', *PRIMARY, '1-3'), ('corpus-pitch-1', '-pitch-1', *PRIMARY, '1-3'),
     ('searched', '-speaker', 'searched', 'random_search,random_transferred,transferred,cnn_gru_matched,random,cnn_gru', '1,2'),
-    ('random-search', '-speaker', 'random_search', 'random_transferred,cnn_gru_matched,random,cnn_gru', '1,2')])
+    ('random-search', '-speaker', 'random_search', 'random_transferred,transferred,cnn_gru_matched,random,cnn_gru', '1,2')])
 def test_committed_predictions_give_the_committed_contrasts(name, setting, model, minus, seeds, tmp_path):
     """Differences and p to the last digit shown; ends of intervals to 0.2 points."""
     folders = [str(RESULTS / f'{corpus}{setting}') for corpus in ('emodb', 'ravdess')]

@@ -47,7 +47,7 @@ def test_the_verdict_on_transferred_genotypes():
     assert text.partition('\n')[0].startswith('transferred ') and ' random_transferred: ' in text.partition('\n')[0]
     genotypes = pd.read_csv(X / 'runs.csv').query("model == 'transferred'")['genotype']
     assert f'; {genotypes.nunique()} search' in text.partition('\n')[0] and genotypes.nunique() < len(genotypes)
-    assert 'the uncorrected p of transferred against random_transferred. ' in text
+    assert 'The first line compares transferred with random_transferred: ' in text
     assert cells(text, 'cnn', 'transferred minus')[0] == '0 1' and cells(text, 'transferred', 'searched minus')[0] == '0 1'
     text = make(asked('searched', 'random', 'random_search'))
     assert ' than random_search: ' in text.partition('\n')[0] or ' whether searched is better than random_search: ' in text
