@@ -25,7 +25,7 @@ import utils
 from datasets import frames, scoring
 from models import board, memory, parallel, sources, stopwatch
 from models.candidates import drawn
-from models.predictor import of_same_width, read_best, settings_of, start_from
+from models.predictor import digest, of_same_width, read_best, settings_of, start_from
 from models.run import Run
 from models.steps import Steps
 from models.training import evaluate, make_net, setup, tested_parameters, train_epoch
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None):
     utils.set_seed(config.seed)
     net = make_net(config, data, genotype)
     with cf.contents_of(config.init, 'name a whole best.pt, or its run'):
-        taken = start and start_from(net, start, data.labels, genotype)
+        taken, begun_with = start and start_from(net, start, data.labels, genotype), start and digest(start)
     net.to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None):
     n_params, text = tested_parameters(net), genotype and gt.to_str(genotype)
 
     def save():
-        run.save_checkpoint({'best': best, 'genotype': text, **state.state_dict()})
+        run.save_checkpoint({'best': best, 'genotype': text, 'init': begun_with, **state.state_dict()})
     steps = Steps(save)
     state = parallel.State(config.seed, device, net=net, optim=optim, scheduler=scheduler, steps=steps,
                            **({'ema': ema} if ema else {}))
@@ -67,6 +67,9 @@ def main(argv: list[str] | None = None):
             run.history, best = checkpoint['history'], checkpoint['best']
             if checkpoint.get('genotype', text) != text:
                 raise utils.UserError(f'--resume: {config.genotype} is another genotype than {run.path} began with')
+            if checkpoint.get('init', begun_with) != begun_with:
+                raise utils.UserError(f'--resume: {config.init} is another network than {run.path} began with: begin anew with '
+                                      '--overwrite')
             if best['file']:  # else the run was stopped in its first epoch
                 check_best(best, genotype, net, run)
                 run.save('best.pt', best['file'])  # a run killed between the two files may have left that of a later epoch
@@ -210,10 +213,24 @@ class Origin:
         found = {**self._known(self.network, sizes), **self._known(self.features, cf.names_of(cf.FeatureSettings))}
         dataset, folds = self.search.get('dataset'), self.search.get('folds')
         if dataset is not None and given.get('dataset', dataset) == dataset:
-            found.update(self._known(self.search, ['dataset', 'labels', 'turns', 'scenarios', 'folds']))
+            shared = self._known(self.search, ['dataset', 'labels', 'turns', 'scenarios', 'folds'])
             if given.get('folds', folds) == folds:  # in another division the number means other speakers
-                found.update(self._known(self.search, ['fold']))
+                shared |= self._known(self.search, ['fold'])
+            self._check_rows(given, shared)
+            found |= shared
         return found
+
+    def _check_rows(self, given, shared):
+        """UserError if classes or fold would be taken over to another manifest than that of the search."""
+        silent = [name for name, value in shared.items()
+                  if name not in {'dataset', *given} and value != getattr(cf.AugmentConfig, name)]
+        corpus, path = self.search.get('corpus'), given.get('data_path')
+        if shared['dataset'] != 'manifest' or not silent or not corpus or not path or given.get('resume'):
+            return
+        if datasets.corpus_digest(datasets.scan('manifest', path)) != corpus:
+            raise utils.UserError(f'--genotype {self.where}: the search had other rows than {path}, and '
+                                  f'{", ".join(f"{name} {shared[name]}" for name in silent)}: say '
+                                  f'{" and ".join(f"--{name}" for name in silent)} for this manifest')
 
     def _known(self, table, names):
         """The settings in `table` that are among `names`, checked."""
@@ -277,15 +294,17 @@ def portable(net, genotype, data, config, epoch: int, start: dict | None = None)
 
     mean and std are those of the network's input; with normalise 'speaker' a recording is first normalised by its
     speaker's recordings, and prior has the mean and std that those of few recordings are shrunk towards.
-    heard lists the corpora and speakers it was trained on, those of `start`, the network of --init, included.
+    heard lists the corpora and speakers it was trained on, those of `start`, the network of --init, included. If `start` does
+    not tell its own, there is none.
     """
-    heard = [{'dataset': config.dataset, 'corpus': data.corpus, 'speakers': [*data.fold.train, *data.fold.dev]},
-             *(start or {}).get('heard', [])]
+    start = start or {'heard': []}
+    heard = [{'dataset': config.dataset, 'corpus': data.corpus, 'speakers': [*data.fold.train, *data.fold.dev]}]
+    heard = {'heard': heard + start['heard']} if 'heard' in start else {}  # else nobody knows all of them
     settings = {**cf.pick(config, cf.NetworkSettings, cf.FeatureSettings), 'model': config.model, 'params': config.params}
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
-            'prior': list(data.prior), 'heard': heard, 'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
+            'prior': list(data.prior), **heard, 'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
 
 
 def report(run, probabilities, config, data, facts: dict, chosen: str):

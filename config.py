@@ -98,11 +98,20 @@ def read_json(path, kind: type = dict, limit: int = MAX_JSON):
 def parse_json(text: str, where, kind: type = dict):
     """The tree of a JSON text, which must be a `kind`. UserError."""
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, object_pairs_hook=_each_once)
     except WHATEVER as error:
         raise UserError(f'{where}: not JSON ({short(str(error))})') from None
     if not isinstance(tree, kind):
         raise UserError(f'{where}: holds {short(tree)} instead of a {kind.__name__}')
+    return tree
+
+
+def _each_once(pairs):
+    """The dict of these pairs. ValueError if a name is there twice."""
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f'{short(next(name for i, name in enumerate(names) if name in names[:i]))} is there twice')
     return tree
 
 
@@ -234,7 +243,7 @@ class FeatureSettings:
     trim_db: float = setting(0., 'trim both ends below this many dB under the loudest 128 ms; 0: no trimming',
                              low=1., high=200., off=True)
     normalise: str = setting('corpus', 'normalise each band by the training speakers (corpus), or by all recordings of the '
-                             'same speaker, including test speakers (speaker)', choices=('corpus', 'speaker'))
+                             'same speaker that are kept, including test speakers (speaker)', choices=('corpus', 'speaker'))
     embedding: str = setting('none', 'normalise the input of the classifier by all recordings of the same speaker, including '
                              'test speakers (speaker)', choices=('none', 'speaker'))
     prosody: bool = setting(False, 'read pitch, voicing, loudness, spectral flux and harmonicity too, and their differences')
@@ -732,8 +741,9 @@ def read_yaml(path, section: str, alone: bool = False) -> dict:
     alone: only those under `search:` and the like. UserError.
     """
     tree = _load_yaml(path)
-    if base := tree.pop('extends', None):
-        below = _load_yaml(Path(path).parent / base) if isinstance(base, str) else {'extends': base}
+    if 'extends' in tree:
+        base = tree.pop('extends')
+        below = _load_yaml(Path(path).parent / base) if base and isinstance(base, str) else {'extends': base}
         if 'extends' in below:
             raise UserError(f'--config {path}: extends: must name one settings file, which extends no other')
         for part in SECTIONS:
@@ -799,7 +809,7 @@ def checked(cls, name: str, value):
 def convert(cls, name, value):
     """A value from a flag (text) or from YAML, as the type of the field `name` of cls. UserError."""
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        value = ','.join(value)  # labels: [ang, sad]
+        value = ','.join(re.sub(r'(?<!\\),', r'\\,', part) for part in value)  # labels: [ang, "a, b"]
     kind = next(f.type for f in fields(cls) if f.name == name)
     if value is None and kind == str | None:
         return None

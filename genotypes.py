@@ -333,8 +333,13 @@ def _from_call(text: str) -> Genotype:
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == 'Genotype') \
             or len(call.args) > len(Genotype._fields):
         raise ValueError('not a complete Genotype(...), nor JSON')
-    fields = {name: _literal(arg) for name, arg in zip(Genotype._fields, call.args)}
-    return _fields({**fields, **{str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}})
+    pairs = [*zip(Genotype._fields, call.args), *((str(keyword.arg), keyword.value) for keyword in call.keywords)]
+    fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f'field {short(name)} is there twice')
+        fields[name] = _literal(value)
+    return _fields(fields)
 
 
 def _literal(node: ast.AST):

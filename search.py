@@ -34,10 +34,12 @@ ALPHA_BETAS = (.5, .999)  # of Adam (DARTS, appendix A.1.1)
 
 
 def main(argv: list[str] | None = None):
-    config = frames.complete(cf.build('search', cf.given('search', argv)))
+    given = cf.given('search', argv)
+    config = frames.complete(cf.build('search', given))
     # Read now: the settings file may have changed when the search ends.
-    typed, chooses = finalists.typed(config), config.finalists > 0 or config.relaxation == 'none'
-    recipe = finalists.recipe_of(config) if chooses else None
+    typed, chooses = finalists.typed(config, given.typed), config.finalists > 0 or config.relaxation == 'none'
+    recipe = finalists.recipe_of(config, given.typed) if chooses else None
+    typed = {**{name: getattr(config, name) for name in ('seed', 'cache') if name in given.typed}, **typed}
     device = parallel.start(config)
     finalists.check_cores(config, device)
     run = parallel.together(lambda: Run('search', config, parallel.is_main()))
@@ -86,6 +88,10 @@ def main(argv: list[str] | None = None):
             len(train), len(dev), hardware)
     for line in datasets.describe(config, data):
         log('%s', line)
+    for what, half in (('w', w_half), ('alpha', alpha_half)):
+        found = {*train.labels[torch.as_tensor(half)].tolist()}
+        if len(half) and (gone := [label for i, label in enumerate(data.labels) if i not in found]):
+            log('NOTE: the half for %s has no utterance of class %s', what, ', '.join(gone))
     board.begin(run, data, utils.count_parameters(net.weights()))
     warmup = min(config.alpha_warmup, config.epochs - 1)
     if n_epochs and warmup < config.alpha_warmup and len(alpha_half):

@@ -396,6 +396,8 @@ def read_torch(path) -> dict:
     """The dict that `write_torch` wrote, on the CPU: tensors and plain values. UserError if it is damaged; executes nothing."""
     with open(path, 'rb') as f:
         data = f.read()
+    if data and not data.startswith(b'PK'):
+        raise UserError(f'{path} is damaged, or no file of torch.save')
     try:
         size = len(_checksum(b''))
         if data[-22:-18] != b'PK\5\6' or data[-2:] != bytes(2):  # else an earlier version wrote it, without a checksum

@@ -41,6 +41,7 @@ class Data:
     protocol: dict  # the report of protocol.apply: what was kept and what was left out
     digest: str  # of file names, segments, labels and speakers in `sets`
     corpus: str  # digest of file names, segments and speakers of the whole corpus, before the protocol
+    audio: list[str]  # digest of what makes features of a recording, and one of the bytes of all recordings in `sets`
     extracted: int  # utterances whose features were not in the cache
 
 
@@ -159,7 +160,8 @@ def load(config, splits: tuple[str, ...], device: str | torch.device = 'cpu', qu
         sets[name] = SpeechDataset(part, arrays, targets[name], mean, std, config.n_frames, device, resident,
                                    rank, world_size, **config.inputs, to_logmel=back.get(name))
     digests = digest([u for part in parts.values() for u in part]), corpus_digest(corpus)
-    return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, cached.extracted)
+    audio = [_hash(cached.made_by), _hash(cached.files)]
+    return Data(labels, fold, mean, std, prior, sets, class_weights, report, *digests, audio, cached.extracted)
 
 
 def split(utterances: list[Utterance], fold: Fold, splits: tuple[str, ...],
@@ -213,7 +215,8 @@ def _features(parts, config, device, quiet) -> tuple[dict[str, list[np.ndarray] 
     if config.prosody:
         below = cached_features(utterances, config, _cache_dir(config), config.workers, quiet, prosody=True)
         arrays = [np.concatenate(both) for both in zip(arrays, below.features, strict=True)]
-        cached = cached._replace(extracted=max(cached.extracted, below.extracted))
+        notes = sorted({*cached.notes, *below.notes})  # one of the two may have read recordings that the other had kept
+        cached = cached._replace(extracted=max(cached.extracted, below.extracted), notes=notes)
     arrays = iter(arrays)
     features, back = {name: [next(arrays) for _ in part] for name, part in parts.items()}, {}
     prior = statistics(features['train'])
@@ -237,7 +240,8 @@ def digest(utterances: list[Utterance]) -> str:
 def corpus_digest(utterances: list[Utterance]) -> str:
     """Hex digest of files, segments and speakers, in any order.
 
-    If it is equal for two scans, their speakers' names mean the same people.
+    If it is equal for two scans, their speakers' names are taken to mean the same people. Folders do not count, so that a
+    corpus may move: two corpora with the same names of files and speakers look the same.
     """
     rows = ((os.path.basename(u.path), u.start or 0., u.end or 0., u.speaker) for u in utterances)
     return _hash(sorted(rows))
@@ -263,6 +267,9 @@ def describe(config, data: Data) -> Iterator[str]:
         what = ' and the vector before the classifier' if config.embedding == 'speaker' else ''
         yield (f'features{what} of each speaker are normalised by their own recordings; the fewest are '
                f'{counts[fewest]}, of {fewest}')
+        if data.protocol['left_out']:
+            yield ('NOTE: speakers are normalised by the recordings that were kept, test speakers too: where labels decide '
+                   'what is kept, theirs have a say')
         if few := [speaker for speaker, n in counts.items() if n < ENOUGH]:
             yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {ENOUGH} recordings: their '
                    'statistics are shrunk towards those of the training speakers')

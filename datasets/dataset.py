@@ -74,7 +74,7 @@ def shrunk(own: Moments, n: torch.Tensor | int, corpus: Moments) -> Moments:
 def by_speaker(utterances: list[Utterance], features: list[np.ndarray], corpus: Moments) -> list[np.ndarray]:
     """Features [(F, T), ...] in their dtype, each band normalised over all frames of the speaker.
 
-    No label is used, but scoring one utterance needs the others of its speaker. corpus: `statistics` of
+    Scoring one utterance needs the others of its speaker; their labels are not read. corpus: `statistics` of
     the training recordings, towards which a speaker of fewer than ENOUGH recordings is `shrunk`.
     """
     of_speaker = {}
@@ -171,7 +171,7 @@ class SpeechDataset:
     rank, world_size: this process and how many share every batch. n_prosody: the last rows of the
     features, which are no part of x. C_in: 3 to add first and second differences to x. n_sources: layers L of an
     encoder, one below the other in the rows: x is (N, L, D, n_frames), or (N, D, 1, n_frames) for one layer.
-    to_logmel: as in transforms.Voices.change, if the features are not log-mel.
+    to_logmel: as in transforms.Voices.change, if noise is added and the features are not log-mel.
     """
 
     def __init__(self, utterances: list[Utterance], features: list[np.ndarray], labels: list[int],

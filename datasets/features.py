@@ -31,7 +31,7 @@ MIN_SAMPLES = N_FFT // 2 + 1  # 64 ms; reflection padding of the first frame nee
 F_MIN, F_MAX = 20., SAMPLE_RATE / 2  # Hz
 FLOOR = 1e-6  # mel power of silence, added before the logarithm
 TRIM_FRAME, TRIM_HOP = 2_048, 512  # samples; frames whose loudness --trim_db compares
-VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
+VERSION = 1  # part of every cache key; raise it when the arithmetic below changes (prosody has config.prosody_version)
 THREADS = 8  # at most; more would wait for Python's lock
 RATES = 1_000, 768_000  # Hz: below, speech is lost and resampling multiplies the samples; above, the header is wrong
 MAX_SECONDS = 3_600  # of a recording or segment: its spectrogram takes 3 GB
@@ -236,10 +236,11 @@ def index_of(cache_dir: str, made_by: tuple) -> Index:
 
 class Cached(NamedTuple):
     """Features of utterances, and what was learned on the way."""
-    features: list[np.ndarray]  # [(n_mels, n_frames) float16, ...]
+    features: list  # a float16 (rows, n_frames) for every utterance, in memory or Stored
     extracted: int  # how many of them were not in the cache
-    files: list[str]  # for each utterance a digest of the bytes of its file
+    files: list[str]  # for each utterance a digest of `made_by` and the bytes of its whole file
     notes: list[str]  # what is odd about recordings that were read now
+    made_by: tuple  # versions, constants and settings that features depend on
 
 
 def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_dir: str,
@@ -276,7 +277,8 @@ def cached_features(utterances: list[Utterance], config: FeatureSettings, cache_
             found[path] = x
             bar.update()
     faults.check()
-    return Cached([found[path] for path in paths], len(missing), files, sorted(notes))
+    return Cached([found[path] for path in paths], len(missing), files, sorted(notes),
+                  (constants(), parameters(config, prosody)))
 
 
 def _extract_all(missing, config, workers, faults, notes, extract):

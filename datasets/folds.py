@@ -149,27 +149,26 @@ def _groups(utterances, n_folds):
 
 def _genders(utterances):
     """{speaker: gender}, '' if no utterance tells it. UserError if two utterances differ."""
-    gender = {u.speaker: '' for u in utterances}
+    told = {}  # {speaker: the first utterance that tells it}
     for u in utterances:
-        if u.gender and gender[u.speaker] not in ('', u.gender):
-            raise UserError(f'speaker {u.speaker} has gender {gender[u.speaker]} and gender {u.gender}: it '
-                            'must be one')
-        gender[u.speaker] = u.gender or gender[u.speaker]
-    return gender
+        if u.gender and (first := told.setdefault(u.speaker, u)).gender != u.gender:
+            raise UserError(f'{u.path}: speaker {u.speaker} has gender {u.gender} here, and {first.gender} in {first.path}')
+    return {u.speaker: told[u.speaker].gender if u.speaker in told else '' for u in utterances}
 
 
 def _own_split(utterances):
     """The Fold that the utterances' own split prescribes."""
-    split_of = {}
+    split_of, first = {}, {}
     for u in utterances:
         if split_of.setdefault(u.speaker, u.split) != u.split:
-            raise UserError(f'speaker {u.speaker} is in both {split_of[u.speaker]} and {u.split} (column '
-                            'split)')
+            raise UserError(f'{u.path}: column split puts speaker {u.speaker} into {u.split} here, and into '
+                            f'{split_of[u.speaker]} with {first[u.speaker].path}')
+        first.setdefault(u.speaker, u)
     speakers = {split: tuple(sorted(s for s in split_of if split_of[s] == split))
                 for split in ('train', 'dev', 'test')}
     for split, found in speakers.items():
         if not found:
-            raise UserError(f'no utterance has split {split}: train, dev and test are all needed')
+            raise UserError(f'column split: no row that is kept has {split}; train, dev and test are all needed')
     return Fold(**speakers)
 
 

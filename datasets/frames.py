@@ -24,7 +24,7 @@ from datasets.readers import manifest
 from datasets.stored import Stored, find, write
 from datasets.utterance import Utterance
 
-VERSION = 1  # part of every cache key; raise it when the arithmetic below changes
+VERSION = 1  # part of every cache key; raise it when the arithmetic below or in encoders.py changes, PIECE included
 MEASURED = 10.  # s after which the time to go is told
 Missing = dict[str, Utterance]  # {path in the cache: utterance}
 
@@ -61,6 +61,8 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
         for u in utterances:
             with faults.collect():
                 source = u if config.features == 'encoder' else _file_of(u)
+                if config.features == 'frames':
+                    _checked(source.path, config)  # the cache only knows how many rows a file has
                 key = index.key(source)
                 path = os.path.join(cache_dir, key[:2], f'{key}.npy')
                 paths.append(path)
@@ -77,7 +79,7 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
         there.update(make(missing, config, cache_dir, device, faults, notes, quiet))
     faults.messages.sort()  # threads report theirs in any order
     faults.check()
-    return Cached([there[path] for path in paths], len(missing), files, sorted(notes))
+    return Cached([there[path] for path in paths], len(missing), files, sorted(notes), _made_by(config))
 
 
 def _made_by(config):
@@ -204,11 +206,8 @@ def _checked(path, config):
 
 def _copied(missing: Missing, config, cache_dir, _, faults, notes, quiet) -> Iterator[tuple[str, Stored]]:
     """Yields (path, Stored) of the files of frames, copied so that a frame is contiguous."""
-    sizes = {}
-    for path, u in missing.items():
-        with faults.collect():
-            sizes[path] = _checked(u.frames, config).size
     faults.check()
+    sizes = {path: _array(u.frames).size for path, u in missing.items()}
     _check_room(2 * sum(sizes.values()), cache_dir, f'{len(sizes)} file{"s" * (len(sizes) > 1)} of frames', quiet)
     with utils.progress(len(sizes), f'frames to {cache_dir}', quiet) as bar:
         for path in sizes:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from config import SAMPLE_RATE
 
+# Whoever changes these numbers, or the arithmetic below, adds a config.prosody_version: it tells cached prosody apart.
 FRAME = 1_024  # samples (64 ms): three periods of 50 Hz
 N_FFT = 2 * FRAME  # the autocorrelation does not wrap around
 F0_MIN, F0_MAX = 60., 500.  # Hz

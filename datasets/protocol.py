@@ -97,7 +97,7 @@ def _parts(dataset, parts, flags, utterances):
     """(flag, chosen kinds), or None if the corpus has no parts."""
     for flag, value in flags.items():
         if value is not None and (parts is None or flag != parts[0]):
-            raise UserError(f'--{flag} {value}: does not apply to {dataset}; leave it out')
+            raise UserError(f'--{flag} {value}: does not apply to {dataset}; leave it out, of a settings file too')
     if parts is None:
         return None
     flag, kinds = parts
@@ -123,6 +123,7 @@ def _classes(dataset, labels, example, counts):
         return {label: label for label in counts}
     class_of = {}
     for name in _split(',', labels):
+        others = {*class_of.values()}
         for label in map(_unescape, _split('+', name)):
             if not label:
                 raise UserError(f'--labels {labels}: a name is empty, at a comma or + too many; the corpus '
@@ -132,6 +133,8 @@ def _classes(dataset, labels, example, counts):
             if label in class_of:
                 raise UserError(f'--labels {labels}: {label} is named twice')
             class_of[label] = _unescape(name)
+        if _unescape(name) in others:
+            raise UserError(f'--labels {labels}: two classes would both be called {_unescape(name)}')
     return class_of
 
 
@@ -180,7 +183,8 @@ def _visible(name):
 def _drop_unofficial(selection, corpus, folds):
     """Keeps train, dev and one test set of the corpus, which becomes 'test', and no speaker in two."""
     if getattr(corpus, 'DEFAULT_FOLDS', None) != OFFICIAL:
-        raise UserError(f'--folds {folds}: {selection.dataset} has no official sets')
+        own = '; --folds default takes its column split' if any(u.split for u in selection.kept) else ''
+        raise UserError(f'--folds {folds}: {selection.dataset} has no official sets{own}')
     wanted = folds.partition(':')[2] or TEST_SET
     tests = sorted({u.split for u in selection.kept} - {'train', 'dev'})
     if wanted not in tests:

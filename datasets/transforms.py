@@ -129,7 +129,7 @@ class Voices:
                to_logmel: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         """x (F, N, T) with the mel axis moved, and with noise in valid frames (N, T).
 
-        to_logmel: scale and shift (F, N) that give log-mel from x; None if x is log-mel.
+        to_logmel: scale and shift (F, N) that give log-mel from x, for the noise; None if x is log-mel, or there is no noise.
         """
         r = Recast(*table)
         if self.speed or self.vtlp:

@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -65,13 +65,17 @@ def check(config: cf.SearchConfig, recipe: cf.AugmentConfig, data):
     Voices.of(recipe, data.labels)
 
 
-def recipe_of(config: cf.SearchConfig) -> cf.AugmentConfig:
-    """How finalists are trained: sizes and features of the search, the `augment` section of its --config, its typed flags."""
+def recipe_of(config: cf.SearchConfig, flags: Collection[str] | None = None) -> cf.AugmentConfig:
+    """How finalists are trained: sizes and features of the search, the `augment` section of its --config, its typed flags.
+
+    flags: as for `typed`.
+    """
     shared = [group for group in cf.SearchConfig.GROUPS if group in cf.AugmentConfig.GROUPS]
     values = cf.pick(config, *(group for group in shared if group is not cf.AugmentationSettings))
     del values['dropout']  # the search's and the retraining's differ
     given = cf.read_yaml(config.config, 'augment') if config.config else {}
-    values |= {name: value for name, value in given.items() if name in cf.names_of(*RECIPE)} | typed(config)
+    values |= {name: value for name, value in given.items() if name in cf.names_of(*RECIPE)}
+    values |= typed(config, flags)
     values |= {'genotype': 'a finalist', 'patience': 0, 'resume': False, 'overwrite': False}
     if config.finalist_epochs:
         epochs, warmup = (values.get(name, getattr(cf.AugmentConfig, name)) for name in ('epochs', 'warmup'))
@@ -87,20 +91,22 @@ def check_same(before: dict, recipe: cf.AugmentConfig, path: str):
                                   f'{before[name]}; take another --name')
 
 
-def typed(config: cf.SearchConfig) -> dict:
+def typed(config: cf.SearchConfig, flags: Collection[str] | None = None) -> dict:
     """{name: value} of the flags of a search that its retrainings need too, and would not get without them.
 
     These are the flags for augmentation, and those for sizes, features and folds where the settings file says otherwise for
     augment.py: the genotype's record has these, but a settings file has precedence over it. Sizes that the file has under
-    `augment:` are meant for retraining, and stay.
+    `augment:` are meant for retraining, and stay. flags: names of those that were typed; if they are not known, all that differ
+    from the settings file and from defaults.
     """
     of_search, of_augment = (cf.read_yaml(config.config, part) if config.config else {} for part in ('search', 'augment'))
     own = cf.read_yaml(config.config, 'augment', alone=True) if config.config else {}
     own_sizes = own.keys() & cf.names_of(cf.NetworkSettings)
     default, augmentation = cf.SearchConfig(name='x'), cf.names_of(cf.AugmentationSettings)
-    groups = (cf.DataSettings, cf.FeatureSettings, cf.NetworkSettings, cf.AugmentationSettings)
-    found = {name: value for name, value in cf.pick(config, *groups).items()
-             if name not in {'dropout', *own_sizes} and value != of_search.get(name, getattr(default, name))}
+    values = cf.pick(config, cf.DataSettings, cf.FeatureSettings, cf.NetworkSettings, cf.AugmentationSettings)
+    if flags is None:
+        flags = {name for name, value in values.items() if value != of_search.get(name, getattr(default, name))}
+    found = {name: values[name] for name in values if name in flags and name not in {'dropout', *own_sizes}}
     return {name: value for name, value in found.items()
             if (name in of_augment or name in augmentation) and value != of_augment.get(name)}
 

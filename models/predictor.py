@@ -1,5 +1,6 @@
 """A trained network with everything around it: from a recording to the probabilities that augment.py's test gives it."""
 import copy
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -347,6 +348,14 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
             net = make_baseline(config.model, config.height, config.n_frames, n_classes, config.dropout, config.params,
                                 **config.inputs, sized_for=len(best['labels']))
         return speaker_norm.added(net, config, torch.zeros(n_speakers))
+
+
+def digest(best: dict) -> str:
+    """Of the weights in a best.pt, of their network, and of whom that was trained on."""
+    found = hashlib.sha256(repr([best['genotype'], best['labels'], best.get('heard')]).encode())
+    for name, x in sorted(best['weights'].items()):
+        found.update(name.encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def head(best: dict) -> set[str]:

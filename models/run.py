@@ -89,9 +89,9 @@ class Run:
     def open(self, data):
         """Creates the folder, or opens it again. Returns the last checkpoint of a resumed run, else None.
 
-        data: datasets.Data. Its normalisation and digest are in every checkpoint; a run does not continue with others.
+        data: datasets.Data. Its normalisation and digests are in every checkpoint; a run does not continue with others.
         """
-        self.data = {'mean': data.mean, 'std': data.std, 'digest': data.digest}
+        self.data = {'mean': data.mean, 'std': data.std, 'digest': data.digest, 'audio': data.audio}
         os.makedirs(self.path, exist_ok=True)
         self._lock()
         self._finish_moving()
@@ -235,9 +235,10 @@ class Run:
         with self.reading():
             utils.check_history(checkpoint['history'])
             same = all(torch.equal(checkpoint[name], self.data[name]) for name in ('mean', 'std'))
-        if not same:
-            raise UserError(f'--resume: the training audio differs from that which {self.path} began with: begin anew with '
-                            '--overwrite')
+            made_by, files = checkpoint.get('audio', self.data['audio'])  # earlier versions have none
+        # With other versions of a library the digests of the same files differ.
+        if not same or (made_by == self.data['audio'][0] and files != self.data['audio'][1]):
+            raise UserError(f'--resume: the audio differs from that which {self.path} began with: begin anew with --overwrite')
         return checkpoint
 
     def reading(self):

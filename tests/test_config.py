@@ -71,6 +71,19 @@ def test_a_wrong_key_is_named_with_its_file_and_its_place(text, named, tmp_path)
     assert 'c.yaml' in str(error.value)
 
 
+@pytest.mark.parametrize('parts, labels', [
+    ('[a, b+c]', 'a,b+c'), ('[a, "b, c"]', r'a,b\, c'), (r"[a, 'b\, c']", r'a,b\, c'), (r"'a,b\, c'", r'a,b\, c')])
+def test_a_comma_in_a_name_of_a_list_is_no_separator(parts, labels, tmp_path):
+    (tmp_path / 'c.yaml').write_text(f'labels: {parts}\n')
+    assert build('search', '--config', str(tmp_path / 'c.yaml')).labels == labels
+
+
+@pytest.mark.parametrize('text', ['{"a": 1, "b": 2, "a": 1}', '{"x": [{"a": 1, "a": 2}]}'])
+def test_a_name_that_is_twice_in_a_json_file_is_refused(text):
+    with pytest.raises(UserError, match="x.json: not JSON .*'a' is there twice"):
+        cf.parse_json(text, 'x.json')
+
+
 @pytest.mark.parametrize('path', sorted(ROOT.glob('configs/*.yaml')), ids=lambda p: p.stem)
 def test_presets_are_valid(path):
     for section in cf.SECTIONS:
@@ -88,7 +101,8 @@ def test_a_settings_file_extends_another(tmp_path):
     assert build('search', '--config', str(tmp_path / 'c.yaml')).n_mels == 8
     (tmp_path / 'c.yaml').write_text('extends: base.yaml\nn_mels: 9\n')  # above a section of the base
     assert build('search', '--config', str(tmp_path / 'c.yaml')).n_mels == 9
-    for text, named in (('extends: absent.yaml', 'absent.yaml'), ('extends: 3', 'extends'), ('extends: c.yaml', 'extends')):
+    for text, named in (('extends: absent.yaml', 'absent.yaml'), ('extends: 3', 'extends'), ('extends: c.yaml', 'extends'),
+                        ('extends:', 'extends'), ('extends: ""', 'extends')):
         (tmp_path / 'c.yaml').write_text(text)
         with pytest.raises(UserError, match=named):
             build('search', '--config', str(tmp_path / 'c.yaml'))

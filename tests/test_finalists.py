@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import SMALL, write_corpus
 from test_rank_correlation import GENOTYPE
 
 import augment
@@ -239,6 +239,32 @@ def test_flags_of_a_search_hold_for_its_finalists_and_for_the_retraining(small_c
         name: value for name, value in found.items() if name not in ('epochs', 'patience')}
 
 
+def test_a_typed_flag_holds_for_finalists_though_the_search_has_its_value_anyway(small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('c.yaml').write_text(yaml.safe_dump({'search': {'vtlp': .1}, 'augment': {'epochs': 2, 'n_masks': 2, 'vtlp': .2}}))
+    argv = [*ARGS, '--data_path', str(small_corpus), '--config', 'c.yaml', '--relaxation', 'none', '--finalists', '1']
+    for name, flags, found in (('typed', '--n_masks 1 --vtlp .1 --seed 3', (1, .1)), ('left', '', (2, .2))):
+        search.main(['--name', name, *argv, *flags.split()])
+        recipe = read(name)[0]['recipe']
+        assert (recipe['n_masks'], recipe['vtlp']) == found
+        said = next(line for line in capsys.readouterr().out.splitlines() if 'retrain: ' in line)
+        config, *_ = augment.configure(cf.given('augment', shlex.split(said.partition('python augment.py ')[2])))
+        assert (config.n_masks, config.vtlp, config.seed) == (*found, 3 if flags else 0)
+
+
+def test_a_half_that_lacks_a_class_is_noted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    csv = write_corpus(tmp_path / 'corpus')
+    speaker = augment.datasets.select(cf.SearchConfig(name='x', dataset='manifest', data_path=str(csv)))[1][0].train[0]
+    head, *rows = csv.read_text().splitlines()
+    i = next(i for i, row in enumerate(rows) if row.split(',')[2] == speaker)
+    rows[i] = rows[i].replace(',angry,', ',rare,').replace(',sad,', ',rare,')
+    csv.write_text('\n'.join([head, *rows]) + '\n')
+    search.main(['--name', 's', *ARGS, '--data_path', str(csv), *'--epochs 1 --alpha_warmup 0 --alpha_split utterance'.split()])
+    said = [line for line in capsys.readouterr().out.splitlines() if 'has no utterance of class' in line]
+    assert len(said) == 1 and said[0].endswith(' has no utterance of class rare')
+
+
 def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = [*SEARCH, '--data_path', str(small_corpus), '--finalist_epochs', '4']
@@ -278,7 +304,7 @@ def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_pa
         assert len(scored) == 3  # of 6; three were on disk
     close_all()
     with pytest.raises(utils.UserError, match='epochs of retraining is 8, but the finalists of .* began with 4'):
-        monkeypatch.setattr(finalists, 'recipe_of', lambda config: cf.AugmentConfig(name='x', epochs=8))
+        monkeypatch.setattr(finalists, 'recipe_of', lambda *_: cf.AugmentConfig(name='x', epochs=8))
         search.main(['--name', 'killed', *argv, '--resume'])
     close_all()
     monkeypatch.undo()

@@ -175,9 +175,9 @@ def test_prescribed_splits_are_kept_and_checked():
     utterances = [Utterance(s, 'x', s, split=split) for s, split in rows]
     (fold,) = make_folds(utterances)
     assert (fold.train, fold.dev, fold.test) == (('a',), ('b',), ('c',))
-    with pytest.raises(UserError, match='speaker a'):
+    with pytest.raises(UserError, match='a2: column split puts speaker a into test here, and into train with a'):
         make_folds([*utterances, Utterance('a2', 'x', 'a', split='test')])
-    with pytest.raises(UserError, match='split dev'):
+    with pytest.raises(UserError, match='column split: no row that is kept has dev'):
         make_folds([u for u in utterances if u.split != 'dev'])
 
 

@@ -161,6 +161,16 @@ def test_a_manifest_without_frames_is_refused(rows, message, tmp_path):
         built(csv)
 
 
+def test_files_in_the_cache_must_have_the_layers_of_the_first_too(tmp_path):
+    csv, _ = corpus(tmp_path)
+    loaded(csv)
+    np.save(tmp_path / 'odd.npy', np.zeros((D, 3, 20), np.float32))  # as many rows, in other layers
+    head, *rows = csv.read_text().splitlines()
+    csv.write_text('\n'.join([head, 'odd.wav,sad,s0,odd.npy', *rows]) + '\n')
+    with pytest.raises(cf.UserError, match=rf'u0.npy: 3 layers of {D} channels, where {D} of 3 are wanted'):
+        loaded(csv)
+
+
 def test_an_empty_cell_names_its_row_and_other_corpora_have_no_frames(tmp_path):
     csv, _ = corpus(tmp_path)
     (tmp_path / 'u3.wav').touch()

@@ -48,6 +48,9 @@ def test_the_text_itself_is_read_as_pt_darts_users_pass_it():
     assert gt.load(json.dumps({'genotype': GENOTYPE._asdict(), 'x': 1}, default=list)) == (GENOTYPE, {'x': 1})
     with pytest.raises(ValueError, match=r'^Genotype\(\.\.\.\): field normal_concat is missing$'):
         gt.load('Genotype(normal=[])')
+    for twice in (text[:-1] + ', normal=[])', text.replace('normal=', '', 1)[:-1] + ', normal=[])'):
+        with pytest.raises(ValueError, match="field 'normal' is there twice"):
+            gt.load(twice)
 
 
 def test_the_flat_form_of_darts_is_read(tmp_path):

@@ -19,7 +19,7 @@ from datasets.readers import synthetic
 from models import events
 from models.run import Run
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', audio=['m', 'f'], fold=Fold((), (), ()))
 
 
 @pytest.fixture(autouse=True)

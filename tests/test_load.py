@@ -1,8 +1,10 @@
 """datasets.load: sets of one fold, normalised by the training speakers alone."""
+import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import write_corpus
 from test_dataset import check_same_batches
@@ -104,6 +106,41 @@ def test_a_class_without_training_speakers_is_named(small_corpus, tmp_path):
     (tmp_path / 'm.csv').write_text('\n'.join([head, *rows]).replace('angry,spk1', 'rare,spk1'))
     with pytest.raises(cf.UserError, match="'rare'"):
         load(tmp_path / 'm.csv', tmp_path)
+
+
+def test_audio_is_known_by_its_bytes_wherever_it_lies(tmp_path):
+    csv = write_corpus(tmp_path / 'a')
+    found = [load(csv, tmp_path)]
+    shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+    found.append(load(tmp_path / 'b' / csv.name, tmp_path))
+    assert found[0].audio == found[1].audio
+    u = found[1].sets['test'].utterances[-1]
+    wave, rate = soundfile.read(u.path)
+    soundfile.write(u.path, wave[::-1], rate)
+    other = load(tmp_path / 'b' / csv.name, tmp_path)
+    assert other.audio[0] == found[0].audio[0] and other.audio[1] != found[0].audio[1]
+    assert (other.digest, other.corpus) == (found[0].digest, found[0].corpus) and torch.equal(other.mean, found[0].mean)
+    assert load(csv, tmp_path, ('train', 'dev')).audio != found[0].audio
+    assert load(csv, tmp_path, n_mels=8).audio[0] != found[0].audio[0]
+
+
+def test_notes_do_not_depend_on_which_features_were_in_the_cache(tmp_path):
+    csv = write_corpus(tmp_path / 'a')
+    u = load(csv, tmp_path).sets['train'].utterances[0]
+    soundfile.write(u.path, np.zeros(16_000), 16_000)
+    silent = 'is silent'
+    assert any(silent in note for note in load(csv, tmp_path).protocol['notes'])
+    found = load(csv, tmp_path, prosody=True)  # log-mel is in the cache now, and prosody is not
+    assert any(silent in note for note in found.protocol['notes'])
+
+
+@pytest.mark.parametrize('flags, noted', [({}, False), ({'labels': 'angry,sad'}, True)])
+def test_what_a_speaker_is_not_normalised_by_is_noted(flags, noted, tmp_path):
+    csv = write_corpus(tmp_path, emotions=('angry', 'sad', 'happy'), n_takes=2)
+    config = cf.SearchConfig(name='x', dataset='manifest', data_path=str(csv), cache=str(tmp_path / 'cache'), duration=1.,
+                             normalise='speaker', **flags)
+    lines = list(datasets.describe(config, datasets.load(config, ('train', 'dev'))))
+    assert any('speakers are normalised by the recordings that were kept' in line for line in lines) == noted
 
 
 def test_the_digest_of_a_corpus_tells_whether_its_speakers_are_the_same(small_corpus, tmp_path):

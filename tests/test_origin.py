@@ -8,6 +8,7 @@ from conftest import search_args
 
 import augment
 import config as cf
+import datasets
 import genotypes as gt
 import search
 from config import UserError
@@ -41,6 +42,26 @@ def test_a_record_sets_only_what_a_search_records(tmp_path, monkeypatch):
     assert (config.layers, config.folds, config.fold) == (5, 'default', 1)  # another division: its fold number means nothing
     config, *_ = configured(tmp_path, record, '--dataset', 'ravdess')
     assert (config.dataset, config.folds, config.fold) == ('ravdess', 'default', 1)
+
+
+def test_classes_and_fold_are_not_taken_to_another_manifest_without_a_word(small_corpus, tmp_path):
+    corpus = datasets.corpus_digest(datasets.scan('manifest', str(small_corpus)))
+    record = {'search': dict(dataset='manifest', corpus=corpus, fold=2, labels='angry,sad', folds='default')}
+    assert configured(tmp_path, record, '--data_path', str(small_corpus))[0].fold == 2
+    other = small_corpus.with_name('fewer.csv')
+    other.write_text(''.join(small_corpus.read_text().splitlines(keepends=True)[:-1]))
+    argv = ['--data_path', str(other)]
+    with pytest.raises(UserError, match='other rows than .*fewer.csv, and labels angry,sad, fold 2: say --labels and --fold'):
+        configured(tmp_path, record, *argv)
+    with pytest.raises(UserError, match='and labels angry,sad: say --labels for'):
+        configured(tmp_path, record, *argv, '--fold', '2')
+    config, *_ = configured(tmp_path, record, *argv, '--fold', '3', '--labels', 'sad,angry')
+    assert (config.fold, config.labels, config.dataset) == (3, 'sad,angry', 'manifest')
+    assert configured(tmp_path, record, *argv, '--resume')[0].fold == 2  # as an earlier version began it
+    unknown = {'search': {**record['search'], 'corpus': None}}
+    assert configured(tmp_path, unknown, *argv)[0].fold == 2
+    plain = {'search': {**record['search'], 'fold': 1, 'labels': None}}
+    assert configured(tmp_path, plain, *argv)[0].fold == 1
 
 
 @pytest.mark.parametrize('record, named', [

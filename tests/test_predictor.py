@@ -193,6 +193,9 @@ def test_a_file_that_is_not_ours_is_one_line(folder, tmp_path):
         load(tmp_path)
     with pytest.raises(cf.UserError, match='no such file'):
         load(tmp_path / 'nothing')
+    (tmp_path / 'best.pt').write_text('path,label,speaker\n')
+    with pytest.raises(cf.UserError, match='best.pt is damaged, or no file of torch.save'):
+        load(tmp_path)
 
 
 def init(folder, corpus, name, *argv):
@@ -236,6 +239,36 @@ def test_a_trained_network_keeps_its_width_if_the_classes_are_others(folder, sma
         assert differ == {'linear.3.weight', 'linear.3.bias'}
     with pytest.raises(cf.UserError, match='--init: .* is not in the trained one'):
         init(folder, other, 'wider', '--init', 'runs/augment/cnn_lstm_att', '--params', '1500')
+
+
+@pytest.mark.parametrize('part', ['heard', 'weights'])
+def test_the_network_that_a_run_began_with_must_be_the_same_when_it_goes_on(part, folder, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    before = torch.load(folder / 'cnn_lstm_att/best.pt', weights_only=True)
+    path = tmp_path / 'best.pt'
+    torch.save(before, path)
+    argv = [f'on-{part}', '--init', str(path), '--fold', '2']
+    init(folder, small_corpus, *argv)
+    results = (folder / argv[0] / 'results.json').read_text()
+    torch.save({**before, 'mean': before['mean'] + 1}, path)  # the same weights, of a network that heard the same
+    init(folder, small_corpus, *argv, '--resume')
+    again = json.loads((folder / argv[0] / 'results.json').read_text())
+    assert again['init_heard_test_speakers'] == json.loads(results)['init_heard_test_speakers'] != []
+    name = next(iter(before['weights']))
+    changed = {'heard': [], 'weights': {**before['weights'], name: before['weights'][name] + 1}}
+    torch.save({**before, part: changed[part]}, path)
+    with pytest.raises(cf.UserError, match=f'--resume: .*best.pt is another network than .*on-{part} began with'):
+        init(folder, small_corpus, *argv, '--resume')
+
+
+def test_whom_a_network_heard_is_not_told_if_that_of_init_does_not_tell(folder, small_corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent.parent)
+    before = torch.load(folder / 'cnn_lstm_att/best.pt', weights_only=True)
+    torch.save({key: value for key, value in before.items() if key != 'heard'}, tmp_path / 'best.pt')
+    assert 'heard' not in init(folder, small_corpus, 'second', '--init', str(tmp_path / 'best.pt'))
+    capsys.readouterr()
+    assert 'heard' not in init(folder, small_corpus, 'third', '--init', 'runs/augment/second')
+    assert 'not known whether the network of --init was trained on test speakers' in capsys.readouterr().out
 
 
 def test_a_network_that_heard_the_test_speakers_or_is_another_is_named(folder, small_corpus, tmp_path, monkeypatch, capsys):

@@ -1,9 +1,12 @@
 """What --labels, --turns, --scenarios and --folds official keep of a corpus, and that the rest is counted."""
+from dataclasses import replace
+
 import made_up
 import pytest
 from made_up import touch
 from test_readers import IMPROV, TURNS
 
+import config as cf
 import datasets
 from config import UserError
 from datasets import protocol, select
@@ -73,6 +76,20 @@ def test_flags_that_are_missing_or_do_not_apply_are_named(dataset, said, named, 
     with pytest.raises(UserError, match=named) as error:
         select(made_up.protocol(dataset, root, **said))
     assert '\n' not in str(error.value)
+
+
+def test_two_classes_of_one_name_are_refused_and_a_split_is_no_official_set(tmp_path):
+    rows = ['path,label,speaker,split', *(f'{s}{i}.wav,{label},{s},{split}' for s, split in zip('abc', ('train', 'dev', 'test'))
+                                          for i, label in enumerate(('a', 'b', 'a+b')))]
+    for row in rows[1:]:
+        (tmp_path / row.partition(',')[0]).touch()
+    (tmp_path / 'm.csv').write_text('\n'.join(rows) + '\n')
+    config = cf.SearchConfig(name='x', dataset='manifest', data_path=str(tmp_path / 'm.csv'))
+    with pytest.raises(UserError, match='two classes would both be called a[+]b'):
+        select(replace(config, labels=r'a+b,a\+b'))
+    assert select(replace(config, labels=r'a+b'))[2]['classes'] == {'a+b': 6}
+    with pytest.raises(UserError, match='manifest has no official sets; --folds default takes its column split'):
+        select(replace(config, folds='official'))
 
 
 def podcast_rows():

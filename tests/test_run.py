@@ -18,7 +18,7 @@ from config import UserError
 from datasets.folds import Fold
 from models.run import Run
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', audio=['m', 'f'], fold=Fold((), (), ()))
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +56,8 @@ def test_an_earlier_run_is_never_lost_by_accident():
 
 
 @pytest.mark.parametrize('changed, said', [
-    (dict(mean=torch.ones(2, 1)), 'training audio'), (dict(std=torch.zeros(2, 1)), 'training audio'),
-    (dict(digest='e'), 'labels or speakers')])
+    (dict(mean=torch.ones(2, 1)), 'the audio differs'), (dict(std=torch.zeros(2, 1)), 'the audio differs'),
+    (dict(audio=['m', 'other recordings']), 'the audio differs'), (dict(digest='e'), 'labels or speakers')])
 def test_a_run_does_not_continue_with_other_data(changed, said):
     first = made()
     first.save_checkpoint({'w': torch.ones(2)})
@@ -189,7 +189,7 @@ def test_two_processes_do_not_write_one_run():
         other.open(DATA)
     for how in ({'resume': True}, {'overwrite': True}):
         code = f'import config as cf\nfrom models.run import Run\nRun("search", cf.SearchConfig(name="x", **{how})).open(None)'
-        code = code.replace('.open(None)', '.open(__import__("types").SimpleNamespace(mean=0, std=0, digest=0))')
+        code = code.replace('.open(None)', '.open(__import__("types").SimpleNamespace(mean=0, std=0, digest=0, audio=0))')
         done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
                               text=True)
         assert 'another process is writing' in done.stderr
@@ -203,6 +203,19 @@ def test_two_processes_do_not_write_one_run():
     with pytest.raises(UserError, match='n_mels is 40'):
         resumed.open(DATA)
     made(resume=True)
+
+
+def test_recordings_are_only_compared_with_digests_of_the_same_kind():
+    made().save_checkpoint({'rng': {'ranks': []}})
+    one = run(resume=True)
+    one.open(SimpleNamespace(**{**vars(DATA), 'audio': ['another librosa', 'g']}))
+    one.close()
+    checkpoint = torch.load(one.file('checkpoint.pt'))
+    del checkpoint['audio']  # of an earlier version
+    torch.save(checkpoint, one.file('checkpoint.pt'))
+    again = run(resume=True)
+    assert again.open(SimpleNamespace(**{**vars(DATA), 'audio': ['m', 'g']})) is not None
+    again.close()
 
 
 def test_a_folder_that_is_no_run_is_not_touched():

@@ -17,7 +17,7 @@ from datasets.folds import Fold
 from datasets.utterance import Utterance
 from models.run import Run
 
-DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', fold=Fold((), (), ()))
+DATA = SimpleNamespace(mean=torch.zeros(2, 1), std=torch.ones(2, 1), digest='d', audio=['m', 'f'], fold=Fold((), (), ()))
 TINY = cf.SearchConfig(name='x', n_mels=8, hop_ms=32.)
 
 

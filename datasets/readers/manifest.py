@@ -56,6 +56,8 @@ def scan(root: str | Path) -> list[Utterance]:
         faults.messages.append(f'{root}: column split is filled in some rows and empty in others; fill all '
                                'or none')
     faults.check(found)
+    if not found:
+        raise UserError(f'{root}: has a header and no rows')
     return found
 
 
