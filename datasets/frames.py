@@ -62,7 +62,7 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
             with faults.collect():
                 source = u if config.features == 'encoder' else _file_of(u)
                 if config.features == 'frames':
-                    _checked(source.path, config)  # the cache only knows how many rows a file has
+                    _checked(source.path, config, ', as the first row of the manifest has')  # the cache knows L D alone
                 key = index.key(source)
                 path = os.path.join(cache_dir, key[:2], f'{key}.npy')
                 paths.append(path)
@@ -194,13 +194,13 @@ def of_file(path: str, config) -> np.ndarray:
     return x
 
 
-def _checked(path, config):
-    """`_array`, which must have the layers and channels of all files."""
+def _checked(path, config, why=''):
+    """`_array`, which must have the layers and channels of all files. why: these, for the message."""
     x = _array(path)
     L, D = x.shape[:2]
     if (L, D) != config.frames:
         raise UserError(f'{path}: {L} layer{"s" * (L > 1)} of {D} channels, where {config.frames[0]} of {config.frames[1]} are '
-                        'wanted; files hold (D, T) or (L, D, T), time last, and all have the same D and L')
+                        f'wanted{why}; files hold (D, T) or (L, D, T), time last, and all have the same D and L')
     return x
 
 
