@@ -25,7 +25,7 @@ import utils
 from datasets import frames, scoring
 from models import board, memory, parallel, sources, stopwatch
 from models.candidates import drawn
-from models.predictor import digest, of_same_width, read_best, settings_of, start_from
+from models.predictor import digest, of_same_width, read_best, settings_of, start_from, tells_all
 from models.run import Run
 from models.steps import Steps
 from models.training import evaluate, make_net, setup, tested_parameters, train_epoch
@@ -166,12 +166,11 @@ def from_start(given: cf.Given) -> cf.Given:
 
 def heard_before(config, data, start: dict) -> list | None:
     """Test speakers that the network of --init was trained on: there should be none. None if that cannot be known."""
-    if 'heard' not in start:
-        return None
-    records = [{**entry, 'train_speakers': entry['speakers'], 'dev_speakers': []} for entry in start['heard']]
+    records = [{**entry, 'train_speakers': entry['speakers'], 'dev_speakers': []} for entry in start.get('heard', [])]
     found = [Origin({'search': record}, config.init).heard(config, data) for record in records]
     names = set().union(*(names for names in found if names))
-    return None if None in found and not names else sorted(names)
+    known = tells_all(start) and None not in found
+    return sorted(names) if names or known else None
 
 
 def describe_start(config, data, start: dict | None, taken: str):
@@ -225,7 +224,9 @@ class Origin:
         silent = [name for name, value in shared.items()
                   if name not in {'dataset', *given} and value != getattr(cf.AugmentConfig, name)]
         corpus, path = self.search.get('corpus'), given.get('data_path')
-        if shared['dataset'] != 'manifest' or not silent or not corpus or not path or given.get('resume'):
+        # A run that is there may have begun with an earlier version, which did not ask.
+        begun = Path('runs', 'augment', given['name'], 'config.yaml').exists()
+        if shared['dataset'] != 'manifest' or not silent or not corpus or not path or begun:
             return
         if datasets.corpus_digest(datasets.scan('manifest', path)) != corpus:
             raise utils.UserError(f'--genotype {self.where}: the search had other rows than {path}, and '
@@ -294,17 +295,18 @@ def portable(net, genotype, data, config, epoch: int, start: dict | None = None)
 
     mean and std are those of the network's input; with normalise 'speaker' a recording is first normalised by its
     speaker's recordings, and prior has the mean and std that those of few recordings are shrunk towards.
-    heard lists the corpora and speakers it was trained on, those of `start`, the network of --init, included. If `start` does
-    not tell its own, there is none.
+    heard lists the corpora and speakers it was trained on, those of `start`, the network of --init, included. heard_all tells
+    whether these are all of them, which `start` may not know.
     """
     start = start or {'heard': []}
-    heard = [{'dataset': config.dataset, 'corpus': data.corpus, 'speakers': [*data.fold.train, *data.fold.dev]}]
-    heard = {'heard': heard + start['heard']} if 'heard' in start else {}  # else nobody knows all of them
+    heard = [{'dataset': config.dataset, 'corpus': data.corpus, 'speakers': [*data.fold.train, *data.fold.dev]},
+             *start.get('heard', [])]
     settings = {**cf.pick(config, cf.NetworkSettings, cf.FeatureSettings), 'model': config.model, 'params': config.params}
     return {'format': 1 if net.pools_padding else utils.FORMAT, 'settings': settings,
             'weights': {name: x.detach().cpu().clone() for name, x in net.state_dict().items()},
             'genotype': genotype and gt.to_str(genotype), 'labels': data.labels, 'mean': data.mean, 'std': data.std,
-            'prior': list(data.prior), **heard, 'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
+            'prior': list(data.prior), 'heard': heard, 'heard_all': tells_all(start),
+            'auxiliary': bool(genotype) and config.aux_weight > 0, 'epoch': epoch}
 
 
 def report(run, probabilities, config, data, facts: dict, chosen: str):

@@ -108,10 +108,11 @@ def parse_json(text: str, where, kind: type = dict):
 
 def _each_once(pairs):
     """The dict of these pairs. ValueError if a name is there twice."""
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f'{short(next(name for i, name in enumerate(names) if name in names[:i]))} is there twice')
+    tree = {}
+    for name, value in pairs:
+        if name in tree:
+            raise ValueError(f'{short(name)} is there twice')
+        tree[name] = value
     return tree
 
 

@@ -88,9 +88,9 @@ def main(argv: list[str] | None = None):
             len(train), len(dev), hardware)
     for line in datasets.describe(config, data):
         log('%s', line)
-    for what, half in (('w', w_half), ('alpha', alpha_half)):
+    for what, half in (('w', w_half), ('alpha', alpha_half)) if n_epochs and len(alpha_half) else ():
         found = {*train.labels[torch.as_tensor(half)].tolist()}
-        if len(half) and (gone := [label for i, label in enumerate(data.labels) if i not in found]):
+        if gone := [label for i, label in enumerate(data.labels) if i not in found]:
             log('NOTE: the half for %s has no utterance of class %s', what, ', '.join(gone))
     board.begin(run, data, utils.count_parameters(net.weights()))
     warmup = min(config.alpha_warmup, config.epochs - 1)

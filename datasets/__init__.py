@@ -268,8 +268,8 @@ def describe(config, data: Data) -> Iterator[str]:
         yield (f'features{what} of each speaker are normalised by their own recordings; the fewest are '
                f'{counts[fewest]}, of {fewest}')
         if data.protocol['left_out']:
-            yield ('NOTE: speakers are normalised by the recordings that were kept, test speakers too: where labels decide '
-                   'what is kept, theirs have a say')
+            yield ('NOTE: recordings that were left out do not normalise their speakers: if --labels left them out, labels of '
+                   'test speakers have an influence')
         if few := [speaker for speaker, n in counts.items() if n < ENOUGH]:
             yield (f'NOTE: {len(few)} of {len(counts)} speakers have fewer than {ENOUGH} recordings: their '
                    'statistics are shrunk towards those of the training speakers')

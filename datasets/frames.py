@@ -61,8 +61,6 @@ def cached_frames(utterances: list[Utterance], config, cache_dir: str, device: s
         for u in utterances:
             with faults.collect():
                 source = u if config.features == 'encoder' else _file_of(u)
-                if config.features == 'frames':
-                    _checked(source.path, config, ', as the first row of the manifest has')  # the cache knows L D alone
                 key = index.key(source)
                 path = os.path.join(cache_dir, key[:2], f'{key}.npy')
                 paths.append(path)
@@ -86,7 +84,8 @@ def _made_by(config):
     """What makes frames of a recording or a file."""
     if config.features == 'encoder':
         return 'frames', VERSION, SAMPLE_RATE, librosa.__version__, config.encoder_revision, config.encoder_layers
-    return 'frames', VERSION
+    # A file in the cache has L D rows, whatever L is.
+    return ('frames', VERSION) if config.frames[0] == 1 else ('frames', VERSION, config.frame_shape)
 
 
 def _check_room(n_bytes, cache_dir, what, quiet):
@@ -206,8 +205,11 @@ def _checked(path, config, why=''):
 
 def _copied(missing: Missing, config, cache_dir, _, faults, notes, quiet) -> Iterator[tuple[str, Stored]]:
     """Yields (path, Stored) of the files of frames, copied so that a frame is contiguous."""
+    sizes = {}
+    for path, u in missing.items():
+        with faults.collect():
+            sizes[path] = _checked(u.frames, config, ', as the first file of the manifest has').size
     faults.check()
-    sizes = {path: _array(u.frames).size for path, u in missing.items()}
     _check_room(2 * sum(sizes.values()), cache_dir, f'{len(sizes)} file{"s" * (len(sizes) > 1)} of frames', quiet)
     with utils.progress(len(sizes), f'frames to {cache_dir}', quiet) as bar:
         for path in sizes:

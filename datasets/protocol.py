@@ -97,7 +97,7 @@ def _parts(dataset, parts, flags, utterances):
     """(flag, chosen kinds), or None if the corpus has no parts."""
     for flag, value in flags.items():
         if value is not None and (parts is None or flag != parts[0]):
-            raise UserError(f'--{flag} {value}: does not apply to {dataset}; leave it out, of a settings file too')
+            raise UserError(f'--{flag} {value}: does not apply to {dataset}; leave it out, also in a settings file')
     if parts is None:
         return None
     flag, kinds = parts

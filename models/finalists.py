@@ -88,7 +88,7 @@ def check_same(before: dict, recipe: cf.AugmentConfig, path: str):
     for name, now in cf.pick(recipe, *RECIPE).items():
         if before.get(name, now) != now:
             raise utils.UserError(f'--resume: {name} of retraining is {now}, but the finalists of {path} began with '
-                                  f'{before[name]}; take another --name')
+                                  f'{before[name]}; if you typed --{name}, leave it out, or take another --name')
 
 
 def typed(config: cf.SearchConfig, flags: Collection[str] | None = None) -> dict:

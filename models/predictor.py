@@ -289,8 +289,8 @@ def _check(best):
     if not isinstance(heard, list) or not all(
             isinstance(entry, dict) and isinstance(entry.get('speakers'), list)
             and all(isinstance(name, str) for name in (entry.get('dataset'), entry.get('corpus'), *entry['speakers']))
-            for entry in heard):
-        raise ValueError('heard must list {dataset, corpus, speakers}')
+            for entry in heard) or not isinstance(best.get('heard_all', True), bool):
+        raise ValueError('heard must list {dataset, corpus, speakers}, and heard_all be true or false')
 
 
 def is_plain(x) -> bool:
@@ -350,9 +350,14 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
         return speaker_norm.added(net, config, torch.zeros(n_speakers))
 
 
+def tells_all(best: dict) -> bool:
+    """Whether a best.pt names all speakers that its network was trained on."""
+    return best.get('heard_all', 'heard' in best)
+
+
 def digest(best: dict) -> str:
     """Of the weights in a best.pt, of their network, and of whom that was trained on."""
-    found = hashlib.sha256(repr([best['genotype'], best['labels'], best.get('heard')]).encode())
+    found = hashlib.sha256(repr([best['genotype'], best['labels'], best.get('heard'), tells_all(best)]).encode())
     for name, x in sorted(best['weights'].items()):
         found.update(name.encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

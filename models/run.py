@@ -238,7 +238,7 @@ class Run:
             made_by, files = checkpoint.get('audio', self.data['audio'])  # earlier versions have none
         # With other versions of a library the digests of the same files differ.
         if not same or (made_by == self.data['audio'][0] and files != self.data['audio'][1]):
-            raise UserError(f'--resume: the audio differs from that which {self.path} began with: begin anew with --overwrite')
+            raise UserError(f'--resume: recordings differ from those {self.path} began with: begin anew with --overwrite')
         return checkpoint
 
     def reading(self):

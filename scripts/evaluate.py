@@ -19,7 +19,7 @@ import datasets  # noqa: E402
 import utils  # noqa: E402
 from config import UserError  # noqa: E402
 from datasets import scoring  # noqa: E402
-from models.predictor import Predictor, load, read_best  # noqa: E402
+from models.predictor import Predictor, load, read_best, tells_all  # noqa: E402
 from scripts.predict import complain  # noqa: E402
 from scripts.significance import of_predictions  # noqa: E402
 
@@ -53,8 +53,11 @@ def main(argv: list[str] | None = None):
             raise UserError(f'--fold {config.fold}: must be from 1 to {len(folds)}')
         utterances = folds[config.fold - 1].split(utterances, 'test')
     utterances = mapped(utterances, args.map, predictor.labels)
-    for line in seen_before(read_best(args.run).get('heard', []), config, utterances):
+    best = read_best(args.run)
+    for line in seen_before(best.get('heard', []), config, utterances):
         complain(line)
+    if not tells_all(best):
+        complain('NOTE: this network does not tell all corpora and speakers that it was trained on')
     probabilities = score(predictor, utterances)
     result = evaluated(utterances, probabilities, predictor.labels)
     result.update(run=args.run, dataset=config.dataset, map=args.map, protocol=report)

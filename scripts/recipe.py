@@ -106,6 +106,7 @@ def configure(argv) -> tuple[RecipeSettings, cf.AugmentConfig, object, dict[str,
                               'fold, and continues by itself')
     values = cf.read_yaml(flags['config'], 'augment') if flags.get('config') else {}
     values = {**{name: value for name, value in values.items() if name not in OWNED}, **flags}
+    values['fold'] = 1  # every job has its own
     config, genotype, _ = augment.configure(cf.Given(values, frozenset(flags)))
     return own, config, genotype, read_variants(own.variants, found.variant, config)
 

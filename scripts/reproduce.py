@@ -121,6 +121,10 @@ def comparable(before: dict, now: dict) -> tuple[dict, dict]:
     for tree in (before, now):
         for name in ('genotype', 'recipe'):
             tree.get('checkpoint.pt', {}).pop(name, None)
+    checkpoints = [tree['checkpoint.pt'] for tree in (before, now) if 'checkpoint.pt' in tree]
+    if len({(checkpoint.get('audio') or [None])[0] for checkpoint in checkpoints}) > 1:  # digests of two kinds
+        for checkpoint in checkpoints:
+            checkpoint.pop('audio', None)
     records = [tree['genotype.json']['search'] for tree in (before, now) if 'genotype.json' in tree]
     for name in set().union(*records) - set.intersection(*map(set, records)) if records else ():
         for record in records:

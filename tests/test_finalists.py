@@ -171,6 +171,8 @@ def test_a_half_that_lacks_a_class_is_noted(tmp_path, monkeypatch, capsys):
     search.main(['--name', 's', *ARGS, '--data_path', str(csv), *'--epochs 1 --alpha_warmup 0 --alpha_split utterance'.split()])
     said = [line for line in capsys.readouterr().out.splitlines() if 'has no utterance of class' in line]
     assert len(said) == 1 and said[0].endswith(' has no utterance of class rare')
+    search.main(['--name', 'd', *ARGS, '--data_path', str(csv), *'--relaxation none --finalists 1 --finalist_epochs 1'.split()])
+    assert 'has no utterance of class' not in capsys.readouterr().out  # it has no halves
 
 
 def test_a_tournament_interrupted_twice_is_one_that_was_not(small_corpus, tmp_path, monkeypatch):

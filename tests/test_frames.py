@@ -167,7 +167,7 @@ def test_files_in_the_cache_must_have_the_layers_of_the_first_too(tmp_path):
     np.save(tmp_path / 'odd.npy', np.zeros((D, 3, 20), np.float32))  # as many rows, in other layers
     head, *rows = csv.read_text().splitlines()
     csv.write_text('\n'.join([head, 'odd.wav,sad,s0,odd.npy', *rows]) + '\n')
-    with pytest.raises(cf.UserError, match=rf'u0.npy: 3 layers of {D} channels, where {D} of 3 are wanted, as the first row'):
+    with pytest.raises(cf.UserError, match=rf'u0.npy: 3 layers of {D} channels, where {D} of 3 are wanted, as the first file'):
         loaded(csv)
 
 

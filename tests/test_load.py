@@ -124,7 +124,7 @@ def test_audio_is_known_by_its_bytes_wherever_it_lies(tmp_path):
     assert load(csv, tmp_path, n_mels=8).audio[0] != found[0].audio[0]
 
 
-def test_notes_do_not_depend_on_which_features_were_in_the_cache(tmp_path):
+def test_recordings_that_are_read_for_their_prosody_alone_are_noted_too(tmp_path):
     csv = write_corpus(tmp_path / 'a')
     u = load(csv, tmp_path).sets['train'].utterances[0]
     soundfile.write(u.path, np.zeros(16_000), 16_000)
@@ -140,7 +140,7 @@ def test_what_a_speaker_is_not_normalised_by_is_noted(flags, noted, tmp_path):
     config = cf.SearchConfig(name='x', dataset='manifest', data_path=str(csv), cache=str(tmp_path / 'cache'), duration=1.,
                              normalise='speaker', **flags)
     lines = list(datasets.describe(config, datasets.load(config, ('train', 'dev'))))
-    assert any('speakers are normalised by the recordings that were kept' in line for line in lines) == noted
+    assert any('left out do not normalise their speakers' in line for line in lines) == noted
 
 
 def test_the_digest_of_a_corpus_tells_whether_its_speakers_are_the_same(small_corpus, tmp_path):

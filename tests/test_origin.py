@@ -1,6 +1,7 @@
 """What a genotype's file may set, and what is said of the speakers its search heard."""
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +45,8 @@ def test_a_record_sets_only_what_a_search_records(tmp_path, monkeypatch):
     assert (config.dataset, config.folds, config.fold) == ('ravdess', 'default', 1)
 
 
-def test_classes_and_fold_are_not_taken_to_another_manifest_without_a_word(small_corpus, tmp_path):
+def test_classes_and_fold_are_not_taken_to_another_manifest_without_a_word(small_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     corpus = datasets.corpus_digest(datasets.scan('manifest', str(small_corpus)))
     record = {'search': dict(dataset='manifest', corpus=corpus, fold=2, labels='angry,sad', folds='default')}
     assert configured(tmp_path, record, '--data_path', str(small_corpus))[0].fold == 2
@@ -57,7 +59,12 @@ def test_classes_and_fold_are_not_taken_to_another_manifest_without_a_word(small
         configured(tmp_path, record, *argv, '--fold', '2')
     config, *_ = configured(tmp_path, record, *argv, '--fold', '3', '--labels', 'sad,angry')
     assert (config.fold, config.labels, config.dataset) == (3, 'sad,angry', 'manifest')
+    with pytest.raises(UserError, match='say --labels and --fold'):  # a job that may be requeued
+        configured(tmp_path, record, *argv, '--resume')
+    os.makedirs('runs/augment/mine')
+    Path('runs/augment/mine/config.yaml').touch()
     assert configured(tmp_path, record, *argv, '--resume')[0].fold == 2  # as an earlier version began it
+    os.unlink('runs/augment/mine/config.yaml')
     unknown = {'search': {**record['search'], 'corpus': None}}
     assert configured(tmp_path, unknown, *argv)[0].fold == 2
     plain = {'search': {**record['search'], 'fold': 1, 'labels': None}}

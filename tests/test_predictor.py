@@ -174,7 +174,7 @@ def test_a_file_that_is_not_ours_is_one_line(folder, tmp_path):
              {'weights': {**best['weights'], name: x * float('inf')}}, {'genotype': 'Genotype(x)'}, {'format': 99},
              *({'settings': {**best['settings'], 'features': 'encoder', 'encoder': 'nobody/nothing', 'frame_shape': shape}}
                for shape in ('', '3x', '0x16', '9' * 99 + 'x1', '1x16')),
-             {'auxiliary': torch.zeros(2)}, {'heard': [1]}, {'mean': best['mean'].to(torch.complex64)},
+             {'auxiliary': torch.zeros(2)}, {'heard': [1]}, {'heard_all': 1}, {'mean': best['mean'].to(torch.complex64)},
              {'mean': best['mean'].int()}, {'mean': best['mean'].to_sparse()}, {'std': best['std'].to('meta')},
              {'std': best['std'].double()},
              {'std': torch.quantize_per_tensor(best['std'], .1, 0, torch.qint8)},
@@ -265,10 +265,20 @@ def test_whom_a_network_heard_is_not_told_if_that_of_init_does_not_tell(folder, 
     monkeypatch.chdir(folder.parent.parent)
     before = torch.load(folder / 'cnn_lstm_att/best.pt', weights_only=True)
     torch.save({key: value for key, value in before.items() if key != 'heard'}, tmp_path / 'best.pt')
-    assert 'heard' not in init(folder, small_corpus, 'second', '--init', str(tmp_path / 'best.pt'))
+    second = init(folder, small_corpus, 'second', '--init', str(tmp_path / 'best.pt'))
+    assert not second['heard_all'] and [entry['speakers'] for entry in second['heard']] == [before['heard'][0]['speakers']]
     capsys.readouterr()
-    assert 'heard' not in init(folder, small_corpus, 'third', '--init', 'runs/augment/second')
+    third = init(folder, small_corpus, 'third', '--init', 'runs/augment/second')
+    assert not third['heard_all'] and len(third['heard']) == 2
     assert 'not known whether the network of --init was trained on test speakers' in capsys.readouterr().out
+    init(folder, small_corpus, 'another-fold', '--init', 'runs/augment/second', '--fold', '2')
+    assert 'WARNING: the network of --init was trained on test speakers of this fold' in capsys.readouterr().out
+    assert before.get('heard_all') and init(folder, small_corpus, 'whole', '--init', 'runs/augment/cnn_lstm_att')['heard_all']
+    evaluate.main(['runs/augment/second', '--dataset', 'manifest', '--data_path', str(small_corpus)])
+    said = capsys.readouterr().err
+    assert 'does not tell all corpora and speakers' in said and 'was trained on manifest, with speakers' in said
+    evaluate.main(['runs/augment/whole', '--dataset', 'manifest', '--data_path', str(small_corpus)])
+    assert 'does not tell all' not in capsys.readouterr().err
 
 
 def test_a_network_that_heard_the_test_speakers_or_is_another_is_named(folder, small_corpus, tmp_path, monkeypatch, capsys):

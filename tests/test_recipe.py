@@ -120,6 +120,18 @@ def test_a_genotype_is_on_record(small_corpus, here):
         recipe.main([*argv, '--dry_run'])
 
 
+def test_the_fold_that_found_a_genotype_does_not_matter(small_corpus, here):
+    corpus = datasets.corpus_digest(datasets.scan('manifest', str(small_corpus)))
+    gene = [[('skip_connect', 0), ('max_pool_3x3', 1)]]
+    genotype = gt.Genotype(gene, [2], gene, [2], [[('gru_1', 0), ('skip_connect', 1)]], [2])
+    gt.save(here / 'g.json', genotype, {'search': {'dataset': 'manifest', 'corpus': corpus, 'fold': 2, 'folds': 'default'}})
+    fewer = small_corpus.with_name('fewer-rows.csv')
+    fewer.write_text(''.join(small_corpus.read_text().splitlines(keepends=True)[:-1]))
+    argv = ['--name', 'r', '--dataset', 'manifest', '--data_path', str(fewer), '--genotype', 'g.json']
+    _, config, *_ = recipe.configure(argv)
+    assert config.fold == 1 and config.data_path == str(fewer)
+
+
 def test_a_folder_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, 'No locks available')

@@ -81,6 +81,13 @@ def test_what_an_earlier_version_did_not_record_is_no_difference():
     assert [*reproduce.differences(before, now)] == ['results.json.genotype: None, now 2']
 
 
+@pytest.mark.parametrize('now, differs', [
+    (['m', 'f'], False), (['m', 'g'], True), (['another librosa', 'g'], False), (None, False)])
+def test_recordings_are_compared_by_digests_of_the_same_kind(now, differs):
+    made = ({'checkpoint.pt': {'net': 1, **({'audio': audio} if audio else {})}} for audio in (['m', 'f'], now))
+    assert [*reproduce.differences(*reproduce.comparable(*made))] == ['checkpoint.pt.audio[1]: f, now g'] * differs
+
+
 def test_deterministic_switches_every_switch(monkeypatch):
     calls = []
     monkeypatch.setattr(torch, 'use_deterministic_algorithms', lambda mode, warn_only: calls.append((mode, warn_only)))

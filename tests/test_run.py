@@ -56,8 +56,8 @@ def test_an_earlier_run_is_never_lost_by_accident():
 
 
 @pytest.mark.parametrize('changed, said', [
-    (dict(mean=torch.ones(2, 1)), 'the audio differs'), (dict(std=torch.zeros(2, 1)), 'the audio differs'),
-    (dict(audio=['m', 'other recordings']), 'the audio differs'), (dict(digest='e'), 'labels or speakers')])
+    (dict(mean=torch.ones(2, 1)), 'recordings differ'), (dict(std=torch.zeros(2, 1)), 'recordings differ'),
+    (dict(audio=['m', 'other recordings']), 'recordings differ'), (dict(digest='e'), 'labels or speakers')])
 def test_a_run_does_not_continue_with_other_data(changed, said):
     first = made()
     first.save_checkpoint({'w': torch.ones(2)})
