@@ -352,7 +352,7 @@ def skeleton(best: dict, n_classes: int) -> torch.nn.Module:
 
 def tells_all(best: dict) -> bool:
     """Whether a best.pt names all speakers that its network was trained on."""
-    return best.get('heard_all', 'heard' in best)
+    return 'heard' in best and best.get('heard_all', True)
 
 
 def digest(best: dict) -> str:

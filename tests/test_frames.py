@@ -134,7 +134,7 @@ def test_a_file_that_goes_while_it_is_needed_is_named(tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     (np.zeros((4, D, 9), 'f4'), 'u3.npy: 4 layers of 5 channels, '),
-    (np.zeros((9, D), 'f4'), 'u3.npy: 1 layer of 9 channels, where 3 of 5 are wanted; .* time last'),
+    (np.zeros((9, D), 'f4'), 'u3.npy: 1 layer of 9 channels, where 3 of 5 are wanted, .* time last'),
     (np.full((3, D, 9), 1e6, 'f4'), 'u3.npy: .*not finite, or beyond 65,504'),
     (np.zeros((3, D, 9)), 'u3.npy: holds float64'),
     (np.zeros(9, 'f4'), r'u3.npy: holds float32 \(9,\)'), (np.zeros((3, D, 0), 'f4'), 'u3.npy: holds'),
