@@ -83,7 +83,7 @@ def test_a_run_does_not_go_on_with_other_data(small_corpus, tmp_path, monkeypatc
     fewer, other = small_corpus.with_name('fewer.csv'), write_corpus(tmp_path / 'other', shift=4)
     fewer.write_text('\n'.join(row for row in small_corpus.read_text().splitlines() if 'sad_3' not in row))
     search.main(list(map(str, search_args(small_corpus, 'x', '--epochs', 1))))
-    for corpus, said in ((fewer, 'labels or speakers'), (other, 'the training audio')):
+    for corpus, said in ((fewer, 'labels or speakers'), (other, 'recordings differ')):
         with pytest.raises(utils.UserError, match=said):
             search.main(list(map(str, search_args(corpus, 'x', '--epochs', 1, '--resume'))))
 

@@ -115,7 +115,7 @@ class Checkpoints(Reader):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.chdir(self.folder)
         self.run = Run('search', cf.SearchConfig(name='x', resume=True))
-        self.run.data = {'mean': torch.zeros(2, 1), 'std': torch.ones(2, 1), 'digest': 'x'}
+        self.run.data = {'mean': torch.zeros(2, 1), 'std': torch.ones(2, 1), 'digest': 'x', 'audio': ['m', 'f']}
         history = [{'epoch': 1, 'train': {'ua': .5}, 'dev': {'ua': .5}, 'seconds': 1.}]
         self.tree = {**self.state().state_dict(), **self.run.data, 'history': history}
         out = io.BytesIO()
