@@ -96,23 +96,20 @@ def read_json(path, kind: type = dict, limit: int = MAX_JSON):
 
 
 def parse_json(text: str, where, kind: type = dict):
-    """The tree of a JSON text, which must be a `kind`. UserError."""
+    """The tree of a JSON text, which must be a `kind`. UserError, also if a name is there twice."""
+    def each_once(pairs):
+        found = {}
+        for name, value in pairs:
+            if name in found:
+                raise UserError(f'{where}: {short(name)} is there twice')
+            found[name] = value
+        return found
     try:
-        tree = json.loads(text, object_pairs_hook=_each_once)
+        tree = json.loads(text, object_pairs_hook=each_once)
     except WHATEVER as error:
         raise UserError(f'{where}: not JSON ({short(str(error))})') from None
     if not isinstance(tree, kind):
         raise UserError(f'{where}: holds {short(tree)} instead of a {kind.__name__}')
-    return tree
-
-
-def _each_once(pairs):
-    """The dict of these pairs. ValueError if a name is there twice."""
-    tree = {}
-    for name, value in pairs:
-        if name in tree:
-            raise ValueError(f'{short(name)} is there twice')
-        tree[name] = value
     return tree
 
 

@@ -88,10 +88,11 @@ def main(argv: list[str] | None = None):
             len(train), len(dev), hardware)
     for line in datasets.describe(config, data):
         log('%s', line)
-    for what, half in (('w', w_half), ('alpha', alpha_half)) if n_epochs and len(alpha_half) else ():
-        found = {*train.labels[torch.as_tensor(half)].tolist()}
-        if gone := [label for i, label in enumerate(data.labels) if i not in found]:
-            log('NOTE: the half for %s has no utterance of class %s', what, ', '.join(gone))
+    if n_epochs and len(alpha_half):
+        for what, half in (('w', w_half), ('alpha', alpha_half)):
+            found = {*train.labels[torch.as_tensor(half)].tolist()}
+            if gone := [label for i, label in enumerate(data.labels) if i not in found]:
+                log('NOTE: the half for %s has no utterance of class %s', what, ', '.join(gone))
     board.begin(run, data, utils.count_parameters(net.weights()))
     warmup = min(config.alpha_warmup, config.epochs - 1)
     if n_epochs and warmup < config.alpha_warmup and len(alpha_half):

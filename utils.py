@@ -291,6 +291,14 @@ def provenance() -> dict:
             'command': shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}
 
 
+def digest_of_tensors(tensors: Iterable[torch.Tensor]) -> str:
+    """Hex digest of all their elements, to the bit; shapes and dtypes do not count."""
+    digest = hashlib.sha256()
+    for t in tensors:
+        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def digest_of(tree) -> str:
     """Hex digest of a tree that JSON can hold."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@ Each rank holds all parameters and works on a share of every batch. Losses and g
 averaged. A program calls `start`, `together`, `from_main`, `clip_gradients`, `check_equal` and `stop`, and keeps a `State`.
 """
 import functools
-import hashlib
 import itertools
 import os
 import sys
@@ -324,10 +323,7 @@ def differs(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether any tensor differs between ranks, to the bit."""
     if world_size() == 1:
         return False
-    digest = hashlib.sha256()
-    for t in tensors:
-        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return len(set(gather(digest.digest()))) > 1
+    return len(set(gather(utils.digest_of_tensors(tensors)))) > 1
 
 
 def check_equal(net: torch.nn.Module, epoch: int):

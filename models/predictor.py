@@ -1,6 +1,5 @@
 """A trained network with everything around it: from a recording to the probabilities that augment.py's test gives it."""
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -357,10 +356,9 @@ def tells_all(best: dict) -> bool:
 
 def digest(best: dict) -> str:
     """Of the weights in a best.pt, of their network, and of whom that was trained on."""
-    found = hashlib.sha256(repr([best['genotype'], best['labels'], best.get('heard'), tells_all(best)]).encode())
-    for name, x in sorted(best['weights'].items()):
-        found.update(name.encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+    names = sorted(best['weights'])
+    return utils.digest_of([best['genotype'], best['labels'], best.get('heard'), tells_all(best), names,
+                            utils.digest_of_tensors(best['weights'][name] for name in names)])
 
 
 def head(best: dict) -> set[str]:
