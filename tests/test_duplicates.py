@@ -69,7 +69,9 @@ def spans(*rows):
 @pytest.mark.parametrize('rows', [
     [('a', 'x', 0, None), ('b', 'x', None, None)], [('a', 'x', 0., 2.), ('b', 'x', .5, 1.)],
     [('a', 'x', 0., 2.), ('a', 'y', .9, 3.)], [('a', 'x', None, None), ('b', 'x', 3., 4.)],
-    [('a', 'x', 5., None), ('b', 'x', 0., None)], [('a', 'x', 0., 2.), ('b', 'x', .98, 4.)]])
+    [('a', 'x', 5., None), ('b', 'x', 0., None)], [('a', 'x', 0., 2.), ('b', 'x', .98, 4.)],
+    [('a', 'x', 0., 9.), ('a', 'x', 5., 8.), ('b', 'x', 6., 20.)],
+    [('a', 'x', 0., 9.), ('a', 'x', 5., 7.), ('b', 'x', 5.5, 20.)]])
 def test_segments_that_are_mostly_the_same_are_refused(rows):
     with pytest.raises(UserError, match='the same recording'):
         spans(*rows)
