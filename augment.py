@@ -164,10 +164,13 @@ def from_start(given: cf.Given) -> cf.Given:
         raise utils.UserError(f'--init {values["init"]}: {error}') from None
 
 
-def heard_before(config, data, start: dict) -> list | None:
-    """Test speakers that the network of --init was trained on: there should be none. None if that cannot be known."""
+def heard_before(config, data, start: dict, part: str = 'test') -> list | None:
+    """Test speakers that the network of --init was trained on: there should be none. None if that cannot be known.
+
+    part: 'dev' for those of dev.
+    """
     records = [{**entry, 'train_speakers': entry['speakers'], 'dev_speakers': []} for entry in start.get('heard', [])]
-    found = [Origin({'search': record}, config.init).heard(config, data) for record in records]
+    found = [Origin({'search': record}, config.init).heard(config, data, part) for record in records]
     names = set().union(*(names for names in found if names))
     known = tells_all(start) and None not in found
     return sorted(names) if names or known else None
@@ -240,9 +243,10 @@ class Origin:
         except utils.UserError as error:
             raise utils.UserError(f'--genotype {self.where}: {error}') from None
 
-    def heard(self, config, data) -> list | None:
+    def heard(self, config, data, part: str = 'test') -> list | None:
         """Test speakers that took part in the search: there should be none. None if that cannot be known.
 
+        part: another set of the fold, whose speakers are asked for instead.
         Speakers are compared by name, so the corpus must be the same, or one that has other speakers. A name in a manifest may
         mean another person in another file, so there the rows must be the same too (Data.corpus).
         """
@@ -252,12 +256,13 @@ class Origin:
         if not self.where or datasets.strangers(str(self.searched.get('dataset')), config.dataset):
             return []
         tested = self.search.get('tested')  # what an earlier experiment knew
-        if isinstance(tested, dict) and is_of(tested) and tested.get('speakers') == list(data.fold.test):
+        judged = getattr(data.fold, part)
+        if isinstance(tested, dict) and is_of(tested) and tested.get('speakers') == list(judged):
             return [str(name) for name in tested['heard']] if isinstance(tested.get('heard'), list) else None
-        speakers = [self.searched.get(part) for part in ('train_speakers', 'dev_speakers')]
+        speakers = [self.searched.get(name) for name in ('train_speakers', 'dev_speakers')]
         if not is_of(self.searched) or not all(isinstance(names, list) for names in speakers):
             return None
-        return sorted(set(data.fold.test) & {str(name) for names in speakers for name in names})
+        return sorted(set(judged) & {str(name) for names in speakers for name in names})
 
     def describe(self, config, data):
         """Lines for the log: whether the search used test speakers, and whether the features differ from its own."""

@@ -1,5 +1,6 @@
 """Training of a discrete network: what augment.py, spread.py and the tournament of finalists share."""
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -94,14 +95,17 @@ def setup(net: torch.nn.Module, config: AugmentConfig, data, device) -> Setup:
                  voices, averaged(net, config.ema))
 
 
-def train(config: AugmentConfig, genotype, data, device, part: str = 'test') -> tuple[dict, np.ndarray]:
+def train(config: AugmentConfig, genotype, data, device, part: str = 'test',
+          begin: Callable[[torch.nn.Module], object] = lambda net: None) -> tuple[dict, np.ndarray]:
     """Scores and probabilities (n, n_classes) of the set `part` after the last epoch.
 
     They are those of augment.py with this seed, if no dev speaker picks the epoch there. The scores have the training loss of
-    every epoch too, 'train_losses'.
+    every epoch too, 'train_losses'. begin: gives the network its first weights, if they are not to be random.
     """
     utils.set_seed(config.seed)
-    net = make_net(config, data, genotype).to(device)
+    net = make_net(config, data, genotype)
+    begin(net)
+    net.to(device)
     if config.channels_last:
         net.to(memory_format=torch.channels_last)
     criterion, optim, scheduler, autocast, masks, voices, ema = setup(net, config, data, device)

@@ -3,9 +3,10 @@
     python scripts/recipe.py --name speed --config configs/nemo.yaml --data_path DIR --folds 3 --model cnn_gru --params 20000 \\
         --variant slow lr=0.001 --variant voices speed=0.1,vtlp=0.1
 
-A variant is the settings of augment.py that the command line names, with some of them changed; `base` changes none. Each is
-trained on each fold with each seed and scored after its last epoch on the fold's dev speakers. The fold's test speakers are
-not read; but they are dev speakers of another fold, so a choice over all folds has seen the whole corpus.
+A variant is the settings of augment.py that the command line names, with some of them changed; `base` changes none. With --init
+all begin with the weights of a trained network, which must not have heard the dev speakers. Each is trained on each fold with
+each seed and scored after its last epoch on the fold's dev speakers. The fold's test speakers are not read; but they are dev
+speakers of another fold, so a choice over all folds has seen the whole corpus.
 
 Every training is one row of runs/recipe/NAME/trainings.csv, and the same command continues after an interruption. Seeds and
 variants may be added later.
@@ -18,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -27,16 +29,18 @@ import config as cf  # noqa: E402
 import datasets  # noqa: E402
 import genotypes as gt  # noqa: E402
 import utils  # noqa: E402
+from datasets import frames  # noqa: E402
 from datasets.scoring import Diverged  # noqa: E402
-from models.predictor import best_file  # noqa: E402
+from models import memory  # noqa: E402
+from models.predictor import best_file, of_same_width, read_best, start_from  # noqa: E402
 from models.training import train  # noqa: E402
 from scripts import trainings  # noqa: E402
 from scripts.recipe_report import report  # noqa: E402
 from scripts.spread_plan import fold_numbers  # noqa: E402
 
 SWITCH = {'true': True, 'false': False}  # as in YAML
-COLUMNS = dict(variant=str, settings=str, seed=int, fold=int, dev_speakers=str, n=int, loss=float, ua=float, wa=float,
-               minutes=float, core_minutes=float)
+COLUMNS = dict(variant=str, settings=lambda text: as_text(json.loads(text)), seed=int, fold=int, dev_speakers=str, n=int,
+               loss=float, ua=float, wa=float, minutes=float, core_minutes=float)
 BASE = 'base'
 GROUPS = (cf.FeatureSettings, cf.NetworkSettings, cf.RetrainingSettings, cf.AugmentationSettings)
 OWNED = ('fold', 'patience', 'resume', 'overwrite', 'train_on_dev')  # settings that the program chooses
@@ -59,13 +63,15 @@ def main(argv=None):
     own, config, genotype, variants = configure(argv)
     utterances, folds, _ = datasets.select(config)
     numbers = fold_numbers(own.only_folds, len(folds))
+    start = read_best(config.init) if config.init else None
     path = Path('runs', 'recipe', config.name)
     settings = {name: value for name, value in asdict(config).items() if name not in utils.MAY_CHANGE | {'fold'}}
     settings['digest'] = datasets.digest(utterances)
     if genotype:
         settings['network'] = gt.to_str(genotype)
-    if config.init:
+    if start:
         settings['weights'] = hashlib.sha256(Path(best_file(config.init)).read_bytes()).hexdigest()
+        check_start(start, config, [(number, folds[number - 1]) for number in numbers])
     if own.dry_run:
         trainings.check_settings(path, settings, False)
         print(tell(own, variants, numbers, read(path, variants))[1])
@@ -76,7 +82,7 @@ def main(argv=None):
         left, text = tell(own, variants, numbers, rows)
         print(text, flush=True)
         try:
-            train_all(left, variants, rows, path / 'trainings.csv', config, genotype)
+            train_all(left, variants, rows, path / 'trainings.csv', config, genotype, start)
         except KeyboardInterrupt:
             print('recipe.py: interrupted; the same command continues', file=sys.stderr, flush=True)
             sys.exit(130)
@@ -108,12 +114,31 @@ def configure(argv) -> tuple[RecipeSettings, cf.AugmentConfig, object, dict[str,
     values = {**{name: value for name, value in values.items() if name not in OWNED}, **flags}
     values['fold'] = 1  # every job has its own
     config, genotype, _ = augment.configure(cf.Given(values, frozenset(flags)))
-    return own, config, genotype, read_variants(own.variants, found.variant, config)
+    return own, config, genotype, read_variants(own.variants, found.variant, config, genotype)
 
 
-def read_variants(path: str | None, texts: list, config: cf.AugmentConfig) -> dict[str, dict]:
+def check_start(start: dict, config: cf.AugmentConfig, folds: list):
+    """UserError if the network of --init was trained on dev speakers of one of these (number, Fold)."""
+    corpus = datasets.corpus_digest(datasets.scan(config.dataset, config.data_path, config.cache))
+    for number, fold in folds:
+        heard = augment.heard_before(config, SimpleNamespace(corpus=corpus, fold=fold), start, 'dev')
+        if heard:
+            raise utils.UserError(f'--init {config.init}: this network was trained on dev speakers of fold {number}, '
+                                  f'{" ".join(heard)}, who judge the variants; leave the fold out with --only_folds')
+        if heard is None:
+            print(f'NOTE: it is not known whether the network of --init was trained on dev speakers of fold {number}',
+                  file=sys.stderr)
+
+
+def variant(config: cf.AugmentConfig, values: dict) -> cf.AugmentConfig:
+    """The settings of a variant, with those that its own frames decide. UserError."""
+    return frames.complete(replace(config, **values))
+
+
+def read_variants(path: str | None, texts: list, config: cf.AugmentConfig, genotype=None) -> dict[str, dict]:
     """{name: settings} of the file and of the command line, `base` first. UserError."""
-    found, allowed = {BASE: {}}, set(cf.names_of(*GROUPS)) - {'patience'}
+    found, allowed = {BASE: {}}, set(cf.names_of(*GROUPS)) & cf.NAMES['augment'] - {'patience'}
+    fixed = memory.decided(genotype) if genotype else {}
     try:
         tree = cf.read_yaml_file(path) if path else {}
         given = [(name, dict(values or {})) for name, values in tree.items()]
@@ -131,9 +156,11 @@ def read_variants(path: str | None, texts: list, config: cf.AugmentConfig) -> di
             if key not in allowed:
                 raise utils.UserError(f'--variant {name}: {key} is no setting that a variant may change; it may change '
                                       'those of features, network, retraining and augmentation')
+            if key in fixed:
+                raise utils.UserError(f'--variant {name}: {key} has no effect with this --genotype, which decides it itself')
         try:
             values = {key: cf.checked(cf.AugmentConfig, key, value) for key, value in values.items()}
-            unused = replace(config, **values).unused()
+            unused = variant(config, values).unused()
         except utils.UserError as error:
             raise utils.UserError(f'--variant {name}: {error}') from None
         if dead := [key for key in values if key in unused]:
@@ -171,19 +198,24 @@ def tell(own: RecipeSettings, variants: dict, numbers: list[int], rows: dict) ->
     return left, f'{head}\n\n{report(found, variants, own.seeds, numbers)}'
 
 
-def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.AugmentConfig, genotype):
-    """Trains what is left, and writes every row as soon as it is known."""
+def train_all(jobs: list, variants: dict, rows: dict, path: Path, config: cf.AugmentConfig, genotype, start: dict | None):
+    """Trains what is left, and writes every row as soon as it is known. start: contents of the best.pt of --init."""
+    def begin(net):
+        if start:
+            with cf.contents_of(config.init, 'name a whole best.pt, or its run'):
+                start_from(net, start, data.labels, genotype)
     utils.set_threads(config.threads)
     device, data, loaded = utils.choose_device(config.device), None, None
     for i, (name, seed, fold) in enumerate(jobs, 1):
-        its = replace(config, **variants[name], seed=config.seed + seed, fold=fold)
+        its = replace(variant(config, variants[name]), seed=config.seed + seed, fold=fold)
         needs = {**cf.pick(its, cf.DataSettings, cf.FeatureSettings), 'noise': its.noise}
         if needs != loaded:
             data, loaded = datasets.load(its, ('train', 'dev'), device), needs
+        its = of_same_width(its, start, len(data.labels)) if start else its
         began, cpu = time.monotonic(), time.process_time()
         labels = data.sets['dev'].labels.cpu().numpy()
         try:
-            scores, p = train(its, genotype, data, device, 'dev')
+            scores, p = train(its, genotype, data, device, 'dev', begin)
             loss = -np.log(np.clip(p[np.arange(len(p)), labels], 1e-12, 1)).mean()
         except Diverged as error:
             print(f'NOTE: {name}, seed {seed}, fold {fold}: {error}', flush=True)

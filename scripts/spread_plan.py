@@ -22,7 +22,7 @@ UTTERANCE, WARM_UPS, PASSES = 3., 5, 30  # s; passes that are not timed, and tho
 MOST = 100  # architectures, and seeds: run_seed has two digits for each
 COLUMNS = dict(architecture=str, genotype=str, parameters=int, seed=int, fold=int, run_seed=int, ua=float, loss=float,
                minutes=float, latency_ms=lambda text: float(text) if text else None)  # earlier versions did not measure it
-OWNED = ('model', 'genotype', 'params', 'fold', 'patience', 'resume', 'overwrite')  # settings that the program chooses
+OWNED = ('model', 'genotype', 'params', 'init', 'fold', 'patience', 'resume', 'overwrite')  # settings that the program chooses
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ from test_stops import stopped_at
 
 import augment
 import config as cf
+import datasets
 import search
 import utils
 from datasets import encoders, recording
 from datasets.dataset import scaled
 from models import predictor
-from scripts import evaluate, export, predict
+from scripts import evaluate, export, predict, recipe
 
 transformers = pytest.importorskip('transformers')
 SIZES = '--init_channels 2 --layers 1 --rnn_channels 4 --cnn_ops skip_connect,sep_conv_3x3,none --rnn_ops gru_1,none'.split()
@@ -45,6 +46,19 @@ def folder(tmp_path_factory, small_corpus):
         run(augment, small_corpus, *AUGMENT, '--name', 'a')
         run(augment, small_corpus, *HEAD, '--name', 'head')
     return cwd
+
+
+def test_a_variant_of_a_recipe_has_the_frames_of_its_own_encoder(folder, small_corpus, monkeypatch):
+    monkeypatch.chdir(folder)
+    save('other', 'wav2vec2', seed=1)
+    _, config, _, variants = recipe.configure([
+        '--name', 'r', *BASE, '--data_path', str(small_corpus), *HEAD, '--variant', 'other', 'encoder=other',
+        '--variant', 'mean', 'encoder_layers=mean'])
+    base, other, mean = (recipe.variant(config, variants[name]) for name in ('base', 'other', 'mean'))
+    assert base.frame_shape == other.frame_shape == '2x16' and mean.frame_shape == '1x16'
+    assert base.encoder_revision == mean.encoder_revision != other.encoder_revision
+    sums = [datasets.load(its, ('train',), quiet=True).mean for its in (base, other)]
+    assert not torch.equal(*sums)
 
 
 ENCODER = '--features encoder --encoder tiny'.split()

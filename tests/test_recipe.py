@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import FEATURES
 from scipy.stats import ttest_1samp
 
@@ -120,6 +121,36 @@ def test_a_genotype_is_on_record(small_corpus, here):
         recipe.main([*argv, '--dry_run'])
 
 
+def test_variants_begin_with_the_weights_of_a_network_that_has_not_heard_dev(small_corpus, here, capsys):
+    argv = [*ARGS[2:ARGS.index('--seeds')], '--data_path', str(small_corpus)]
+    augment.main(['--name', 'base', '--fold', '1', *argv])
+    folds = datasets.select(recipe.configure(['--name', 'r', *argv])[1])[1]
+    number = next(i for i, fold in enumerate(folds, 1) if fold.dev == folds[0].test)
+    for other in {1, 2, 3} - {number}:
+        with pytest.raises(UserError, match=f'--init runs/augment/base: .* dev speakers of fold {other}, '):
+            recipe.main(['--name', 'r', *argv, '--init', 'runs/augment/base', '--only_folds', f'{number},{other}'])
+    recipe.main(['--name', 'r', *argv, '--init', 'runs/augment/base', '--only_folds', str(number), '--seeds', '1'])
+    augment.main(['--name', 'a', *argv, '--init', 'runs/augment/base', '--fold', str(number)])
+    last = json.loads((here / 'runs/augment/a/metrics.jsonl').read_text().splitlines()[-1])
+    assert float(rows(here)[0]['loss']) == pytest.approx(last['dev']['loss'], abs=1e-5)
+    best = torch.load('runs/augment/base/best.pt')
+    torch.save({**best, 'heard': [], 'heard_all': False}, 'runs/augment/base/best.pt')
+    capsys.readouterr()
+    recipe.main(['--name', 's', *argv, '--init', 'runs/augment/base', '--only_folds', '1', '--dry_run'])
+    assert 'it is not known whether the network of --init was trained on dev speakers of fold 1' in capsys.readouterr().err
+
+
+def test_a_variant_does_not_change_what_the_genotype_decides(here):
+    gene = [[('skip_connect', 0), ('max_pool_3x3', 1)]]
+    genotype = gt.Genotype(gene, [2], gene, [2], [[('gru_1', 0), ('skip_connect', 1)]], [2], {'C': 8, 'layers': 3})
+    gt.save(here / 'g.json', genotype, {})
+    argv = ['--name', 'r', '--genotype', 'g.json', '--variant', 'a']
+    assert recipe.configure([*argv, 'rnn_channels=8'])[3]['a'] == {'rnn_channels': 8}
+    for value in ('layers=4', 'lr=0.1,init_channels=4'):
+        with pytest.raises(UserError, match='--variant a: .* has no effect with this --genotype, which decides it itself'):
+            recipe.configure([*argv, value])
+
+
 def test_the_fold_that_found_a_genotype_does_not_matter(small_corpus, here):
     corpus = datasets.corpus_digest(datasets.scan('manifest', str(small_corpus)))
     gene = [[('skip_connect', 0), ('max_pool_3x3', 1)]]
@@ -161,6 +192,7 @@ def test_report_is_the_sum_by_hand():
 
 @pytest.mark.parametrize('argv, message', [
     (['--variant', 'a', 'seed=3'], '--variant a: seed is no setting that a variant may change'),
+    (['--variant', 'a', 'frame_shape=1x8'], '--variant a: frame_shape is no setting that a variant may change'),
     (['--variant', 'a', 'speed=fast'], "--variant a: --speed: 'fast' is not a number"),
     (['--variant', 'a', 'speed=2'], '--variant a: --speed 2.0: must be from'),
     (['--variant', 'base', 'lr=1'], '--variant base: must be a new name'),
@@ -193,6 +225,13 @@ def test_a_variant_with_prosody_of_an_earlier_version_goes_on_with_that(here):
         variants = recipe.configure([*ARGS, '--variant', 'pitch', given])[3]
         with contextlib.nullcontext() if fits else pytest.raises(UserError, match='--variant pitch: is .*"prosody_version": 2'):
             assert len(recipe.read(folder, variants)) == 1
+
+
+def test_damaged_settings_of_a_variant_are_one_line(here):
+    row = dict.fromkeys(recipe.COLUMNS, '1') | {'settings': '{"lr": '}
+    (here / 'trainings.csv').write_text(f'{",".join(row)}\n{",".join(row.values())}\n')
+    with pytest.raises(UserError, match='trainings.csv is damaged'):
+        recipe.read(here, {})
 
 
 def test_a_training_that_diverges_is_counted_and_the_rest_goes_on(small_corpus, whole, here, monkeypatch, capsys):

@@ -115,6 +115,7 @@ def test_band_rejects():
     (['--band', 'small'], '--band small: must be LOW-HIGH'),
     (['--fold', '2'], '--fold: leave it out'),
     (['--model', 'cnn'], '--model: leave it out'),
+    (['--init', 'runs/augment/a'], '--init: leave it out'),
     (['--seeds', '1'], '--seeds 1: must be from 2 to 100'),
     (['--cnn_ops', 'conv9'], 'unknown cnn operation')])
 def test_mistakes(argv, message, monkeypatch):
