@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None):
             model=config.model, n_params=n_params, best_epoch=best['epoch'], dev_ua=best['ua'] if dev else None,
             genotype=genotype and gt.to_str(genotype), search=origin.search or None,
             search_heard_test_speakers=origin.heard(config, data), device=hardware, **sources.of_layers(kept, config),
-            **({'init': config.init, 'init_heard_test_speakers': heard_before(config, data, start)} if start else {}),
+            **({'init': config.init, 'init_digest': begun_with,
+                'init_heard_test_speakers': heard_before(config, data, start)} if start else {}),
             **stopwatch.total(run.history)), f'epoch {best["epoch"]}, {chosen}')
     run.close()
     parallel.stop()

@@ -2,9 +2,12 @@
 
     python scripts/benchmark_report.py docs/benchmarks/*.json
 """
-import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import config as cf  # noqa: E402
+import utils  # noqa: E402
 
 STEPS = {'weight_step': 'weight step', 'alpha_step_1': 'alpha step, order 1', 'alpha_step_2': 'order 2, difference',
          'alpha_step_2 exact': 'order 2, exact', 'augment_step': 'retraining step'}
@@ -69,5 +72,9 @@ def summary(runs: list) -> str:
     return '\n'.join(table(['device', 'preset', *STEPS.values(), 'peak memory'], rows))
 
 
+def main():
+    print(summary([run for name in sys.argv[1:] if 'rows' in (run := cf.read_json(name))]))
+
+
 if __name__ == '__main__':
-    print(summary([run for name in sys.argv[1:] if 'rows' in (run := json.loads(Path(name).read_text()))]))
+    utils.cli(main)

@@ -97,6 +97,9 @@ def _features(config):
 def _results(results, folder):
     """Lines on corpus, speakers and scores."""
     labels, matrix = results['labels'], np.array(results['confusion'])
+    if results.get('normalise') == 'speaker':
+        yield ('NOTE: in the test each speaker was normalised by all of their recordings. These scores do not hold for a voice '
+               'of which fewer recordings are known, or none.\n')
     rows = [('corpus', results.get('dataset')), ('folds', f'{results.get("folds")}, fold {results.get("fold")}'),
             *((f'{part} speakers', ' '.join(results.get(f'{part}_speakers', []))) for part in ('train', 'dev', 'test')),
             ('trained on dev speakers too', 'yes' if results.get('train_on_dev') else 'no'),

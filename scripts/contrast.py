@@ -105,6 +105,13 @@ def row_of(corpus: str, seeds: list[int], pairs: list) -> dict:
             'by_seed': [difference(slice(i, i + 1)) for i in range(len(seeds))]}
 
 
+def doubts(results: table.Results, models: list[str]):
+    """The warnings of table.md on the runs of these models."""
+    its = replace(results, **{name: (frame := getattr(results, name))[frame['model'].isin(models)]
+                              for name in ('runs', 'predictions')})
+    yield from (line.strip('*') for line in text.warnings(its) if 'WARNING' in line)
+
+
 def page(rows: list[dict]) -> str:
     """A Markdown table."""
     last = [row for i, row in enumerate(rows) if i + 1 == len(rows) or rows[i + 1]['minus'] != row['minus']]
@@ -150,6 +157,9 @@ def main(argv=None):
             raise UserError(f'--{flag} {name or "has an empty name"}: choose among {", ".join(sorted(known, key=rank))}')
     check_settings(experiments, [args.model, *minus])
     rows = [row for theirs in minus for row in contrast(experiments, args.model, theirs)]
+    for results in experiments:
+        for line in doubts(results, [args.model, *minus]):
+            print(f'contrast.py: {results.name}: {line}', file=sys.stderr)
     found = page(rows)
     if lacking := sorted({*(seeds or ())} - {seed for row in rows for seed in row['seeds']}):
         print(f'contrast.py: no run of all folds has seed {" ".join(map(str, lacking))}', file=sys.stderr)

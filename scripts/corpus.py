@@ -110,7 +110,8 @@ def print_speakers(utterances: list[Utterance]) -> None:
     of_class = Counter(u.label for u in utterances)
     labels = sorted(of_class)
     print('\nclasses:   ' + ', '.join(f'{label} {of_class[label]}' for label in labels))
-    speakers = sorted({(u.speaker, u.gender or '?') for u in utterances})
+    genders = {u.speaker: u.gender for u in utterances if u.gender}  # a manifest may tell it in some rows only
+    speakers = sorted({(u.speaker, genders.get(u.speaker, '?')) for u in utterances})
     counts = Counter((u.speaker, u.label) for u in utterances)
     width = max(7, *(len(s) for s, _ in speakers))
     print(f'\n{"speaker":{width}} gender ' + ' '.join(f'{label[:9]:>9}' for label in labels) + '     all')

@@ -23,6 +23,7 @@ from models.predictor import Predictor, load, read_best, tells_all  # noqa: E402
 from scripts.predict import complain  # noqa: E402
 from scripts.significance import of_predictions  # noqa: E402
 
+OF_A_RUN = ('config.yaml', 'checkpoint.pt', 'best.pt')
 FLAGS = ('dataset', 'data_path', 'labels', 'turns', 'scenarios', 'folds', 'fold', 'cache')
 
 
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None):
     flags = {name: cf.convert(cf.AugmentConfig, name, value) for name, value in vars(args).items()
              if name in FLAGS}
     config = cf.AugmentConfig(name='evaluate', **flags)
+    if args.output and any(Path(args.output, name).exists() for name in OF_A_RUN):
+        raise UserError(f'--output {args.output}: is the folder of a run, whose results.json would be replaced; name another')
     predictor = load(args.run, utils.choose_device(args.device), encoder=args.encoder, warn=complain)
     utterances, folds, report = datasets.select(config)
     if 'fold' in flags:

@@ -1,6 +1,7 @@
 """The folder runs/cv/NAME: settings, plan, and what finished runs left. Refuses to mix runs that cannot be compared."""
 import contextlib
 import fcntl
+import functools
 import itertools
 import json
 from dataclasses import fields
@@ -36,12 +37,12 @@ FROM_RESULTS = ['ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'best_epoch', 'dev
 SETTING = ('train_on_dev', 'normalise', 'embedding')  # columns of runs.csv that are alike in all runs of an experiment
 COST = ('search_minutes', 'search_core_minutes', 'search_device')  # of the search that found the genotype of a run
 COLUMNS = ['model', 'fold', 'seed', 'state', 'failed', *FROM_RESULTS, *COST, 'minutes', 'core_minutes', 'test_speakers',
-           'search_heard_test_speakers']  # of runs.csv
+           'search_heard_test_speakers', 'init_heard_test_speakers']  # of runs.csv
 ORIGIN = ('sized_by', 'genotypes_of')  # of plan.json, where models need them
 PLAN = {'test_speakers': list, 'digest': str, 'clean_folds': list}  # of plan.json, besides the runs
 RESULTS = {**dict.fromkeys(('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'seconds', 'core_seconds'), int | float),
            'test_speakers': list}  # of results.json
-UNKNOWN = 'not known'  # in runs.csv: whether the search heard test speakers
+UNKNOWN = 'not known'  # in runs.csv: whether the search, or the network of --init, heard test speakers
 PREDICTION = {name: str for name in ('path', 'speaker', 'label', 'predicted')}  # of predictions.csv
 
 
@@ -157,13 +158,18 @@ def row_of(job: Job, done: bool) -> dict:
     """The row of a run in runs.csv."""
     found, reason = results(job) if done else {}, job.reason()
     heard = found.get('search_heard_test_speakers', None if found and job.model in FOUND else [])
+    before = found.get('init_heard_test_speakers') if found.get('init') else []
     return {'model': job.model, 'fold': job.fold, 'seed': job.seed,
             'state': 'finished' if found else 'failed' if reason else 'missing', 'failed': None if found else reason,
             **{name: found.get(name) for name in FROM_RESULTS},
             **(search_cost(job) if found else dict.fromkeys(COST)), 'minutes': minutes(job) if found else None,
             'core_minutes': found['core_seconds'] / 60 if 'core_seconds' in found else None,
             'test_speakers': cf.csv_cell(' '.join(found.get('test_speakers', []))),
-            'search_heard_test_speakers': UNKNOWN if heard is None else cf.csv_cell(' '.join(heard))}
+            'search_heard_test_speakers': _told(heard), 'init_heard_test_speakers': _told(before)}
+
+
+def _told(speakers: list | None) -> str:
+    return UNKNOWN if speakers is None else cf.csv_cell(' '.join(map(str, speakers)))
 
 
 def results(job: Job) -> dict:
@@ -233,6 +239,17 @@ def check_finished(job: Job, values: dict):
         older = f.name not in then and before is None and now == f.default  # the run is older than the setting
         if f.name not in chosen and before != now and not older:
             raise UserError(f'{path.parent} was made with {f.name} {before}, not {now}: delete it, or take another --name')
+    if init := getattr(config, 'init', None):
+        then = results(job).get('init_digest')  # earlier versions did not record it
+        if then not in (None, _digest_of_init(init)):
+            raise UserError(f'{path.parent} began with another network than {init} now holds: delete it, or take another '
+                            '--name')
+
+
+@functools.lru_cache
+def _digest_of_init(path: str) -> str:
+    from models import predictor  # loads torch
+    return predictor.digest(predictor.read_best(path))
 
 
 def outdated(job: Job) -> bool:

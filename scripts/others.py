@@ -44,10 +44,14 @@ def read(file: Path, names: list[str], predictions: pd.DataFrame, truth: pd.Data
     if (wrong := ~its['predicted'].isin(classes)).any():
         raise UserError(f'--add {file}: row {wrong.idxmax() + 2}: {cf.short(its["predicted"][wrong.idxmax()])} is none of the '
                         f'classes {", ".join(sorted(classes))}')
+    for name in {*names} & {'start', 'end'}:  # 0 is 0.0
+        texts = {_number(text): text for text in truth[name]}
+        its[name] = [texts.get(_number(text), text) for text in its[name]]
     known = its[names].merge(truth.assign(known=True), on=names, how='left')['known'].isna()
     if known.any():
-        raise UserError(f'--add {file}: row {known.idxmax() + 2}: {cf.short(its["path"][known.idxmax()])} is no test utterance '
-                        f'of the experiment; its predictions.csv has {cf.short(truth["path"].iloc[0])}, for example')
+        stranger, example = (', '.join(map(cf.short, row[names])) for row in (its.loc[known.idxmax()], truth.iloc[0]))
+        raise UserError(f'--add {file}: row {known.idxmax() + 2}: {stranger} is no test utterance of the experiment; its '
+                        f'predictions.csv has {example}, for example')
     if 'seed' in its:
         if not its['seed'].str.fullmatch(r'\d{1,9}').all():
             raise UserError(f'--add {file}: seed must be a whole number in each row')
@@ -65,3 +69,11 @@ def read(file: Path, names: list[str], predictions: pd.DataFrame, truth: pd.Data
         if n < whole[fold]:
             raise UserError(f'--add {file}: seed {seed} has {n} of the {whole[fold]} test utterances of fold {fold}')
     return its[[*names, 'predicted', 'seed']]
+
+
+def _number(text: str):
+    """A time as a number; the text itself if it is none, such as ''."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -24,7 +24,7 @@ from config import UserError  # noqa: E402
 from models.predictor import Predictor, load  # noqa: E402
 
 STDIN = '-'
-SUFFIXES = {f'.{name.lower()}' for name in soundfile.available_formats()} | {'.opus', '.aif', '.oga', '.mp3'} - {'.raw'}
+SUFFIXES = ({f'.{name.lower()}' for name in soundfile.available_formats()} | {'.opus', '.aif', '.oga', '.mp3'}) - {'.raw'}
 OF_FRAMES = {'.npy'}  # of a network that was trained with --features frames
 
 

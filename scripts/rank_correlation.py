@@ -35,7 +35,7 @@ import utils  # noqa: E402
 from datasets import frames  # noqa: E402
 from models.candidates import Scorer  # noqa: E402
 from scripts import rank_report, spread_plan  # noqa: E402
-from scripts.rank_networks import SAME, check_same, draw, read, retrained, trained, trained_before  # noqa: E402
+from scripts.rank_networks import SAME, check_same, draw, heard_by, read, retrained, trained, trained_before  # noqa: E402
 
 SIZES = tuple(f.name for f in fields(cf.NetworkSettings) if f.name != 'dropout')
 NAMED = 10  # networks that are named where some are passed over
@@ -44,7 +44,8 @@ NAMED = 10  # networks that are named where some are passed over
 def main(argv=None):
     args = parse(argv)
     settings, config = settings_of(args.search, args)
-    networks, passed = trained_before(args, settings, config) if args.trainings else retrained(args.runs, settings)
+    speakers = read(args.search / 'genotype.json', heard_by)
+    networks, passed = trained_before(args, settings, config) if args.trainings else retrained(args.runs, settings, speakers)
     judged = 'test' if args.trainings else rank_report.OTHER if args.other else 'dev'
     if args.other:
         other, its_config = settings_of(args.other, args)
@@ -96,8 +97,12 @@ def supernet(folder: Path, settings: dict, config, data):
     utils.set_seed(config.seed)
     net = search.make_net(config, data, [range(len(data.sets['train']))], settings['format'])
     net.pools_padding = settings['format'] < 2
+    checkpoint = read(folder / 'checkpoint.pt', utils.read_torch)
     with cf.contents_of(folder / 'checkpoint.pt', 'name the folder of a finished search'):
-        net.load_state_dict(read(folder / 'checkpoint.pt', read_weights))
+        net.load_state_dict(checkpoint['net'])
+        if checkpoint.get('digest', data.digest) != data.digest:
+            raise utils.UserError(f'utterances, labels or speakers of {config.data_path} are not those of {folder}: name the '
+                                  'corpus of the search with --data_path')
     return net
 
 
@@ -180,10 +185,6 @@ def counted(passed):
         return ', '.join(map(str, names[:NAMED])) + f' and {len(names) - NAMED} more' * (len(names) > NAMED)
     reasons = ', '.join(f'{why} {len(names)} ({named(names)})' for why, names in passed.items())
     return reasons and f'passed over {sum(map(len, passed.values()))}: {reasons}'
-
-
-def read_weights(path):
-    return utils.read_torch(path)['net']
 
 
 if __name__ == '__main__':

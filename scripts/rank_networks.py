@@ -100,15 +100,23 @@ def trained_before(args, settings, config):
     return found, passed
 
 
-def retrained(folders, settings):
+def heard_by(path: Path) -> list:
+    """Training and dev speakers of a search, or of a run of augment.py, from the JSON file of its result."""
+    found = cf.read_json(path)
+    return [sorted(found.get('search', found)[f'{part}_speakers']) for part in ('train', 'dev')]
+
+
+def retrained(folders, settings, speakers: list):
     """The runs that retrained a genotype on the search's fold and features, each genotype once, and those passed over.
+
+    speakers: of the search, as `heard_by` tells them.
 
     Returns [(folder, Genotype, [{'ua': on dev}]), ...] and {reason: folders}. UserError if a folder does not exist.
     """
     found, passed, seen, recipe = [], {}, set(), None
     for folder in folders:
         if (folder / 'candidates.json').exists():
-            its_recipe, some = drawn(folder, settings)
+            its_recipe, some = drawn(folder, settings, speakers)
             if recipe not in (None, its_recipe):
                 raise utils.UserError(f'{folder} has networks of another recipe than the folder before it: leave it out')
             recipe = its_recipe
@@ -129,6 +137,8 @@ def retrained(folders, settings):
                 why = 'no genotype'
             elif others:
                 why = f'other {" ".join(others)}'
+            elif [sorted(results[f'{part}_speakers']) for part in ('train', 'dev')] != speakers:
+                why = 'other speakers to train or for dev'
             elif results['dev_ua'] is None:
                 why = 'trained on dev (--no-train_on_dev leaves a dev UA)'
             elif text in seen:
@@ -144,13 +154,15 @@ def retrained(folders, settings):
     return found, passed
 
 
-def drawn(folder, settings):
+def drawn(folder, settings, speakers):
     """Recipe and [(name, Genotype, [scores on dev])] of what search.py --relaxation none trained to the end. UserError."""
     its, tree = read(folder / 'config.yaml', utils.read_settings), read(folder / 'candidates.json', cf.read_json)
     others = [name for name in (*SAME, *SPACE) if utils.recorded(its, name) != utils.recorded(settings, name)]
     if others or its.get('relaxation') != 'none':
         raise utils.UserError(f'{folder} is no search with --relaxation none of the same space and data' + (
             f': it has another {" ".join(others)}' if others else '') + '; leave it out')
+    if read(folder / 'genotype.json', heard_by) != speakers:
+        raise utils.UserError(f'{folder} has other speakers to train or for dev than the search: leave it out')
     with cf.contents_of(folder / 'candidates.json', 'leave its folder out'):
         return tree['recipe'], [(f'{folder.name}-{i}', gt.from_str(row['genotype']), [{**one, 'parameters': row['parameters']}])
                                 for i, row in enumerate(tree['finalists'], 1) for one in row['trainings']

@@ -10,7 +10,7 @@ from html_page import from_markdown
 from run_folder import RunFolder
 
 import genotypes as gt
-from config import UserError, from_csv_cell
+from config import RANDOM, UserError, from_csv_cell
 from datasets.scoring import plot_confusion, recalls
 from models import charts
 from models.board import by_speaker
@@ -115,10 +115,13 @@ def retraining(run: RunFolder) -> list:
         return blocks + warnings_of(run) + curves(run.history, None) + about(run, {})
     predictions = read_predictions(run.path / 'predictions.csv')
     chance, labels = chance_of(found), found['labels']
-    name = 'The searched network' if found.get('search') else 'The random network' if found.get('genotype') else f'The {what}'
+    drawn = run.settings.get('genotype') == RANDOM
+    name = f'The {what}' if not found.get('genotype') else 'The random network' if drawn else \
+        'The searched network' if found.get('search') else 'The network of a genotype'
     interval, n = interval_of(predictions, labels), len(found.get('test_speakers', []))
+    unseen = '' if any(found.get(f'{what}_heard_test_speakers') for what in ('search', 'init')) else 'unseen '
     blocks += [('verdict', f'{name} ({found.get("n_params", 0):,} parameters) reaches UA {percent(found["ua"])}% (chance '
-                f'{percent(chance)}{interval}) on {found["n_test"]} utterances of {n} unseen speaker{"s" * (n != 1)} of '
+                f'{percent(chance)}{interval}) on {found["n_test"]} utterances of {n} {unseen}speaker{"s" * (n != 1)} of '
                 f'{found.get("dataset")}.'), *warnings_of(run)]
     blocks += [('table', ['', 'test', 'chance'], [
         ['UA, %', percent(found['ua']), percent(chance)],
@@ -173,12 +176,15 @@ def curves(history, chance) -> list:
 
 
 def warnings_of(run) -> list:
-    heard, found = run.results.get('search_heard_test_speakers'), []
-    if heard:
-        found.append(('note', f'**The search used test speakers: {" ".join(map(str, heard))}.** The scores are not '
-                      'speaker-independent.'))
-    elif heard is None and run.results.get('genotype'):
-        found.append(('note', '**It is not known whether the search used test speakers.**'))
+    found = []
+    for what, did, there in (('search', 'the search used test speakers', run.results.get('genotype')),
+                             ('init', 'the network of --init was trained on test speakers', run.results.get('init'))):
+        heard = run.results.get(f'{what}_heard_test_speakers')
+        if heard:
+            found.append(('note', f'**{did.capitalize()}: {" ".join(map(str, heard))}.** The scores are not '
+                          'speaker-independent.'))
+        elif heard is None and there:
+            found.append(('note', f'**It is not known whether {did}.**'))
     if run.results.get('normalise') == 'speaker':
         found.append(('note', 'Every speaker was normalised by all of their recordings, test speakers too. No label was used.'))
     return found + ([('note', f'The run failed: {run.reason}')] if run.state == 'failed' else [])

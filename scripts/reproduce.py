@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             settings['augment'] = cf.read_json(run / 'candidates.json')['recipe']
         config.write_text(yaml.safe_dump(settings))
         flags = ['--name', 'again', '--cache', str(home / '.cache'), '--config', str(config), '--device', own.device]
-        if data_path := own.data_path or before['data_path']:
+        if data_path := own.data_path and os.path.abspath(own.data_path) or before['data_path']:
             flags += ['--data_path', str(home / data_path)]
         print(f'python {program}.py {" ".join(cf.to_flags(settings[program]))}', flush=True)
         with contextlib.chdir(folder) if hasattr(contextlib, 'chdir') else _chdir(folder):
@@ -82,8 +82,8 @@ def in_effect(run: Path, program: str, home: Path) -> dict:
     settings = {name: value for name, value in settings.items() if name in cf.NAMES[program]}
     without = {*cf.SECTIONS[program](**settings).unused(), 'name', *utils.MAY_CHANGE}
     found = {name: value for name, value in settings.items() if name not in without}
-    for name in ('genotype', 'init'):
-        if found.get(name) and os.path.exists(path := os.path.join(home, found[name])):  # or it is a genotype's text
+    for name in ('genotype', 'init', 'encoder'):
+        if found.get(name) and os.path.exists(path := os.path.join(home, found[name])):  # or a text
             found[name] = path
     return found
 

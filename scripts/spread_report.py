@@ -113,6 +113,8 @@ def _verdict(ua):
     if half is None:
         return 'Gate: open. The better half can be measured with 3 seeds and 4 genotypes or more.'
     both = estimate(mean_squares(ua), ua.shape, ratio), estimate(*half, ratio)
+    if not np.isfinite(both).all():
+        return 'Gate: open. The seeds of some networks do not differ, so that nothing can be divided by their deviation.'
     passed, certain = gate(*both)
     doubt = '' if certain else ', but the intervals do not exclude the opposite'
     of_half = [estimate(*half, sd(source)).value for source in ('architecture', 'seed')]

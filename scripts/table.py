@@ -29,6 +29,7 @@ import genotypes as gt  # noqa: E402
 from config import UserError  # noqa: E402
 
 KEY = ['model', 'seed', 'fold']
+SPEAKERS = ('test_speakers', 'search_heard_test_speakers', 'init_heard_test_speakers')  # columns of names
 NUMBERS = ('ua', 'wa', 'macro_f1', 'n_test', 'n_params', 'search_minutes', 'search_core_minutes', 'minutes', 'core_minutes')
 FLAGS = {'model': 'models', 'fold': 'only_folds'}  # that choose runs
 REMAKE = 'the commands in plan.json make it anew'
@@ -71,7 +72,7 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
     add: files of other systems' predictions. `only` does not leave out these models.
     """
     try:
-        runs = pd.read_csv(folder / 'runs.csv', dtype={'test_speakers': str, 'search_heard_test_speakers': str},
+        runs = pd.read_csv(folder / 'runs.csv', dtype=dict.fromkeys(SPEAKERS, str),
                            keep_default_na=False, na_values=[''])  # a speaker may be called NA
     except FileNotFoundError:
         raise UserError(f'{folder}/runs.csv does not exist: name the folder of an experiment, such as runs/cv/NAME') from None
@@ -83,7 +84,7 @@ def read(folder: Path, add: Iterable[Path] = (), **only: list | None) -> Results
         runs = runs.astype({'seed': int, 'fold': int, 'model': str, 'state': str, **dict.fromkeys(NUMBERS, float)})
         if runs.duplicated(KEY).any():
             raise ValueError('a run is there twice')
-        for name in ('test_speakers', 'search_heard_test_speakers'):
+        for name in SPEAKERS:
             runs[name] = runs[name].map(cf.from_csv_cell, na_action='ignore')
         for text in runs['genotype'].dropna():
             gt.from_str(text)
@@ -198,8 +199,9 @@ def summarise(results: Results, model: str, folds: list[int]) -> dict | None:
     if not pairs:
         return None
     counts, = stack(results, pairs, model)
-    row = {'model': model, **describe(results, pairs, folds, model), 'n_folds': len({fold for _, fold in pairs}),
-           'n_test': int(counts[0].sum()), 'n_speakers': counts.shape[1], 'pairs': pairs}
+    tested = {fold: int(results.counts[model, seed, fold].sum()) for seed, fold in pairs}
+    row = {'model': model, **describe(results, pairs, folds, model), 'n_folds': len(tested), 'n_test': sum(tested.values()),
+           'n_speakers': counts.shape[1], 'pairs': pairs}
     by_seed, (low, high) = sig.scores(counts.sum(axis=1)), sig.interval(counts)
     alone = {pair: sig.scores(results.counts[(model, *pair)].sum(axis=0)) for pair in pairs}
     for i, name in reversed([*enumerate(sig.MEASURES)]):

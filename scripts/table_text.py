@@ -98,12 +98,14 @@ def state(runs):
 def warnings(results):
     """What a reader must know before any score."""
     runs = results.runs[results.runs['state'] == 'finished']
-    heard = {f'{row.model}-f{row.fold}-s{row.seed}': row.search_heard_test_speakers
-             for row in runs.dropna(subset='search_heard_test_speakers').itertuples()}
-    if names := [name for name, who in heard.items() if who == UNKNOWN]:
-        yield f'**WARNING: it is not known whether the search used test speakers in {", ".join(names)}.**'
-    if names := [f'{name} ({escape_markdown(who)})' for name, who in heard.items() if who != UNKNOWN]:
-        yield f'**WARNING: the search used test speakers in {", ".join(names)}. These scores are not speaker-independent.**'
+    for column, did in (('search_heard_test_speakers', 'the search used test speakers'),
+                        ('init_heard_test_speakers', 'the network of --init was trained on test speakers')):
+        heard = {f'{row.model}-f{row.fold}-s{row.seed}': getattr(row, column)
+                 for row in runs.dropna(subset=column).itertuples()}
+        if names := [name for name, who in heard.items() if who == UNKNOWN]:
+            yield f'**WARNING: it is not known whether {did} in {", ".join(names)}.**'
+        if names := [f'{name} ({escape_markdown(who)})' for name, who in heard.items() if who != UNKNOWN]:
+            yield f'**WARNING: {did} in {", ".join(names)}. These scores are not speaker-independent.**'
     tested = defaultdict(set)
     for (_, _, fold), part in results.predictions.groupby(['model', 'seed', 'fold']):
         tested[fold].add((*sorted(zip(part['path'], part['speaker'], part['label'])),))

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 
+from config import UserError
 from models.architect import Architect
 from models.search_cells import SearchCell
 from scripts import benchmark, benchmark_report, benchmark_sampled, benchmark_steps
@@ -105,6 +106,12 @@ def test_a_run_that_is_stopped_keeps_what_it_has_measured(tiny, tmp_path, monkey
 def test_a_folder_that_is_not_there_is_said_before_an_hour_is_spent(tmp_path):
     with pytest.raises(benchmark.utils.UserError, match='--json'):
         benchmark.main(['--json', str(tmp_path / 'none' / 'run.json')])
+
+
+def test_the_table_of_a_file_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr('sys.argv', ['benchmark_report.py', 'absent.json'])
+    with pytest.raises(UserError, match='absent.json'):
+        benchmark_report.main()
 
 
 def test_operations_are_counted_without_views_and_with_backward():

@@ -1,6 +1,7 @@
 """scripts/contrast.py: differences over several experiments, against those of the tables and by hand."""
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from test_table import asked, cells, make
 from test_table import folder as folder
@@ -88,6 +89,17 @@ def test_a_model_against_itself_in_an_earlier_experiment(capsys):
         contrast.main(['x', '--model', 'transferred', '--earlier', 'a-old'])
     contrast.main(['x', '--model', 'transferred', '--earlier', 'a-old', '--only_folds', '1,3'])
     assert '| 0 1 | 4 |' in capsys.readouterr().out
+
+
+def test_warnings_of_the_tables_stand_beside_a_contrast(capsys):
+    two('transferred', 'random_transferred', 'cnn')
+    runs = pd.read_csv('b/runs.csv').astype({'search_heard_test_speakers': object})
+    runs.loc[runs['model'] == 'cnn', 'search_heard_test_speakers'] = 'ann'
+    runs.to_csv('b/runs.csv', index=False)
+    for minus, said in (('cnn', True), ('random_transferred', False)):
+        contrast.main(['a', 'b', '--model', 'transferred', '--minus', minus])
+        err = capsys.readouterr().err
+        assert ('contrast.py: b: WARNING: the search used test speakers in cnn-f1-s0 (ann), ' in err) == said and '*' not in err
 
 
 def test_parts_of_one_experiment_are_no_two_corpora():

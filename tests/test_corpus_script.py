@@ -59,6 +59,13 @@ def test_protocol_speakers_and_folds_are_printed(tmp_path, capsys):
     assert folds[7] == '  8: Ses04M | Ses05F Ses05M   utterances: train 24, dev 8, test 3, left out 4 of Ses04F'
 
 
+def test_a_speaker_whose_gender_some_rows_tell_is_one_row(capsys):
+    anna, ben = Utterance('a', 'x', 'anna'), Utterance('c', 'x', 'ben')
+    corpus_script.print_speakers([anna, dataclasses.replace(anna, label='y', gender='f'), ben])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-2:]] == [['anna', 'f', '1', '1', '2'],
+                                                                                    ['ben', '?', '1', '0', '1']]
+
+
 def test_a_fold_whose_training_speakers_lack_a_class_is_named(tmp_path, capsys):
     path = write_corpus(tmp_path, n_takes=2)
     argv = ['--dataset', 'manifest', '--data_path', str(path), '--folds', '3']

@@ -1,4 +1,5 @@
 """scripts/cross_validate.py: what its folder holds while and after several processes write it."""
+import contextlib
 import csv
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from desk import call, calls, cross_validate, finished, jobs, table
+from desk import call, calls, cross_validate, finished, jobs, record, table
 from desk import desk as desk
 
 import config as cf
@@ -65,6 +66,31 @@ def test_who_was_heard_is_not_known_where_a_result_does_not_say(desk, small_corp
     with open('runs/cv/x/runs.csv', newline='') as f:
         heard = {row['model']: row['search_heard_test_speakers'] for row in csv.DictReader(f)}
     assert heard == {'cnn': '', 'searched': 'not known'}
+
+
+def test_whom_the_network_of_init_heard_is_told(desk, small_corpus):
+    call(desk, small_corpus, models='cnn', seeds='0')
+    for fold, more in enumerate(({'init': 'a'}, {'init': 'a', 'init_heard_test_speakers': ['=bo']}, {}), 1):
+        path = desk / f'runs/augment/cv/x/cnn-f{fold}-s0/results.json'
+        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    call(desk, small_corpus, models='cnn', seeds='0')
+    with open('runs/cv/x/runs.csv', newline='') as f:
+        assert [row['init_heard_test_speakers'] for row in csv.DictReader(f)] == ['not known', "'=bo", '']
+    assert 'trained on test speakers in cnn-f2-s0 (=bo)' in (desk / 'runs/cv/x/table.md').read_text()
+
+
+def test_a_network_of_init_that_was_trained_anew_is_another(desk, small_corpus, monkeypatch):
+    monkeypatch.setattr(ex, '_digest_of_init', lambda path: 'now')
+    init = ['--augment.init', 'runs/augment/a']
+    call(desk, small_corpus, *init, models='cnn', seeds='0')
+    path = desk / 'runs/augment/cv/x/cnn-f2-s0/results.json'
+    record('augment.py', {'--name': 'cv/x/cnn-f2-s0', '--dataset': 'manifest', '--folds': '3', '--fold': '2', '--model': 'cnn',
+                          '--init': 'runs/augment/a'})
+    for digest in ('now', 'then'):
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'init_digest': digest}))
+        with contextlib.nullcontext() if digest == 'now' else pytest.raises(
+                cf.UserError, match='cnn-f2-s0 began with another network than runs/augment/a now holds'):
+            call(desk, small_corpus, *init, models='cnn', seeds='0')
 
 
 def test_settings_are_kept_from_the_first_plan_on(desk, small_corpus):

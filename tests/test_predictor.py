@@ -18,7 +18,7 @@ from datasets import frames, recording
 from datasets.features import load_audio, trimmed
 from datasets.utterance import Utterance
 from models import predictor
-from models.predictor import load
+from models.predictor import UserError, load
 from scripts import evaluate, predict
 
 RUNS = {'genotype': '--genotype random --init_channels 2 --layers 3 --rnn_channels 4 --n_nodes 2 --trim_db 30 --duration 0.4',
@@ -146,6 +146,10 @@ def test_evaluate_gives_the_results_of_the_test(folder, small_corpus, capsys, tm
         assert found['confusion'] == expected['confusion'] and found['ua'] == pytest.approx(expected['ua'])
         assert (tmp_path / name / 'predictions.csv').exists() and not said.err
         assert found['n_speakers'] == 2 and found['interval']['ua'] is None  # too few
+    before = (folder / name / 'results.json').read_bytes()
+    with pytest.raises(UserError, match=f'--output {folder / name}: is the folder of a run'):
+        evaluate.main([*argv, '--output', str(folder / name)])
+    assert (folder / name / 'results.json').read_bytes() == before
     evaluate.main(argv[:-1])
     assert 'WARNING: the network was trained on manifest, with speakers of these names: spk' in capsys.readouterr().err
 

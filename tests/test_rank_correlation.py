@@ -94,6 +94,20 @@ def test_the_program_ranks_what_was_retrained(small_corpus, tmp_path, monkeypatc
                       (folders[:1], 'name more folders')):
         with pytest.raises(UserError, match=f'^1 of these runs .*: 2 are needed; .*{why}'):
             rank_correlation.main(['runs/search/s', *some, '--data_path', str(small_corpus)])
+    fewer = tmp_path / 'fewer.csv'
+    rows = small_corpus.read_text().splitlines()
+    fewer.write_text('\n'.join([rows[0], *(f'{small_corpus.parent}/{row}' for row in rows[1:-1])]))
+    with pytest.raises(UserError, match=f'speakers of {fewer} are not those of runs/search/s: name the corpus of the search'):
+        rank_correlation.main(['runs/search/s', *folders, '--data_path', str(fewer)])
+    record = gt.load('runs/search/s')[1]['search']
+    assert rank_networks.heard_by(Path('runs/search/s/genotype.json')) == [record['train_speakers'], record['dev_speakers']]
+    for part in ('train', 'dev'):
+        path = Path('runs/augment/r0/results.json')
+        before = path.read_text()
+        path.write_text(json.dumps({**json.loads(before), f'{part}_speakers': ['zoe']}))
+        with pytest.raises(UserError, match=r'other speakers to train or for dev 1 \(runs/augment/r0\)'):
+            rank_correlation.main(['runs/search/s', folders[0], folders[1], '--data_path', str(small_corpus)])
+        path.write_text(before)
     with pytest.raises(UserError, match='runs/augment/typo/results.json: cannot be read'):
         rank_correlation.main(['runs/search/s', *folders, 'runs/augment/typo', '--data_path', str(small_corpus)])
 

@@ -97,7 +97,10 @@ HEARD, INIT_HEARD = 'search_heard_test_speakers', 'init_heard_test_speakers'
 
 @pytest.mark.parametrize('results, said', [
     ({HEARD: ['ann']}, '**The search used test speakers: ann.**'), ({HEARD: []}, None), ({'genotype': None}, None),
-    ({HEARD: None}, '**It is not known whether the search used test speakers.**'), ({}, '**It is not known whether')])
+    ({HEARD: None}, '**It is not known whether the search used test speakers.**'), ({}, '**It is not known whether'),
+    ({HEARD: [], 'init': 'x', INIT_HEARD: ['bo']}, '**The network of --init was trained on test speakers: bo.**'),
+    ({HEARD: [], 'init': 'x', INIT_HEARD: None}, '**It is not known whether the network of --init'),
+    ({HEARD: [], 'init': 'x', INIT_HEARD: []}, None)])
 def test_whom_a_search_heard_is_said_or_that_it_is_not_known(results, said):
     found = report_parts.warnings_of(SimpleNamespace(results={'genotype': 'g', **results}, state='finished', reason=None))
     assert not found if said is None else len(found) == 1 and found[0][1].startswith(said)
@@ -113,6 +116,25 @@ def test_the_card_of_an_export_says_so_too(results, said, tmp_path):
     lines = [*card._results({**scores, 'ua': 1., 'wa': 1., 'macro_f1': 1., **results}, tmp_path)]
     found = [line for line in lines if 'WARNING' in line]
     assert not found if said is None else len(found) == 1 and said in found[0]
+
+
+def test_the_card_says_what_the_test_knew_of_its_speakers(tmp_path):
+    results = {'labels': ['a', 'b'], 'confusion': [[1, 0], [0, 1]], 'n_test': 2, 'chance': {'ua': .5, 'wa': .5}, 'ua': 1.,
+               'wa': 1., 'macro_f1': 1., 'normalise': 'speaker'}
+    said = 'each speaker was normalised by all of their recordings'
+    assert said in ''.join(card._results(results, tmp_path))
+    assert said not in ''.join(card._results({**results, 'normalise': 'corpus'}, tmp_path))
+
+
+@pytest.mark.parametrize('genotype, more, said', [
+    ('g.json', {'search': {}}, 'The network of a genotype ('), ('g.json', {'search': {'fold': 1}}, 'The searched network'),
+    ('random', {}, 'The random network'), ('g.txt', {HEARD: None}, ' of 2 unseen speakers'),
+    ('g.txt', {HEARD: ['ann']}, ' of 2 speakers'), ('g.txt', {'init': 'x', INIT_HEARD: ['bo']}, ' of 2 speakers')])
+def test_a_network_is_called_what_it_is(genotype, more, said, finished):
+    run = report_parts.RunFolder(finished / 'runs/augment/a')
+    run.settings['genotype'] = genotype
+    run.results.update({'search': None, HEARD: [], 'test_speakers': ['ann', 'bo'], **more})
+    assert said in next(text for kind, text, *_ in report_parts.retraining(run) if kind == 'verdict')
 
 
 def test_the_candidates_of_a_search():

@@ -74,6 +74,25 @@ def test_a_run_that_reads_files_is_repeated(small_corpus, tmp_path, monkeypatch,
         assert said.endswith('\nequal to the bit\n') and 'made with' not in said, said[-500:]
 
 
+def test_the_corpus_is_named_from_where_the_user_is_and_an_encoder_from_the_run(finished, tmp_path, monkeypatch):
+    flags = []
+
+    def main(argv):
+        flags.extend(argv)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(augment, 'main', main)
+    monkeypatch.chdir(tmp_path)
+    for given, expected in ((['--data_path', 'my.csv'], tmp_path / 'my.csv'), ([], None)):
+        flags.clear()
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.main([str(finished / 'runs/augment/a'), *given])
+        found = flags[flags.index('--data_path') + 1]
+        assert found == str(expected) if expected else Path(found).is_absolute() and found.endswith('.csv')
+    (tmp_path / 'tiny').mkdir()
+    (tmp_path / 'config.yaml').write_text('features: encoder\nencoder: tiny\nname: x\n')
+    assert reproduce.in_effect(tmp_path, 'augment', tmp_path)['encoder'] == str(tmp_path / 'tiny')
+
+
 def test_what_an_earlier_version_did_not_record_is_no_difference():
     def made(**more):
         return {'checkpoint.pt': {'net': 1, **more}, 'genotype.json': {'search': {'seed': 1, **more}}, 'results.json': {**more}}

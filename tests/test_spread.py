@@ -124,6 +124,13 @@ def test_mistakes(argv, message, monkeypatch):
         networks(*argv)
 
 
+def test_the_gate_is_open_where_seeds_do_not_differ():
+    y = np.random.default_rng(0).random((6, 1, 3))
+    assert spread_report._verdict(y).startswith(('Gate: PASSED', 'Gate: NOT PASSED'))
+    y[:3] = 2.
+    assert spread_report._verdict(y).startswith('Gate: open. The seeds of some networks do not differ')
+
+
 def test_folds_and_hand_made():
     assert spread_plan.fold_numbers('all', 3) == [1, 2, 3] and spread_plan.fold_numbers('3,1', 3) == [1, 3]
     for text in ('0', '4', '1,', 'x'):

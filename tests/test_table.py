@@ -257,6 +257,12 @@ def test_ua_against_latency_is_drawn_where_all_of_it_was_measured(capsys):
         tables.analyse(X)
 
 
+def test_a_partial_row_counts_the_utterances_of_all_its_folds():
+    make([('cnn', 1, 0), ('cnn', 2, 1), ('cnn', 3, 1), ('cnn', 3, 0)])
+    row = pd.read_csv(X / 'table.csv').iloc[0]
+    assert str(row['seeds']).startswith('partial') and row['n_test'] == sum(len(speech(fold)) for fold in (1, 2, 3))
+
+
 def test_selection_on_the_command_line(capsys):
     make(asked('searched', 'cnn'))
     tables.main(['x', '--models', 'cnn', '--seeds', '1', '--only_folds', '2-3', '--clean_folds', '2', '--to', 'y'])
@@ -291,6 +297,20 @@ def test_another_system_is_compared_as_a_model_is():
         assert f'**{other} is another system**' in text
     assert np.isnan(found.loc['one', 'params']) and found.loc['one', 'seeds'] == '0 1'
     assert not (X / 'figures').exists() and Path('y/figures/parameters.png').exists()
+
+
+def test_times_of_another_system_are_numbers():
+    make(asked('cnn', seeds=[0]))
+    predictions = pd.read_csv(X / 'predictions.csv').assign(end='')
+    predictions['start'] = [f'{i}.0' for i in range(len(predictions))]
+    predictions.to_csv(X / 'predictions.csv', index=False)
+    rows = predictions[['path', 'start', 'end', 'predicted']]
+    rows.assign(start=range(len(rows))).to_csv('mine.csv', index=False)
+    tables.make(X, Path('y'), figures=False, add=['mine.csv'])
+    assert [*pd.read_csv('y/table.csv')['ua'].round(9)] == [pd.read_csv('y/table.csv')['ua'][0].round(9)] * 2
+    rows.assign(start=[7.5, *range(1, len(rows))]).to_csv('mine.csv', index=False)
+    with pytest.raises(UserError, match="row 2: 'ann-angry-0', '7.5', '' is no test utterance .* has 'ann-angry-0', '0.0', ''"):
+        tables.make(X, Path('y'), figures=False, add=['mine.csv'])
 
 
 @pytest.mark.parametrize('wrong, said', [

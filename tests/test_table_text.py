@@ -78,6 +78,8 @@ def test_no_seed_changes_the_svm(models, seeds, said):
     ({'normalise': 'speaker', 'embedding': 'speaker'}, 'and in what enters the classifier.**'),
     ({'search_heard_test_speakers': 'ann'}, 'the search used test speakers in cnn-f1-s0 (ann)'),
     ({'search_heard_test_speakers': 'not known'}, 'not known whether the search used test speakers in cnn-f1-s0'),
+    ({'init_heard_test_speakers': 'ann'}, 'WARNING: the network of --init was trained on test speakers in cnn-f1-s0 (ann)'),
+    ({'init_heard_test_speakers': 'not known'}, 'whether the network of --init was trained on test speakers in cnn-f1-s0'),
 ])
 def test_what_a_reader_must_know_comes_before_any_score(more, said):
     text = make(asked('cnn', seeds=[0]), **more)
