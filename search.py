@@ -21,7 +21,7 @@ from datasets import frames
 from datasets.folds import halves
 from datasets.transforms import SpecAugment, Voices
 from models import board, finalists, memory, parallel, sources, speaker_norm, stopwatch
-from models.architect import Architect
+from models.architect import Architect, frozen
 from models.candidates import Scorer
 from models.run import Run
 from models.sampled import Sampler
@@ -201,7 +201,7 @@ def train_epoch(net, architect, w_optim, alpha_optim, steps, batches, val_batche
                 tally.alpha_losses.append(alpha_loss)
         w_optim.zero_grad()
         sampler.before_weights()
-        with autocast:
+        with frozen(net.alphas()), autocast:
             logits = net(*trn_X)
             loss = net.criterion(logits, trn_y)
         loss.backward()

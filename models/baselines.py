@@ -23,7 +23,7 @@ from torch import Tensor
 import config
 from models.heads import masked_mean
 from models.rnn_ops import run_rnn
-from models.skeleton import N_BANDS, prosody_statistics, prosody_steps, to_sequence, valid_steps
+from models.skeleton import N_BANDS, classify, prosody_statistics, prosody_steps, to_sequence, valid_steps
 from models.sources import Network, one_row
 from models.sync import BatchNorm2d
 
@@ -52,7 +52,7 @@ class Baseline(Network):
         if self.n_prosody:
             pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
         pooled = pooled if self.speaker_norm is None else self.speaker_norm(pooled, speaker)
-        return self.linear(self.dropout(pooled)), None
+        return classify(self.linear, self.dropout(pooled)), None
 
     def with_prosody(self, x: Tensor, prosody: Tensor | None) -> Tensor:
         """A sequence (N, T, H), with the prosody of its steps beside it if the network reads prosody."""
@@ -62,7 +62,7 @@ class Baseline(Network):
         """Does nothing: there is no drop-path."""
 
     def check_batches(self, height: int, n_frames: int, sizes):
-        """Accepts every batch size."""
+        """ValueError if a training batch of one of these sizes leaves batch norm a single value per channel."""
 
 
 class ConvBlock(nn.Sequential):
@@ -169,6 +169,10 @@ class ConvGruBaseline(Baseline):
         self.pool = AttentionPool(4 * width)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(4 * width + 2 * n_prosody, n_classes)
+
+    def check_batches(self, height, n_frames, sizes):
+        if min(sizes) == 1 and height <= 4 and n_frames <= 2:  # at the last batch norm
+            raise ValueError('batch norm needs more than one value per channel: raise --batch_size or --duration')
 
     def pooled(self, x, valid, prosody):
         x = self.conv(x)  # (N, C_in, F, T) -> (N, C, F/8, T/4)

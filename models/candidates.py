@@ -9,6 +9,7 @@ import config as cf
 import genotypes as gt
 from config import UserError
 from models import parallel, speaker_norm
+from models.skeleton import reduction_layers
 from models.sync import BatchNorm2d
 from models.training import n_parameters
 
@@ -20,12 +21,15 @@ REFIT_BATCH = 64
 def random_genotypes(config, rng: np.random.Generator) -> Iterator[gt.Genotype]:
     """Genotypes drawn uniformly from the search space, without end. UserError if the space has none."""
     rnn_nodes = config.rnn_nodes if config.rnn_layers or config.space == 'speech' else 0
+    only_reduce = config.space == 'paper' and len(reduction_layers(config.layers)) == config.layers
     while True:
         try:
-            yield gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space,
-                          order=config.cnn_order, frames=config.frames is not None)
+            genotype = gt.draw(rng, config.n_nodes, rnn_nodes, config.cnn_ops, config.rnn_ops, space=config.space,
+                               order=config.cnn_order, frames=config.frames is not None)
         except ValueError as error:
             raise UserError(str(error)) from None
+        # Genotypes that differ in cells which the network lacks are one network.
+        yield genotype._replace(normal=[], normal_concat=[]) if only_reduce else genotype
 
 
 def genotypes_from_alpha(net, rng: np.random.Generator) -> Iterator[gt.Genotype]:

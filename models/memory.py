@@ -18,6 +18,7 @@ MATRICES = {'none': 0, 'skip': .3, 'max': 0, 'avg': 0, 'sep': 2, 'dil': 1, 'time
             'lstm': 8, 'gru': 6, 'rnn': 2}
 STEPS = {'none': 0, 'skip': .3, 'lstm': 10, 'gru': 11, 'rnn': 6}  # sequences (N, T, H) of one layer
 OTHER = 8
+ATTENTION = 3  # maps (N, T, T) of an operation with attention over time
 FAST = .6  # share of the maps that models/fast saves
 OBJECT = 20_000  # bytes of the Python objects of one operation
 COPIES = 16  # bytes of a parameter: itself, its gradient, and what the optimizers keep
@@ -64,7 +65,10 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
         rnn_layers = max(rnn_layers, *gt.NETWORK_CHOICES['rnn_layers'])
 
     def computed(table, ops):  # by a step, on average
-        return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation] * _sum(table, ops)
+        return share(ops) * _sum(table, ops)
+
+    def share(ops):
+        return {'softmax': 1, 'sampled': 1 / max(1, len(ops)), 'none': 0}[relaxation]
     L, D = config.frames or (0, 0)
     maps, entering, parameters = 2 * C_out * F * T, (L + (L > 1)) * D * T, float(D * C_out)  # entering: layers and their mean
     for i in range(config.layers):
@@ -80,9 +84,10 @@ def estimate(config, cells: dict, n_frames: int, batch_size: int) -> tuple[float
         objects, C_out = objects + copies * sum(ops.values()), C * n_nodes
     n_nodes, ops = cells['rnn']
     H, H_in, steps = config.rnn_channels, (1 if config.frames else N_BANDS) * C_out, 0.
+    attentions = sum(n for name, n in ops.items() if {'att', 'attention'} & {*name.split('_')})
     for _ in range(rnn_layers):
         parameters += _sum(MATRICES, ops) * H ** 2 + 2 * H_in * H
-        steps += (computed(STEPS, ops) + 6) * H * T
+        steps += (computed(STEPS, ops) + 6) * H * T + ATTENTION * share(ops) * attentions * T ** 2
         objects, H_in = objects + sum(ops.values()), n_nodes * H
     maps *= FAST if getattr(config, 'fast', False) and relaxation == 'softmax' else 1
     return COPIES * parameters + OBJECT * objects, 4. * batch_size * (entering + maps + steps)

@@ -211,7 +211,8 @@ class SearchCNNController(nn.Module):
         return (alpha for _, alpha in self.named_alphas())
 
     def named_alphas(self):
-        return ((name, p) for name, p in self.named_parameters() if name.startswith(('alpha_', 'beta_')))
+        lists = ((name, module) for name, module in self.named_children() if name.startswith(('alpha_', 'beta_')))
+        return (named for name, module in lists for named in module.named_parameters(prefix=name))
 
     def print_alphas(self, logger):
         for kind in self.kinds():

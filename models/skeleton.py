@@ -70,6 +70,14 @@ def add_classifier(to: nn.Module, H: int, head: str, n_prosody: int, n_classes: 
     to.linear = nn.Linear((H if to.head else 2 * H) + 2 * n_prosody, n_classes)
 
 
+def classify(linear: nn.Module, x: Tensor) -> Tensor:
+    """The logits linear(x), in float32 under autocast too: in bfloat16 three of a thousand utterances tie for first place."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return linear(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return linear(x.float())
+
+
 class JointNetwork(Network):
     """Stem - CNN cells - sequences over time - SeqNN cells - statistics pooling - linear.
 
@@ -167,7 +175,7 @@ class JointNetwork(Network):
         pooled = part.head(s1, mask) if part.head else statistics_pool(s1, mask)
         if self.n_prosody:
             pooled = torch.cat([pooled, prosody_statistics(prosody, valid)], dim=-1)
-        return part.linear(pooled if part.speaker_norm is None else part.speaker_norm(pooled, speaker)), tapped
+        return classify(part.linear, pooled if part.speaker_norm is None else part.speaker_norm(pooled, speaker)), tapped
 
     def _sequence_part(self, weights: dict | None) -> tuple:
         """Bands of a sequence, the SeqNN cells, and the module that has head, speaker_norm and linear."""

@@ -14,6 +14,14 @@ from models.stopwatch import Stopwatch
 PATIENCE = 10  # gradients in a row that are not finite, after which a run ends
 
 
+def _by_dtype(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """In lists of one dtype: on a GPU a list of several is copied one tensor at a time."""
+    groups = {}
+    for t in tensors:
+        groups.setdefault(t.dtype, []).append(t)
+    return list(groups.values())
+
+
 class Steps:
     """Counts the steps of one epoch after another. As a part of parallel.State it is in every checkpoint.
 
@@ -28,7 +36,7 @@ class Steps:
         buffers: of the network, which a skipped step leaves as they were; `begin` finds them itself.
         """
         self.save, self.state, self.files_of = save, None, None
-        self.in_a_row, self.buffers, self.kept = Counter(), list(buffers), []
+        self.in_a_row, self.buffers, self.kept = Counter(), _by_dtype(buffers), []
         self.epoch, self.done, self.start, self.tally, self.left = 0, 0, None, Tally(), None
         self.spent, self.watch = None, None  # what earlier processes took of this epoch; what this one takes
 
@@ -38,7 +46,7 @@ class Steps:
         files_of(step, draws): files of that batch, if `draws` is in the state of the epoch's beginning.
         """
         self.state, self.optim, self.files_of = state, optim, files_of
-        self.buffers, self.kept = list(state.parts['net'].buffers()), []
+        self.buffers, self.kept = _by_dtype(state.parts['net'].buffers()), []
         if epoch != self.epoch:
             self.epoch, self.done, self.start, self.tally = epoch, 0, state.draws.get_state(), Tally()
             self.in_a_row, self.spent = Counter(), None
@@ -62,9 +70,9 @@ class Steps:
             parallel.set_rng_state(now, draws, device)
         for batch in batches:
             if not self.kept:
-                self.kept = [torch.empty_like(b) for b in self.buffers]
-            if self.kept:
-                torch._foreach_copy_(self.kept, self.buffers)
+                self.kept = [[torch.empty_like(b) for b in group] for group in self.buffers]
+            for kept, group in zip(self.kept, self.buffers):
+                torch._foreach_copy_(kept, group)
             yield batch
             self.done += 1
             if self.state and (number := self._asked()):
@@ -83,8 +91,8 @@ class Steps:
             return True
         self.in_a_row[what] += 1
         self.tally.skipped += 1
-        if self.kept:
-            torch._foreach_copy_(self.buffers, self.kept)
+        for kept, group in zip(self.kept, self.buffers):
+            torch._foreach_copy_(group, kept)
         if self.in_a_row[what] >= PATIENCE:
             raise self._diverged(what, f'{PATIENCE} times in a row', self.done)
         return False

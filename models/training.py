@@ -32,6 +32,10 @@ def built(config, data, genotype) -> torch.nn.Module:
     if not genotype:
         net = make_baseline(config.model, config.height, train.n_frames, len(data.labels), config.dropout, config.params,
                             **config.inputs)
+        try:
+            net.check_batches(config.height, train.n_frames, train.batch_sizes(config.batch_size))
+        except ValueError as error:
+            raise utils.UserError(f'--model {config.model}: {error}') from None
         return speaker_norm.added(net, config, train.recordings)
     try:
         net = AugmentCNN(None, C=config.init_channels, n_classes=len(data.labels), n_layers=config.layers,

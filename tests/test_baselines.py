@@ -18,6 +18,7 @@ import datasets
 import genotypes as gt
 from config import ANY_INPUT
 from models import baselines
+from models.augment_cnn import AugmentCNN
 from models.baselines import AttentionPool, make_baseline
 from scripts import svm
 
@@ -124,6 +125,9 @@ def test_a_drawn_genotype_hangs_on_seed_and_fold_alone():
     assert len({gt.to_str(drawn(seed=s, fold=f)) for s in range(3) for f in (1, 2)}) == 6
     assert {op for node in drawn(cnn_ops='pool', n_nodes=4).normal for op, _ in node} <= set(gt.CNN_OP_SETS['pool'])
     assert drawn(rnn_layers=0).rnn == []
+    assert drawn(layers=2).normal == drawn(layers=1).normal == [] != drawn(layers=3).normal
+    assert drawn(layers=2).reduce == drawn(layers=3).reduce
+    assert AugmentCNN(None, 1, 4, 3, 2, False, drawn(layers=2))(torch.randn(2, 1, 16, 20))[0].shape == (2, 3)
 
 
 @pytest.mark.parametrize('argv, said', [

@@ -212,6 +212,22 @@ def test_spec_augment_masks_bands_within_bounds():
         assert masked[0] > .02 and masked[-1] > .02 and masked[0] == pytest.approx(masked[-1].item(), rel=.4)
 
 
+def test_two_masks_are_those_of_the_paper():
+    """Park et al. 2019: a width f is drawn from 0 to F, then the first band from 0 to n - f; twice."""
+    u = [torch.rand(2, 2, 50, 1, generator=torch.Generator().manual_seed(0)).double(), None]
+    y = SpecAugment(2, .2, 0.)(torch.ones(50, 1, 20, 40), torch.Generator().manual_seed(0))
+    runs = 0
+    for i in range(50):
+        expected = np.zeros(20, bool)
+        for m in range(2):
+            width = int(u[0][0, m, i, 0] * 5)
+            begin = int(u[0][1, m, i, 0] * (20 - width + 1))
+            expected[begin:begin + width] = True
+        assert ((y[i, 0] == 0).all(dim=1).numpy() == expected).all()
+        runs = max(runs, int(np.diff(expected.astype(int), prepend=0).clip(0).sum()))
+    assert runs == 2
+
+
 def test_masks_inside_batches_change_neither_order_nor_windows_nor_what_is_valid():
     data, generators = speech()[1], [torch.Generator().manual_seed(5) for _ in range(2)]
     plain = list(data.batches(8, None, generators[0]))

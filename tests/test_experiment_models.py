@@ -146,6 +146,15 @@ def test_one_part_is_searched_and_the_other_fixed(desk, small_corpus):
     assert call(desk, small_corpus, '--only_folds', '1', models='searched_cnn', seeds='0') == 0 and not calls(desk)
 
 
+def test_the_order_of_operations_is_imposed_in_the_search_alone(desk, small_corpus):
+    assert call(desk, small_corpus, '--only_folds', '1', models='searched_ordered', seeds='0') == 0
+    made = {found['--name'].removeprefix('cv/x/'): found for _, found in calls(desk)}
+    found, retrained = made['search_ordered-f1-s0'], made['searched_ordered-f1-s0']
+    config = cf.build('search', cf.given('search', [word for pair in found.items() for word in pair]))
+    assert config.cnn_order == 'imposed' and '--cnn_order' not in retrained
+    assert retrained['--genotype'] == 'runs/search/cv/x/search_ordered-f1-s0/genotype.json'
+
+
 def test_minutes_of_a_search_include_the_choice_among_candidates(tmp_path):
     job = jobs.Job('x', 'search', 1, 0, cwd=str(tmp_path))
     folder = tmp_path / job.folder

@@ -164,16 +164,17 @@ def test_a_retraining_is_a_loop_over_the_training_speakers(optimizer, unbalanced
 
 def test_a_retraining_stops_when_dev_does_not_get_better(unbalanced, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    evaluate, uas = augment.evaluate, iter([.5, .6, .6, .5, .4, .3, .2])
+    evaluate, found = augment.evaluate, iter([(.5, .1), (.6, 1.), (.6, .9), (.6, .9), (.5, .1), (.4, .1), (.3, .1)])
 
     def falling(*args):
-        found, probabilities = evaluate(*args)
-        return {**found, 'ua': next(uas), 'loss': 1.}, probabilities
+        scores, probabilities = evaluate(*args)
+        return {**scores, **dict(zip(('ua', 'loss'), next(found)))}, probabilities
     monkeypatch.setattr(augment, 'evaluate', falling)
     augment.main(['--name', 'a', '--data_path', unbalanced, '--dataset', 'manifest', *FEATURES,
                   *'--model cnn --params 300 --epochs 9 --patience 2'.split()])
-    assert len(Path('runs/augment/a/metrics.jsonl').read_text().splitlines()) == 4  # no better since the second
-    assert json.loads(Path('runs/augment/a/results.json').read_text())['best_epoch'] == 2
+    assert len(Path('runs/augment/a/metrics.jsonl').read_text().splitlines()) == 5  # no better since the third
+    # The lower loss decides between equal UAs, then the earlier epoch.
+    assert json.loads(Path('runs/augment/a/results.json').read_text())['best_epoch'] == 3
 
 
 def test_alpha_is_judged_by_speakers_whom_w_does_not_hear(unbalanced, seen, tmp_path, monkeypatch):
@@ -192,10 +193,43 @@ def test_every_step_has_a_path_of_its_own(unbalanced, tmp_path, monkeypatch):
         before = getattr(search.Sampler, name)
         monkeypatch.setattr(search.Sampler, name, lambda self, *args, name=name, before=before: (
             drawn.append(name), before(self, *args)))
+    score, whole = search.Scorer.score, []
+    monkeypatch.setattr(search.Scorer, 'score', lambda self, genotype, **how: whole.append(how) or score(self, genotype, **how))
     sampled = ['--relaxation', 'sampled', '--sampling', 'uniform']
     search.main(['--name', 's', '--data_path', unbalanced, *COMMON, *SEARCH, *sampled])
     alone = drawn.index('before_alphas')  # steps of the first epoch, which trains w alone
     assert drawn == ['before_weights'] * alone + ['before_alphas', 'before_weights'] * 2 * alone
+    assert whole == [{'whole': True}] * 3  # an epoch is scored on all of dev
+
+
+class Enough(Exception):
+    """What was to be seen has been seen."""
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_second_derivatives_are_computed_in_float32(order, unbalanced, tmp_path, monkeypatch):
+    def seen(*args):
+        raise Enough(torch.is_autocast_enabled('cpu'))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search.utils, 'autocast', lambda *args: torch.autocast('cpu', torch.bfloat16))
+    monkeypatch.setattr(search.Architect, 'backward' if order == 1 else 'unrolled_backward', seen)
+    argv = [*COMMON, *SEARCH, '--no-fast', '--alpha_warmup', '0', '--order', str(order)]
+    with pytest.raises(Enough, match='True' if order == 1 else 'False'):
+        search.main(['--name', 's', '--data_path', unbalanced, *argv])
+
+
+def test_a_step_of_w_computes_no_gradient_of_alpha(unbalanced, tmp_path, monkeypatch):
+    nets, make_net = [], search.make_net
+
+    def seen(*args):
+        raise Enough([alpha.grad for alpha in nets[0].alphas()], [alpha.requires_grad for alpha in nets[0].alphas()])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, 'make_net', lambda *args: nets.append(make_net(*args)) or nets[0])
+    monkeypatch.setattr(search.parallel, 'clip_gradients', seen)
+    with pytest.raises(Enough) as found:
+        search.main(['--name', 's', '--data_path', unbalanced, *COMMON, *SEARCH])
+    grads, learning = found.value.args
+    assert set(grads) == {None} and all(learning)
 
 
 def test_a_sampled_search_moves_alpha_at_the_temperature_of_the_epoch(unbalanced, tmp_path, monkeypatch):

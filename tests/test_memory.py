@@ -20,7 +20,7 @@ SIZES = dict(init_channels=4, layers=3, stem_multiplier=2, rnn_channels=32, n_no
 N, T = 4, 60
 
 
-def saved(net, draw=lambda: None, shape=(1, 16, T)) -> int:
+def saved(net, draw=lambda: None, shape=(1, 16, T), n_frames=T) -> int:
     """Bytes that the backward pass of net needs, besides its parameters, after draw(). shape: of a window."""
     draw()
     known = {p.untyped_storage()._cdata for p in net.parameters()}
@@ -32,7 +32,7 @@ def saved(net, draw=lambda: None, shape=(1, 16, T)) -> int:
             kept[storage._cdata] = storage  # keeps it alive, so that no other has its address
         return t
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        net(torch.zeros(N, *shape), torch.ones(N, T, dtype=torch.bool))
+        net(torch.zeros(N, *shape), torch.ones(N, n_frames, dtype=torch.bool))
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -47,6 +47,16 @@ def test_the_estimate_of_a_supernet_is_within_a_factor_of_two(changed, fast):
                               config.rnn_ops, .1, partial_channels=config.partial_channels, fast=fast)
     _, activations = memory.estimate(config, memory.of_space(config), T, N)
     assert .5 < activations / saved(net) < 2
+
+
+@pytest.mark.parametrize('T', [60, 4000])
+@pytest.mark.parametrize('op', ['gru_att_1', 'lstm_att_2', 'self_attention', 'bigru'])
+def test_the_estimate_of_attention_grows_with_the_square_of_the_frames(op, T):
+    cell = [[('skip_connect', 0), ('skip_connect', 1)]]
+    genotype = gt.Genotype(cell, [2], cell, [2], [[(op, 0), (op, 1)]], [2])
+    config = cf.AugmentConfig(name='x', genotype='g', **{**SIZES, 'init_channels': 1, 'stem_multiplier': 1, 'rnn_channels': 16})
+    net = AugmentCNN(None, 1, 1, 4, 3, False, genotype, 1, 1, 16, .1)
+    assert .5 < memory.estimate(config, memory.of_genotype(genotype), T, N)[1] / saved(net, shape=(1, 16, T), n_frames=T) < 2
 
 
 @pytest.mark.parametrize('ops', [{}, dict(cnn_ops='speech', rnn_ops='speech')], ids=str)

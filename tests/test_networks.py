@@ -1,9 +1,12 @@
+import contextlib
+
 import pytest
 import torch
 import torch.nn as nn
 
 import genotypes as gt
 from models.augment_cnn import AugmentCNN
+from models.baselines import make_baseline
 from models.ops import DropPath
 from models.search_cnn import SearchCNNController
 from models.skeleton import statistics_pool, to_sequence, valid_steps
@@ -59,6 +62,31 @@ def test_a_batch_of_one_is_refused_exactly_where_batch_norm_fails(F, T):
     else:
         net.net.check_batches(F, T, [3, 1])
     net.net.check_batches(F, T, [3, 2])
+
+
+@pytest.mark.parametrize('F, T', [(4, 2), (5, 2), (4, 3), (1, 1)])
+def test_a_hand_designed_network_too(F, T):
+    net = make_baseline('cnn_gru', F, T, 3, 0., 900)
+    with pytest.raises(ValueError, match='--batch_size') if (F, T) in ((4, 2), (1, 1)) else contextlib.nullcontext():
+        net(torch.randn(1, 1, F, T)) if F * T > 8 else net.check_batches(F, T, [3, 1])
+    with pytest.raises(ValueError, match='more than 1 value') if F * T <= 8 else contextlib.nullcontext():
+        net(torch.randn(1, 1, F, T))
+    net.check_batches(F, T, [3, 2])
+
+
+def test_logits_are_float32_under_autocast():
+    net = supernet(fast=False)  # the fast form on a CPU knows no autocast
+    discrete = AugmentCNN(None, 1, 4, 3, 3, False, net.genotype())
+    for its in (net, lambda x: discrete(x)[0], lambda x: make_baseline('cnn_gru', 16, 20, 3, 0., 900)(x)[0]):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert its(torch.randn(2, 1, 16, 20)).dtype == torch.float32
+
+
+def test_alphas_are_those_that_are_called_so():
+    for net in (supernet(), supernet(partial_channels=2, n_layers_rnn=0)):
+        named = [name for name, _ in net.named_parameters() if name.startswith(('alpha_', 'beta_'))]
+        assert [name for name, _ in net.named_alphas()] == named and len(named) >= 4
+        assert {id(p) for p in (*net.alphas(), *net.weights())} == {id(p) for p in net.parameters()}
 
 
 @pytest.mark.parametrize('wrong', [dict(C_rnn=1), dict(device_ids=[0, 1]),

@@ -1,5 +1,6 @@
 """--prosody against librosa and a voice of known pitch, --deltas by hand, and both in every network."""
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import librosa
@@ -19,6 +20,7 @@ from config import ANY_INPUT
 from datasets import features as ft
 from datasets import prosody
 from datasets.dataset import Inputs, SpeechDataset, statistics, with_differences
+from datasets.readers import synthetic
 from datasets.utterance import Utterance
 from models import predictor
 from models.augment_cnn import AugmentCNN
@@ -209,6 +211,17 @@ def test_loudness_and_flux_are_librosas():
     theirs = librosa.onset.onset_strength(S=np.log(power + prosody.FLOOR), sr=RATE, hop_length=HOP, center=False)
     np.testing.assert_allclose(found['flux'][3:-3], theirs[3:-3], atol=.02 * theirs.max())
     assert abs(found['flux'].argmax() * HOP / RATE - .5) < .05
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_the_numbers_of_a_version_are_fixed(version):
+    """Networks were trained with them, and caches hold them: other numbers are another version."""
+    rumble = (.01 * np.sin(2 * np.pi * 25 * SECONDS[:RATE // 2]) + 1e-3).astype(np.float32)
+    wave = torch.from_numpy(np.concatenate([rumble, synthetic.synthesise(1, 'happy', 0)]))
+    found = prosody.extract(wave, HOP, 2, version)[:, ::4].numpy()
+    assert (prosody.OCTAVE_COST, prosody.RISE) == (.02, .2)  # which decide where peaks are almost equal
+    path = Path(__file__).parent / 'data' / f'prosody-{version}.csv'
+    np.testing.assert_allclose(found, np.loadtxt(path, delimiter=','), atol=2e-4)
 
 
 def test_frames_are_those_of_the_spectrum_and_differences_are_central():

@@ -97,8 +97,9 @@ def test_residual_recurrences_add_their_input(family):
 
 
 def test_an_odd_axis_is_halved_after_a_zero():
-    reduce, x = AxisReduce(2, 3, (1, 2)).double(), torch.randn(1, 2, 4, 5, dtype=torch.double).relu()
-    reduce.bn = nn.Identity()
+    reduce, signed = AxisReduce(2, 3, (1, 2)).double(), torch.randn(1, 2, 4, 5, dtype=torch.double)
+    reduce.bn, x = nn.Identity(), signed.relu()
+    torch.testing.assert_close(reduce(signed), reduce(x))
     weight = reduce.conv.weight[:, :, 0]  # (3, 2, 2)
     torch.testing.assert_close(reduce(x)[..., 1], torch.einsum('oci,ncfi->nof', weight, x[..., 2:4]))
     torch.testing.assert_close(reduce(x)[..., 2], torch.einsum('oc,ncf->nof', weight[..., 0], x[..., 4]))
@@ -295,6 +296,71 @@ def test_random_genotypes_of_augment_obey_space_and_band(small_corpus):
 def test_the_page_of_the_method_names_every_operation_and_decision():
     page = (Path(gt.__file__).parent / 'docs' / 'method.md').read_text().partition('### `--space speech`')[2]
     assert not [name for name in (*CNN_OPS, *SEQ_OPS, *gt.NETWORK_CHOICES) if f'`{name}`' not in page]
+
+
+def normalised(y):
+    """Batch norm of a training batch, without affine parameters."""
+    return (y - y.mean(dim=(0, 2, 3), keepdim=True)) / (y.var(dim=(0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+def conv(x, weight, stride=1, dilation=1):
+    """Zero-padded convolution, depthwise if the weight has one input channel."""
+    padding = [dilation * (k // 2) for k in weight.shape[2:]]
+    return torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, x.shape[1] if weight.shape[1] == 1 else 1)
+
+
+FORMULAS = {  # of x, the weights in order, and the stride
+    'time_conv_5_dil_4': lambda x, w, s: normalised(conv(conv(x.relu(), w[0], s, 4), w[1])),
+    'freq_conv_9': lambda x, w, s: normalised(conv(conv(x.relu(), w[0], s), w[1])),
+    'dense_conv_3x3': lambda x, w, s: normalised(conv(x.relu(), w[0], s)),
+    'gated_conv_3x3': lambda x, w, s: normalised(gated(*conv(conv(x, w[0], s), w[1]).chunk(2, dim=1))),
+    'se_conv_3x3': lambda x, w, s: normalised(squeezed(conv(conv(x.relu(), w[0], s), w[1]), *w[2:])),
+    'broadcast_conv': lambda x, w, s: normalised(broadcast(normalised(conv(x.relu(), w[0], s)), *w[1:])),
+    'freq_attention': lambda x, w, s: normalised(attended(pooled(x, s), *w)),
+}
+
+
+def gated(a, b):
+    return a / (1 + (-b).exp())
+
+
+def squeezed(y, W1, W2):
+    return y * torch.sigmoid(conv(conv(y.mean(dim=(2, 3), keepdim=True), W1).relu(), W2))
+
+
+def broadcast(y, along_time, mix):
+    t = conv(y.mean(dim=2, keepdim=True), along_time)
+    return y + conv(gated(t, t), mix)
+
+
+def pooled(x, stride):
+    """Means of blocks; those at the end may be smaller."""
+    f, t = stride if isinstance(stride, tuple) else (stride, stride)
+    return torch.stack([torch.stack([block.mean(dim=(2, 3)) for block in rows.split(t, dim=3)], dim=-1)
+                        for rows in x.split(f, dim=2)], dim=2)
+
+
+def attended(x, score, out):
+    weights = torch.softmax(conv(x, score), dim=2)
+    return x + conv((weights * x).sum(dim=2, keepdim=True), out)
+
+
+@pytest.mark.parametrize('stride', STRIDES, ids=str)
+@pytest.mark.parametrize('name', FORMULAS)
+def test_an_operation_is_the_formula_of_its_weights(name, stride):
+    torch.manual_seed(0)
+    op, x = OPS[name](4, stride, False).double(), torch.randn(2, 4, 5, 7, dtype=torch.double)
+    torch.testing.assert_close(op(x), FORMULAS[name](x, [p.detach() for p in op.parameters()], stride))
+
+
+def test_longer_maps_and_prosody_are_averaged_to_the_steps():
+    """Of 7 frames the 3 steps hear frames 0 to 2, 2 to 4 and 4 to 6."""
+    torch.manual_seed(0)
+    bands, x = AttendedBands(4).double(), torch.randn(2, 4, 5, 7, dtype=torch.double)
+    means = torch.stack([x[..., i:i + 3].mean(dim=-1) for i in (0, 2, 4)], dim=-1)
+    torch.testing.assert_close(bands(x, 3), bands(means, 3))
+    prosody = x[:, :, 0]
+    torch.testing.assert_close(skeleton.prosody_steps(prosody, 3), means[:, :, 0].transpose(1, 2))
 
 
 def test_operations_are_their_formulas():

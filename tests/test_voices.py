@@ -71,6 +71,29 @@ def test_speed_is_that_of_a_resampled_wave(speed):
     assert error < .5 * before  # as if time alone had changed
 
 
+@pytest.mark.parametrize('start, speed', [(13, 1.25), (7, .8), (-6, 1.25), (40, 1.)])
+def test_a_window_begins_at_its_frame_of_the_changed_recording(start, speed):
+    data = speech((90, 55))
+    i = start + np.arange(WINDOW)
+    found = Voices(speed=.25).cut(data.frames, WINDOW, table(data, start=start, speed=speed))[:, 0].numpy()
+    inside = (i >= 0) & (i * speed <= 89)
+    assert inside.sum() > 30
+    recorded = data.frames[:, :90].float().numpy()
+    for row, own in zip(found, recorded):
+        np.testing.assert_allclose(row[inside], np.interp(i[inside] * speed, np.arange(90), own), rtol=1e-4, atol=1e-4)
+
+
+def test_the_speed_multiplies_frequencies_after_the_warp():
+    centres = librosa.mel_frequencies(F + 2, fmin=ft.F_MIN, fmax=ft.F_MAX, htk=True)[1:-1]
+    speed, warp = 1.1, 1.2
+    band = source_bands(F, torch.tensor([speed]).double(), torch.tensor([warp]).double()).numpy()[:, 0]
+    sources = librosa.mel_to_hz(np.interp(band, np.arange(F), librosa.hz_to_mel(centres, htk=True)), htk=True)
+    knee = 4_800 / warp
+    warped = np.where(sources <= knee, warp * sources, 4_800 + (8_000 - 4_800) / (8_000 - knee) * (sources - knee))
+    inside = (centres > 100) & (band < F - 1)
+    np.testing.assert_allclose(speed * warped[inside], centres[inside], rtol=1e-6)
+
+
 def test_bands_move_as_solved_by_hand():
     centres = librosa.mel_frequencies(F + 2, fmin=ft.F_MIN, fmax=ft.F_MAX, htk=True)[1:-1]
     speeds, warps = torch.tensor([1., 1.1, .9, 1., 1.], dtype=torch.double), torch.tensor([1., 1, 1, 1.1, .9]).double()
@@ -185,8 +208,12 @@ def test_shapes_labels_padding_and_seeds():
 def test_without_voices_nothing_changes_and_each_draw_is_its_own():
     data, generators = speech(), [torch.Generator().manual_seed(5) for _ in range(2)]
     assert Voices.of(cf.AugmentConfig(name='x'), ['sad']) is None
-    off = [list(data.batches(3, None, g, SpecAugment(1, .2, .2), *more)) for g, more in zip(generators, ((), (None,)))]
-    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(*off)) and torch.equal(*(g.get_state() for g in generators))
+    order = torch.randperm(6, generator=generators[1])  # an epoch draws its order and its shifts, and nothing else
+    shift, room = torch.rand(6, generator=generators[1]), data.lengths[order] - WINDOW
+    starts = torch.where(room > 0, 1, -1) * (shift * (room.abs() + 1)).floor().long()
+    for (X, _), (expected, _) in zip(data.batches(3, None, generators[0]), data.windows(order, starts, 3), strict=True):
+        torch.testing.assert_close(X.x, expected.x)
+    assert torch.equal(*(g.get_state() for g in generators))
     still = Voices(vtlp=1e-12, copypaste=1e-12, noise=1e-12)  # the same windows by the other way
     rng, rng_plain = generators
     order = torch.randperm(6, generator=rng_plain)
