@@ -61,7 +61,7 @@ def known_flags():
 def test_the_readme_is_short_and_begins_with_what_a_newcomer_needs():
     text = (ROOT / 'README.md').read_text()
     assert text.count('\n') <= 150
-    order = ['emoDARTS searches', 'docs/genotype-emodb.png', '**Limits.**', 'make demo', 'make test',
+    order = ['emoDARTS searches', 'docs/genotype-emodb.png', '**What to expect.**', 'make demo', 'make test',
              'python search.py', 'python augment.py', '    tensorboard --logdir', '| searched on nEMO ', 'docs/method.md',
              '@article', 'LICENSE']
     places = [text.index(word) for word in order]
