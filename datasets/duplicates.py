@@ -62,22 +62,16 @@ def _span(u):
     return u.start or 0., math.inf if u.end is None else u.end
 
 
-def _length(u):
-    start, end = _span(u)
-    return end - start
-
-
 def _overlapping(group: list[Utterance]) -> Iterator[tuple[Utterance, Utterance, float]]:
     """(earlier, later, shared part of the shorter one) of overlapping segments of one file.
 
-    One is left out once another of the same speaker, label and set ends no earlier and is no longer: that one shares no less.
+    Once another of the same speaker, label and set begins, one that ends no later is left out: it would share no more.
     """
     before = []
     for u in sorted(group, key=_span):
         start, end = _span(u)
         before = [v for v in before if _span(v)[1] > start]
         for v in before:
-            overlap, shorter = min(end, _span(v)[1]) - start, min(end - start, _length(v))
+            overlap, shorter = min(end, _span(v)[1]) - start, min(end - start, _span(v)[1] - _span(v)[0])
             yield v, u, 1. if overlap == math.inf else overlap / shorter
-        before = [v for v in before if _who(v) != _who(u) or _span(v)[1] > end or _length(v) < end - start]
-        before.append(u)
+        before = [v for v in before if _who(v) != _who(u) or _span(v)[1] > end] + [u]

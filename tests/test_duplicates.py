@@ -1,4 +1,5 @@
 """One recording is one recording, whatever its files are called; and what is odd about a recording is said."""
+import contextlib
 import os
 import re
 import shutil
@@ -75,6 +76,27 @@ def spans(*rows):
 def test_segments_that_are_mostly_the_same_are_refused(rows):
     with pytest.raises(UserError, match='the same recording'):
         spans(*rows)
+
+
+def test_no_pair_of_segments_is_overlooked():
+    """Against all pairs, of random segments."""
+    rng = np.random.default_rng(0)
+
+    def length(start, end):
+        return max(0., end - start)
+    refused = 0
+    for _ in range(1_000):
+        n = rng.integers(2, 8)
+        starts, whos = rng.integers(0, 12, n).astype(float), rng.choice(['a', 'b'], n)
+        ends = np.where(rng.random(n) < .1, np.inf, starts + rng.integers(1, 20, n) / 2)
+        shared = [length(max(starts[[i, j]]), min(ends[[i, j]])) / min(ends[i] - starts[i], ends[j] - starts[j])
+                  if np.isfinite(ends[[i, j]]).any() else 1. for j in range(n) for i in range(j) if whos[i] != whos[j]]
+        rows = [(who, 'x', start, None if end == np.inf else end) for who, start, end in zip(whos, starts, ends)]
+        expected = max(shared, default=0.) > duplicates.SAME
+        refused += expected
+        with pytest.raises(UserError, match='the same recording') if expected else contextlib.nullcontext():
+            spans(*rows)
+    assert 300 < refused < 900
 
 
 @pytest.mark.parametrize('ends', [(.5, 1.), (.5, '')])
