@@ -71,7 +71,10 @@ def add_classifier(to: nn.Module, H: int, head: str, n_prosody: int, n_classes: 
 
 
 def classify(linear: nn.Module, x: Tensor) -> Tensor:
-    """The logits linear(x), in float32 under autocast too: in bfloat16 three of a thousand utterances tie for first place."""
+    """The logits linear(x), in float32 under autocast too.
+
+    In bfloat16, of 7 normal ones with a deviation of 2, the two largest are equal in 3 of a thousand utterances.
+    """
     if not torch.is_autocast_enabled(x.device.type):
         return linear(x)
     with torch.autocast(x.device.type, enabled=False):

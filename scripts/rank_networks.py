@@ -100,17 +100,20 @@ def trained_before(args, settings, config):
     return found, passed
 
 
+def speakers_of(record: dict) -> list:
+    """Training and dev speakers, from results.json or the record of a search."""
+    return [sorted(record[f'{part}_speakers']) for part in ('train', 'dev')]
+
+
 def heard_by(path: Path) -> list:
-    """Training and dev speakers of a search, or of a run of augment.py, from the JSON file of its result."""
-    found = cf.read_json(path)
-    return [sorted(found.get('search', found)[f'{part}_speakers']) for part in ('train', 'dev')]
+    """Those of the search that wrote this genotype.json."""
+    return speakers_of(cf.read_json(path)['search'])
 
 
 def retrained(folders, settings, speakers: list):
     """The runs that retrained a genotype on the search's fold and features, each genotype once, and those passed over.
 
     speakers: of the search, as `heard_by` tells them.
-
     Returns [(folder, Genotype, [{'ua': on dev}]), ...] and {reason: folders}. UserError if a folder does not exist.
     """
     found, passed, seen, recipe = [], {}, set(), None
@@ -137,7 +140,7 @@ def retrained(folders, settings, speakers: list):
                 why = 'no genotype'
             elif others:
                 why = f'other {" ".join(others)}'
-            elif [sorted(results[f'{part}_speakers']) for part in ('train', 'dev')] != speakers:
+            elif speakers_of(results) != speakers:
                 why = 'other speakers to train or for dev'
             elif results['dev_ua'] is None:
                 why = 'trained on dev (--no-train_on_dev leaves a dev UA)'

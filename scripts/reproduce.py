@@ -25,8 +25,8 @@ from config import UserError  # noqa: E402
 
 PRODUCTS = {'search': 'genotype.json', 'augment': 'results.json'}
 # Of every run, or said apart. Notes on recordings are made when features are extracted, and name paths as they were typed.
-VARIES = {'seconds', 'core_seconds', 'command', 'data_path', 'init', 'provenance', 'device', 'events', 'steps', 'scheduler',
-          'notes'}
+VARIES = {'seconds', 'core_seconds', 'command', 'data_path', 'init', 'init_digest', 'provenance', 'device', 'events', 'steps',
+          'scheduler', 'notes'}
 SHOWN = VARIES - {'command', 'data_path'}  # of what the run was made with
 MAX_LINES = 20
 
