@@ -65,9 +65,11 @@ def check(make, autocast, recurrences, shape=(1, F, T)):
         net = make()
         x = torch.empty(N, *shape).contiguous(memory_format=torch.channels_last)
         outputs = net(x, torch.ones(N, T, dtype=torch.bool))
-        for y in outputs if isinstance(outputs, tuple) else (outputs,):
+        logits, aux_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
+        for y in (logits, aux_logits):
             assert y is None or (y.shape, y.device.type) == ((N, N_CLASSES), 'cuda')
-            assert y is None or y.dtype == (torch.bfloat16 if autocast else torch.float32)
+        assert logits.dtype == torch.float32  # under autocast too
+        assert aux_logits is None or aux_logits.dtype == (torch.bfloat16 if autocast else torch.float32)
         n_rnns = sum(isinstance(m, nn.RNNBase) for m in net.modules())
     assert set(recurrences) <= {torch.float32}
     return n_rnns

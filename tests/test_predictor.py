@@ -104,6 +104,7 @@ def test_the_command_line(folder, small_corpus, tmp_path, capsys, monkeypatch):
     good.mkdir(parents=True)
     for path in expected:
         shutil.copy(small_corpus.parent / path, good)
+    (good / 'headless.raw').write_bytes(b'0123')  # which no program can tell from noise
     run = str(folder / 'genotype')
     predict.main([run, '--json', str(tmp_path / 'in')])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
