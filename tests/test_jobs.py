@@ -31,7 +31,7 @@ def test_a_failing_run_is_a_row_and_the_rest_goes_on(desk, small_corpus):
     assert 'warning: nothing' in (desk / 'runs/cv/x/failed/search-f1-s0.txt').read_text()
     text = table()
     assert '19 of 24 runs are finished; 5 failed: searched (seed 0 fold 1; seed 1 fold 3), cnn (seed 1 fold 2), ' in text
-    assert '| searched | partial: seed 0 folds 2 3; seed 1 folds 1 2 | 32 | 6 |' in text
+    assert '| searched | partial: seed 0 folds 2 3; seed 1 folds 1 2 | 48 | 6 |' in text
     assert '| cnn | 0 (1 left out) | 48 | 6 |' in text  # seed 1 lacks a fold, seed 0 has all
     assert f'- searched-f3-s1: {why}' in text
     calls(desk)
