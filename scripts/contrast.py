@@ -107,8 +107,8 @@ def row_of(corpus: str, seeds: list[int], pairs: list) -> dict:
 
 def doubts(results: table.Results, models: list[str]):
     """The warnings of table.md on the runs of these models."""
-    its = replace(results, **{name: (frame := getattr(results, name))[frame['model'].isin(models)]
-                              for name in ('runs', 'predictions')})
+    runs, predictions = (frame[frame['model'].isin(models)] for frame in (results.runs, results.predictions))
+    its = replace(results, runs=runs, predictions=predictions)
     yield from (line.strip('*') for line in text.warnings(its) if 'WARNING' in line)
 
 

@@ -61,7 +61,8 @@ class RecipeSettings:
 
 def main(argv=None):
     own, config, genotype, variants = configure(argv)
-    utterances, folds, _ = datasets.select(config)
+    corpus = datasets.scan(config.dataset, config.data_path, config.cache)
+    utterances, folds, _ = datasets.select(config, corpus)
     numbers = fold_numbers(own.only_folds, len(folds))
     start = read_best(config.init) if config.init else None
     path = Path('runs', 'recipe', config.name)
@@ -71,7 +72,7 @@ def main(argv=None):
         settings['network'] = gt.to_str(genotype)
     if start:
         settings['weights'] = hashlib.sha256(Path(best_file(config.init)).read_bytes()).hexdigest()
-        check_start(start, config, [(number, folds[number - 1]) for number in numbers])
+        check_start(start, config, datasets.corpus_digest(corpus), {number: folds[number - 1] for number in numbers})
     if own.dry_run:
         trainings.check_settings(path, settings, False)
         print(tell(own, variants, numbers, read(path, variants))[1])
@@ -117,10 +118,9 @@ def configure(argv) -> tuple[RecipeSettings, cf.AugmentConfig, object, dict[str,
     return own, config, genotype, read_variants(own.variants, found.variant, config, genotype)
 
 
-def check_start(start: dict, config: cf.AugmentConfig, folds: list):
-    """UserError if the network of --init was trained on dev speakers of one of these (number, Fold)."""
-    corpus = datasets.corpus_digest(datasets.scan(config.dataset, config.data_path, config.cache))
-    for number, fold in folds:
+def check_start(start: dict, config: cf.AugmentConfig, corpus: str, folds: dict):
+    """UserError if the network of --init was trained on dev speakers of one of the folds {number: Fold}. corpus: its digest."""
+    for number, fold in folds.items():
         heard = augment.heard_before(config, SimpleNamespace(corpus=corpus, fold=fold), start, 'dev')
         if heard:
             raise utils.UserError(f'--init {config.init}: this network was trained on dev speakers of fold {number}, '

@@ -18,7 +18,7 @@ from models import decisions as its_decisions
 from models import heads, skeleton
 from models.augment_cnn import AugmentCNN
 from models.heads import HEADS, AttendedBands
-from models.ops import OPS, AxisReduce, BroadcastConv, FrequencyAttention, SqueezeConv
+from models.ops import OPS, AxisReduce
 from models.rnn_ops import RNN_OPS
 from models.search_cnn import SearchCNNController
 from models.skeleton import valid_steps
@@ -363,22 +363,8 @@ def test_longer_maps_and_prosody_are_averaged_to_the_steps():
     torch.testing.assert_close(skeleton.prosody_steps(prosody, 3), means[:, :, 0].transpose(1, 2))
 
 
-def test_operations_are_their_formulas():
+def test_sequence_operations_and_attended_bands_are_their_formulas():
     torch.manual_seed(0)
-    x = torch.randn(2, 4, 5, 7, dtype=torch.double)
-    squeeze, broadcast, attention = (kind(4, 1, affine=False).double().eval() for kind in (
-        SqueezeConv, BroadcastConv, FrequencyAttention))
-    y = squeeze.conv(x)
-    W1, W2 = (squeeze.gate[i].weight[:, :, 0, 0] for i in (0, 2))
-    scale = torch.sigmoid(torch.relu(y.sum(dim=(2, 3)) / 35 @ W1.T) @ W2.T)  # (N, C)
-    torch.testing.assert_close(squeeze(x), squeeze.bn(torch.einsum('ncft,nc->ncft', y, scale)))
-    y = broadcast.along_frequency(x)
-    added = broadcast.along_time(sum(y[:, :, f:f + 1] for f in range(5)) / 5)
-    torch.testing.assert_close(broadcast(x), broadcast.bn(torch.stack([y[:, :, f] + added[:, :, 0] for f in range(5)], dim=2)))
-    scores = torch.einsum('dc,ncft->ndft', attention.score.weight[:, :, 0, 0], x).exp()
-    found = torch.einsum('ncft,ncft->nct', scores / scores.sum(dim=2, keepdim=True), x)
-    added = torch.einsum('dc,nct->ndt', attention.out.weight[:, :, 0, 0], found)
-    torch.testing.assert_close(attention(x), attention.bn(x + added[:, :, None]))
     x = torch.randn(2, 7, 4, dtype=torch.double)  # (N, T, H)
     attend, gated = (RNN_OPS[name](4, False).double() for name in ('self_attention', 'gated_conv_3'))
     q, k, v = (x @ W.T + b for W, b in zip(attend.maps.weight.chunk(3), attend.maps.bias.chunk(3)))
