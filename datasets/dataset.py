@@ -20,6 +20,7 @@ from datasets.utterance import Utterance
 AHEAD = 2  # batches that the host prepares before the device needs them
 # Recordings of a speaker. With fewer, a speaker's own statistics scored below the corpus' on EMO-DB.
 ENOUGH = 10
+CONSTANT = 1e-5  # deviation up to which a band is constant
 
 
 class Inputs(NamedTuple):
@@ -34,14 +35,23 @@ Batch = tuple[Inputs, torch.Tensor]  # (X, y)
 
 
 def statistics(features: list[np.ndarray] | list[Stored]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each band over all frames of [(F, T), ...]: two float32 tensors (F, 1)."""
+    """Mean and deviation of each band over all frames of [(F, T), ...]: two float32 tensors (F, 1).
+
+    A constant band has a deviation of 1, as in scikit-learn's StandardScaler: divided by next to nothing, a frame that differs
+    there would drown all other bands.
+    """
     n = sum(x.shape[1] for x in features)
     if isinstance(features[0], Stored):
         return _pooled(features, n)
     mean = sum(x.sum(axis=1, keepdims=True, dtype=np.float64) for x in features) / n  # (F, 1)
     variance = sum(np.square(x - mean).sum(axis=1, keepdims=True) for x in features) / n
-    std = np.maximum(np.sqrt(variance), 1e-5)
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+    return _moments(mean, variance)
+
+
+def _moments(mean, variance):
+    """`statistics` of float64 arrays."""
+    std = np.sqrt(np.maximum(variance, 0.))
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.where(std > CONSTANT, std, 1.)).float()
 
 
 def _pooled(features, n):
@@ -51,8 +61,7 @@ def _pooled(features, n):
         its_mean, its_variance = x.moments()
         mean = mean + its_mean * (x.shape[1] / n)
         square = square + (its_variance + its_mean ** 2) * (x.shape[1] / n)
-    std = np.maximum(np.sqrt(np.maximum(square - mean ** 2, 0.)), 1e-5)
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+    return _moments(mean, square - mean ** 2)
 
 
 Moments = tuple[torch.Tensor, torch.Tensor]  # mean and deviation, of one shape

@@ -41,6 +41,9 @@ NPY_HEADER_BYTES = 128
 NPY_HEADER = re.compile(rb"\x93NUMPY\x01\x00\x76\x00\{'descr': '<f2', 'fortran_order': (?P<order>True|False), "
                         rb"'shape': \((?P<bands>[1-9]\d{0,4}), (?P<frames>[1-9]\d{0,8})\), \} *\n\Z")  # as numpy.save writes it
 BEYOND = .05  # s by which the end of a segment may exceed its file, as when times are rounded
+SHORT = 'holds less audio than its header says: it was cut short'
+NO_LENGTH = 2 ** 62  # samples; libsndfile says 2 ** 63 - 1 of a file without a length
+LOUD = 8.  # times full scale: no recording peaks there, but samples of 16 bits in a file of floats do
 UNKNOWN_SIZE = 0x7fff_0000  # bytes; who writes to a pipe leaves a size from here on, or 0, in the header
 
 
@@ -106,7 +109,7 @@ def read_audio(utterance: Utterance) -> Audio:
     try:
         with soundfile.SoundFile(path) as f:
             rate = f.samplerate
-            check_rate(path, rate)
+            check_header(path, f)
             first = round(min(start * rate, f.frames))
             last = f.frames if end is None else round(min(end * rate, f.frames))
             if last - first > MAX_SECONDS * rate:
@@ -133,13 +136,17 @@ def read_audio(utterance: Utterance) -> Audio:
                         'the corpus')
     if wave.min() == wave.max():
         notes.append('is silent')
+    if (peak := np.abs(wave).max()) > LOUD:
+        notes.append(f'peaks at {peak:,.0f} times full scale: samples of a file of floats lie between -1 and 1')
     return Audio(wave, rate, format, tuple(notes))
 
 
-def check_rate(path: str, rate: int) -> None:
-    """UserError if a file has a rate that no recorder has."""
-    if not RATES[0] <= rate <= RATES[1]:
-        raise UserError(f'{path}: {rate} samples per second; must be from {RATES[0]} to {RATES[1]}')
+def check_header(path: str, f: soundfile.SoundFile) -> None:
+    """UserError if a file has a rate that no recorder has, or does not say how long it is, as a FLAC from a pipe."""
+    if not RATES[0] <= f.samplerate <= RATES[1]:
+        raise UserError(f'{path}: {f.samplerate} samples per second; must be from {RATES[0]} to {RATES[1]}')
+    if f.frames >= NO_LENGTH:
+        raise UserError(f'{path}: its header does not say how long it is; write the file anew, such as with ffmpeg -i OLD NEW')
 
 
 def _mono(f, n):
@@ -159,7 +166,7 @@ def _cut_short(f, end, stopped):
     if found := CUT_SHORT.search(f.extra_info):
         promised, there = map(int, found.groups())
         stopped |= end is None and 0 < there < promised < UNKNOWN_SIZE
-    return ['holds less audio than its header says: it was cut short'] if stopped else []
+    return [SHORT] if stopped else []
 
 
 def load_audio(utterance: Utterance) -> np.ndarray:

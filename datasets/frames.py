@@ -19,7 +19,7 @@ from config import FRAMES, SAMPLE_RATE, WHATEVER, UserError
 from datasets import encoders
 from datasets.dataset import ahead
 from datasets.faults import Faults
-from datasets.features import THREADS, Cached, index_of, read_audio, resampled
+from datasets.features import MAX_SECONDS, THREADS, Cached, index_of, read_audio, resampled
 from datasets.readers import manifest
 from datasets.stored import Stored, find, write
 from datasets.utterance import Utterance
@@ -139,13 +139,14 @@ def _extracted(missing: Missing, config, cache_dir, device, faults, notes, quiet
 
 
 def _seconds(u):
-    """Length of a recording by its header; 0 if it has none, which read_audio will report."""
+    """Length of a recording by its header; 0 if it has none or one beyond belief, which read_audio will report."""
     try:
         info = soundfile.info(u.path)
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError):
         return 0.
     end = info.duration if u.end is None else min(u.end, info.duration)
-    return max(0., end - (u.start or 0.))
+    seconds = max(0., end - (u.start or 0.))
+    return seconds if seconds <= MAX_SECONDS else 0.
 
 
 def _batches(paths, seconds, most):

@@ -123,7 +123,7 @@ def _classes(dataset, labels, example, counts):
         return {label: label for label in counts}
     class_of = {}
     for name in _split(',', labels):
-        others = {*class_of.values()}
+        name, others = '+'.join(_split('+', name)), {*class_of.values()}
         for label in map(_unescape, _split('+', name)):
             if not label:
                 raise UserError(f'--labels {labels}: a name is empty, at a comma or + too many; the corpus '

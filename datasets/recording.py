@@ -12,7 +12,18 @@ import torch
 
 from config import SAMPLE_RATE, FeatureSettings, UserError
 from datasets import encoders
-from datasets.features import TRIM_FRAME, TRIM_HOP, at_least_min, check_rate, extract, extract_prosody, load_audio, trimmed
+from datasets.features import (
+    SHORT,
+    TRIM_FRAME,
+    TRIM_HOP,
+    at_least_min,
+    check_header,
+    extract,
+    extract_prosody,
+    read_audio,
+    resampled,
+    trimmed,
+)
 from datasets.frames import of_file
 from datasets.utterance import Utterance
 
@@ -21,11 +32,15 @@ LONG = 60  # s; a longer recording is read in blocks of this length
 MARGIN = .5  # s around a block; a frame sees less than this of its neighbourhood
 
 
-def features(utterance: Utterance, config: FeatureSettings, device: str | torch.device = 'cpu') -> tuple[np.ndarray, float]:
+def features(utterance: Utterance, config: FeatureSettings, device: str | torch.device = 'cpu',
+             warn: Callable[[str], None] = lambda line: None) -> tuple[np.ndarray, float]:
     """The features (n_rows, n_frames) of an utterance, float16 as in the cache, and the s trimmed off its beginning.
 
-    device: where the encoder computes, if there is one. UserError if the file cannot be used.
+    device: where the encoder computes, if there is one. warn(line) is told what is odd about the file. UserError if it cannot
+    be used.
     """
+    def note(what):
+        warn(f'NOTE: {path} {what}')
     if config.features == 'frames':
         return of_file(utterance.frames, config).T, 0.
     path = utterance.path
@@ -33,13 +48,19 @@ def features(utterance: Utterance, config: FeatureSettings, device: str | torch.
         info = soundfile.info(path)
         long = info.frames > LONG * info.samplerate
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError):  # TypeError: .raw; ValueError: a name that is not UTF-8
-        long = False  # load_audio says what is wrong
+        long = False  # read_audio says what is wrong
     whole = not long or utterance.start is not None or utterance.end is not None
     if whole or config.features == 'encoder':
-        wave = load_audio(utterance) if whole else np.concatenate([*read(path)])
+        if whole:
+            audio = read_audio(utterance)
+            for what in audio.notes:
+                note(what)
+            wave = resampled(audio)
+        else:
+            wave = np.concatenate([*read(path, note)])
         return of_wave(wave, config, device, path)
     first, last = kept(read(path), config.trim_db) if config.trim_db else (0, None)
-    x = in_blocks(part(read(path), first, last), config, path)
+    x = in_blocks(part(read(path, note), first, last), config, path)
     return x, first / SAMPLE_RATE
 
 
@@ -75,15 +96,16 @@ def extracted(wave: np.ndarray, config: FeatureSettings, where: str) -> np.ndarr
     return x
 
 
-def read(path: str) -> Iterator[np.ndarray]:
-    """The blocks of the wave that load_audio returns: float32 (n,), mono, at SAMPLE_RATE. UserError."""
+def read(path: str, note: Callable[[str], None] = lambda what: None) -> Iterator[np.ndarray]:
+    """The blocks of the wave that load_audio returns: float32 (n,), mono, at SAMPLE_RATE. note(what) is odd. UserError."""
     n_read = n_given = 0
     try:
         with soundfile.SoundFile(path) as f:
             rate = f.samplerate
-            check_rate(path, rate)
+            check_header(path, f)
             resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype='float32', quality='HQ')
-            for channels in f.blocks(LONG * rate, dtype='float32', always_2d=True):  # (n, n_channels)
+            # Not f.blocks: where the file ends before its header says, that gives a buffer which was never filled.
+            while len(channels := f.read(LONG * rate, dtype='float32', always_2d=True)):  # (n, n_channels)
                 wave = channels.mean(axis=1)
                 if not np.isfinite(wave).all():
                     raise UserError(f'{path}: contains samples that are not finite numbers; leave it out')
@@ -92,6 +114,8 @@ def read(path: str) -> Iterator[np.ndarray]:
                     wave = resampler.resample_chunk(wave)
                 n_given += len(wave)
                 yield wave
+            if n_read < f.frames:
+                note(SHORT)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f'{path}: cannot be read as audio ({error})') from None
     if rate != SAMPLE_RATE:  # librosa cuts or pads the last samples so that the length is that of the ratio

@@ -18,7 +18,7 @@ class SpecAugment:
     """SpecAugment (Park et al. 2019) without time warping: every utterance gets its own masks.
 
     n_masks: bands along frequency, and as many along time. Widths are uniform from 0 to max_freq or
-    max_time, which are fractions of F and T.
+    max_time, which are fractions of F and T; if that is no whole number of bands or frames, the next one is drawn at times.
     """
     n_masks: int
     max_freq: float

@@ -5,7 +5,6 @@ times. What is drawn depends on the run alone, not on the clock: a run that was 
 """
 import functools
 import math
-import os
 import re
 import shlex
 import sys
@@ -15,7 +14,7 @@ import torch
 from tensorboardX.summary import hparams
 
 import genotypes as gt
-from config import SAMPLE_RATE, escape_markdown
+from config import SAMPLE_RATE, UserError, escape_markdown
 from datasets import features, scoring
 from datasets.stored import columns
 from models import charts
@@ -236,14 +235,23 @@ def hardest(run, data, probabilities, step: int):
         name = f'4_hardest/{rank}_{re.sub(r"[^-.0-9A-Za-z]", "_", u.label)}_as_{re.sub(r"[^-.0-9A-Za-z]", "_", guess)}'
         cells = rank, u.path, u.speaker, u.label, guess, f'{own[i]:.3f}'
         rows.append('|' + '|'.join(map(escape_markdown, cells)) + '|')
-        if run.config.features != 'frames' or os.path.isfile(u.path):  # frames stand for audio that need not be there
-            wave = np.clip(features.load_audio(u)[:SECONDS * SAMPLE_RATE], -1, 1)
+        if (wave := audible(u, run.config)) is not None:
             run.writer.add_audio(name.replace('/', '_audio/'), wave, step, SAMPLE_RATE)
         x, length = picture(part, i, run.config), int(part.lengths[i])
         said = f'{u.label} taken for {guess}; probability of {u.label}: {own[i]:.2f}'
         row = 'channel' if run.config.frames else 'band'
         run.draw(name, functools.partial(charts.features, x, length / run.config.frame_rate, said, row), step)
     run.writer.add_text('0_hardest', '\n'.join(rows), step)
+
+
+def audible(u, config) -> np.ndarray | None:
+    """The first SECONDS of an utterance, at SAMPLE_RATE; None where frames stand for audio that cannot be read."""
+    try:
+        return np.clip(features.load_audio(u)[:SECONDS * SAMPLE_RATE], -1, 1)
+    except UserError:
+        if config.features == 'frames':
+            return None
+        raise
 
 
 def picture(part, i: int, config) -> np.ndarray:

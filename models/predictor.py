@@ -48,8 +48,8 @@ class Predictor:
     """Scores recordings as augment.py scored its test speakers, in float32.
 
     best: contents of a best.pt. The result does not depend on batch_size, nor on the recordings beside it. encoder: folder or
-    name of the encoder whose frames the network reads, if it is no longer where the training found it; warn(line) is told if it
-    may be another one. UserError.
+    name of the encoder whose frames the network reads, if it is no longer where the training found it. warn(line) is told if it
+    may be another one, and what is odd about a recording. UserError.
     """
 
     def __init__(self, best: dict, device: str | torch.device = 'cpu', batch_size: int = 32, encoder: str | None = None,
@@ -57,6 +57,7 @@ class Predictor:
         if batch_size < 1:
             raise UserError(f'batch_size {batch_size} must be 1 or more')
         self.device, self.batch_size = utils.choose_device(device) if isinstance(device, str) else device, batch_size
+        self.warn = warn
         self.net = rebuild(best).to(self.device)
         self.labels, self.mean, self.std = best['labels'], best['mean'], best['std']
         self.config = with_encoder(cf.FeatureSettings(**_known(best['settings'], cf.FeatureSettings)), encoder, warn)
@@ -72,7 +73,8 @@ class Predictor:
         """A Predictor for the one speaker of these recordings; warn(line) is told if they are few. UserError."""
         if not self.needs_speaker:
             raise UserError('this network does not normalise speakers: leave --speaker_files out')
-        features = _in_threads(lambda r: recording.features(self._utterance(r), self.config, self.device)[0], list(recordings))
+        features = _in_threads(lambda r: recording.features(self._utterance(r), self.config, self.device, warn)[0],
+                               list(recordings))
         if not features:
             raise UserError('--speaker_files: there is no recording')
         n, own = len(features), statistics(features)
@@ -98,7 +100,7 @@ class Predictor:
 
     def __call__(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Prediction:
         """audio: a file, or a wave of floats (n_samples,) or (n_samples, n_channels) of this rate. UserError."""
-        return self._predictions([self.features(audio, rate)[0]])[0]
+        return self._prediction(audio, self.probabilities([self.features(audio, rate)[0]])[0])
 
     def many(self, recordings: Iterable[str | os.PathLike | Utterance],
              failed: Callable[[UserError], None] | None = None) -> Iterator[tuple]:
@@ -124,8 +126,15 @@ class Predictor:
                     raise found
                 else:
                     failed(found)
-            if good:
-                yield from zip([audio for audio, _ in good], self._predictions([x for _, x in good]))
+            for (audio, _), p in zip(good, self.probabilities([x for _, x in good]) if good else ()):
+                try:
+                    found = self._prediction(audio, p)
+                except UserError as error:
+                    if failed is None:
+                        raise
+                    failed(error)
+                else:
+                    yield audio, found
 
     def timeline(self, audio: str | os.PathLike | np.ndarray, rate: int = SAMPLE_RATE) -> Timeline:
         """The windows whose mean a Prediction is. UserError."""
@@ -147,7 +156,7 @@ class Predictor:
         """Features (F, T) float16 as the network's set would hold them, and the s trimmed off the beginning. UserError."""
         self.check_speaker()
         if isinstance(audio, str | os.PathLike | Utterance):
-            x, skipped = recording.features(self._utterance(audio), self.config, self.device)
+            x, skipped = recording.features(self._utterance(audio), self.config, self.device, self.warn)
         elif self.config.features == 'frames':
             raise UserError('this network reads frames, not waves: name their .npy file')
         else:
@@ -173,8 +182,12 @@ class Predictor:
         return SpeechDataset(nobody, features, [0] * len(features), self.mean, self.std, self.config.n_frames, self.device,
                              not isinstance(features[0], np.memmap), **self.config.inputs)
 
-    def _predictions(self, features):
-        return [Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist()))) for p in self.probabilities(features)]
+    def _prediction(self, audio, p):
+        """The Prediction of probabilities p (n_classes,). UserError."""
+        if not np.isfinite(p).all():
+            where = 'the wave' if isinstance(audio, np.ndarray) else self._utterance(audio).path
+            raise UserError(f'{where}: the network overflows, since the features are far from all that it was trained on')
+        return Prediction(self.labels[p.argmax()], dict(zip(self.labels, p.tolist())))
 
 
 def _in_threads(function, items) -> list:

@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None):
         names = {}  # {file: as it is called in the output}
         for path in recordings(args.audio, suffixes):
             names[_copy_of_stdin(folder) if path == STDIN else path] = path
+        predictor.warn = lambda line: complain(as_called(line, names))
         if args.timeline and len(names) > 1:
             raise UserError(f'--timeline draws one recording, and there are {len(names)}: name one')
         n_bad = predict(predictor, names, 'json' if args.json else 'csv' if args.csv else 'text')
@@ -93,6 +94,13 @@ def _copy_of_stdin(folder):
     return path
 
 
+def as_called(message: str, names: dict) -> str:
+    """The message with standard input under its name."""
+    for file, name in names.items():
+        message = message.replace(file, name) if name == STDIN else message
+    return message
+
+
 def complain(message: str):
     """A line on stderr."""
     tqdm.write(' '.join(message.split()), file=sys.stderr)
@@ -112,10 +120,7 @@ def predict(predictor: Predictor, names: dict, form: str) -> int:
             nonlocal n_bad
             n_bad += 1
             bar.update()
-            message = str(error)
-            for file, name in names.items():
-                message = message.replace(file, name) if name == STDIN else message
-            complain(message)
+            complain(as_called(str(error), names))
         for file, (label, probabilities) in predictor.many(names, failed):
             bar.update()
             p = list(probabilities.values())

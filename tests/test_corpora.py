@@ -1,5 +1,4 @@
 """The registry, and readers of the corpora at hand: EMO-DB, RAVDESS, nEMO and the synthetic one."""
-import time
 from collections import Counter
 
 import made_up
@@ -44,6 +43,13 @@ def test_every_code_means_its_emotion(dataset, code, tmp_path):
         made_up.cremad(tmp_path, [f'1001_DFA_{code}_XX'])
     [found] = scan(dataset, str(touch(tmp_path, name.format(code))))
     assert found.label == codes[code]
+
+
+def test_savee_in_one_folder_of_any_name(tmp_path):
+    [found] = scan('savee', str(touch(tmp_path, 'ALL/DC_a01.wav')))
+    assert (found.speaker, found.label) == ('DC', 'anger')
+    with pytest.raises(UserError, match='no utterance|manifest'):
+        scan('savee', str(touch(tmp_path, 'm.csv') / 'm.csv'))
 
 
 @pytest.mark.parametrize('dataset, name', [('emodb', 'wav/03a01Fa.WAV'), ('emodb', '03a01Fa.wav'),
@@ -144,10 +150,8 @@ def test_a_folder_that_nobody_knows_is_left_as_it_is(names, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == sorted(names)
 
 
-def test_synthetic_is_complete_deterministic_and_quick(tmp_path):
-    began = time.time()
+def test_synthetic_is_complete_and_deterministic(tmp_path):
     found = synthetic.scan(tmp_path / 'made')
-    assert time.time() - began < 30
     assert len(found) == synthetic.N_SPEAKERS * len(synthetic.MANNERS) * synthetic.N_TAKES == 480
     assert set(Counter((u.speaker, u.label) for u in found).values()) == {12} and len({u.speaker for u in found}) == 10
     for u in found[::60]:

@@ -1,4 +1,5 @@
 """Windows and batches: every frame is scored, every utterance trains once an epoch, ranks share one epoch."""
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
@@ -6,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import StandardScaler
 
 from config import UserError
 from datasets.dataset import AHEAD, SpeechDataset, ahead, batch_sizes, fits, statistics
+from datasets.stored import write
 from datasets.transforms import SpecAugment
 
 LENGTHS = [5, 12, 30, 7, 25]
@@ -30,6 +33,19 @@ def speech(dtype=np.float16, **kwargs):
     us = [SimpleNamespace(path=str(i), speaker=str(i % 4)) for i in range(len(features))]
     mean, std = statistics(features)
     return features, SpeechDataset(us, features, [i % 3 for i in range(len(us))], mean, std, WINDOW, **kwargs)
+
+
+def test_statistics_are_those_of_scikit_learn_also_of_a_constant_band():
+    rng = np.random.default_rng(0)
+    features = [np.concatenate([rng.normal(-7., 4., (4, n)), np.full((1, n), -13.8)]).astype(np.float16) for n in (5, 90, 31)]
+    frames = np.concatenate(features, axis=1).T.astype(np.float64)
+    own, scaler = statistics(features), StandardScaler().fit(frames)
+    for found, expected in zip(own, (scaler.mean_, scaler.scale_)):
+        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6)
+    assert own[1][4] == 1.
+    with tempfile.TemporaryDirectory() as folder:
+        stored = statistics([write(f'{folder}/{i}.npy', x.T) for i, x in enumerate(features)])
+    torch.testing.assert_close(stored, own)
 
 
 def cut(data, i, start):

@@ -16,7 +16,7 @@ import config as cf
 import utils
 from config import UserError
 from datasets import features as ft
-from datasets import recording
+from datasets import frames, recording
 from datasets.scoring import plot_confusion
 from datasets.utterance import Utterance
 from models import parallel
@@ -85,8 +85,8 @@ class Promising:
 
 
 def test_a_header_that_promises_terabytes_is_not_believed(monkeypatch):
-    for frames, said in ((2 ** 40, 'hours by its header'), (16_000 * 3_000, None)):
-        f = Promising(frames, 20_000)
+    for n_frames, said in ((2 ** 40, 'hours by its header'), (16_000 * 3_000, None)):
+        f = Promising(n_frames, 20_000)
         monkeypatch.setattr(soundfile, 'SoundFile', lambda path, f=f: f)
         if said:
             with pytest.raises(UserError, match=said):
@@ -95,6 +95,40 @@ def test_a_header_that_promises_terabytes_is_not_believed(monkeypatch):
         else:
             audio = ft.read_audio(Utterance('x', 'x', 'a'))
             assert len(audio.wave) == 20_000 and max(f.asked) * f.channels <= ft.BLOCK and 'cut short' in audio.notes[0]
+
+
+def test_a_long_recording_that_was_cut_short_is_what_there_is_of_it(tmp_path, monkeypatch):
+    """An MP3 promises as many samples as were written. libsndfile's blocks would go on with memory that nothing filled."""
+    path = tmp_path / 'x.mp3'
+    soundfile.write(path, np.random.default_rng(0).uniform(-.1, .1, 16_000 * 9), 16_000)
+    path.write_bytes(path.read_bytes()[:20_000])
+    u = Utterance(str(path), 'x', 'a')
+    there = ft.load_audio(u)
+    assert 2 < len(there) / 16_000 < 8 < soundfile.info(path).duration
+    monkeypatch.setattr(recording, 'LONG', 1)
+    np.testing.assert_allclose(np.concatenate([*recording.read(str(path))]), there, atol=1e-6)
+    notes = []
+    recording.features(u, cf.SearchConfig(name='x'), warn=notes.append)
+    assert notes == [f'NOTE: {path} holds less audio than its header says: it was cut short']
+
+
+def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path):
+    path = tmp_path / 'x.flac'
+    soundfile.write(path, WAVE, 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xf0  # STREAMINFO: 36 bits of the number of samples
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    u = Utterance(str(path), 'x', 'a')
+    for read in (ft.read_audio, lambda u: recording.features(u, cf.SearchConfig(name='x'))):
+        with pytest.raises(UserError, match='x.flac: its header does not say how long it is'):
+            read(u)
+    assert frames._seconds(u) == 0.  # so that the room on the disk is judged by the others
+
+
+def test_samples_of_16_bits_in_a_file_of_floats_are_noted(tmp_path):
+    assert ft.read_audio(write(tmp_path / 'x.wav', WAVE * 32_767, subtype='FLOAT')).notes[0].startswith('peaks at ')
+    assert ft.read_audio(write(tmp_path / 'x.wav', WAVE * 2, subtype='FLOAT')).notes == ()
 
 
 def test_a_recording_read_in_blocks_is_the_one_read_at_once(tmp_path, monkeypatch):

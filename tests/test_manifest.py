@@ -42,6 +42,8 @@ def test_separators_case_and_spaces_of_the_header(text, tmp_path):
     ('path,label,speaker,start,end\na.wav,x,y,2,1\n', 'end 1.0'),
     ('path,label,speaker,split\na.wav,x,y,valid\n', "'valid'"), ('path,label,speaker,gender\na.wav,x,y,q\n', "'q'"),
     ('path,label,speaker\n', 'has a header and no rows'),
+    ('path,label,speaker\na.wav,"x"y,z\n', 'line 2: not a CSV file'),
+    ('path,label,speaker\na.wav,x,y\nb/c.wav,"x,z\n', 'line 3: not a CSV file'),
     ('path,label,speaker\na.wav,x,y\na.wav,x,z\n', 'line 3.*line 2'), ('', 'column path is missing; the file has no columns'),
     ('path,label,speaker,start\na.wav,x,y,nan\n', 'nan'), ('path,label,speaker,start\na.wav,x,y,-1\n', "'-1'"),
     ('path,label,speaker,Path\na.wav,x,y,a.wav\n', 'column path is there twice'),

@@ -137,6 +137,27 @@ def test_the_command_line(folder, small_corpus, tmp_path, capsys, monkeypatch):
     assert float(windows[-1]['end']) <= soundfile.info(good / 's1_sad_3.wav').duration + .05
 
 
+def test_what_is_odd_about_a_recording_is_said(folder, tmp_path, capsys, monkeypatch):
+    soundfile.write(tmp_path / 'silent.wav', np.zeros(16_000), 16_000)
+    predict.main([str(folder / 'genotype'), str(tmp_path / 'silent.wav')])
+    assert capsys.readouterr().err == f'NOTE: {tmp_path}/silent.wav is silent\n'
+    monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=io.BytesIO((tmp_path / 'silent.wav').read_bytes())))
+    predict.main([str(folder / 'genotype'), '-'])
+    assert capsys.readouterr().err == 'NOTE: - is silent\n'
+
+
+def test_no_label_is_given_where_the_network_overflows(folder, small_corpus):
+    judge, failed = load(folder / 'genotype'), []
+    good, bad = sorted(map(str, small_corpus.parent.glob('s1_*.wav')))[:2]
+    own = judge.features
+    judge.features = lambda audio, *rest: (own(audio)[0] * (np.float16('inf') if audio == bad else np.float16(1)), 0.)
+    assert [audio for audio, _ in judge.many([bad, good], failed.append)] == [good]
+    assert str(failed[0]).startswith(f'{bad}: the network overflows')
+    for call in (lambda: judge(bad), lambda: [*judge.many([bad, good])]):
+        with pytest.raises(UserError, match='the network overflows'):
+            call()
+
+
 def test_evaluate_gives_the_results_of_the_test(folder, small_corpus, capsys, tmp_path):
     for name in ('genotype', 'speaker'):
         expected = json.loads((folder / name / 'results.json').read_text())

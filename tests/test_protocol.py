@@ -18,7 +18,7 @@ def left_out(report):
 
 @pytest.mark.parametrize('said, kept, gone', [
     (dict(labels='ang,neu', turns='all'), dict(ang=1, neu=1), {'--labels: exc': 1, '--labels: fru': 1, '--labels: hap': 1}),
-    (dict(labels='ang, hap+exc ,neu', turns='all'), {'ang': 1, 'hap+exc': 2, 'neu': 1}, {'--labels: fru': 1}),
+    (dict(labels='ang, hap + exc ,neu', turns='all'), {'ang': 1, 'hap+exc': 2, 'neu': 1}, {'--labels: fru': 1}),
     (dict(labels='ang,neu,exc', turns='improvised'), dict(ang=1, exc=1, neu=1), {'--turns: scripted': 1, '--labels: fru': 1}),
     (dict(labels='hap', turns='scripted'), dict(hap=1), {'--turns: improvised': 4}),
     (dict(labels='exc+fru,hap', turns='scripted,improvised'), {'exc+fru': 2, 'hap': 1},

@@ -31,16 +31,17 @@ def scan(root: str | Path) -> list[Utterance]:
     root = Path(root)
     if not root.is_file():
         raise UserError(f'{root}: --data_path of a manifest must be a CSV file')
-    found, lines, faults = [], {}, Faults()
+    found, lines, faults, read = [], {}, Faults(), 0
     try:
         with open(root, newline='', encoding='utf-8-sig') as f:
             header = f.readline()
             f.seek(0)
-            reader = csv.DictReader(f, delimiter=max(',;\t', key=header.count))
+            reader = csv.DictReader(f, delimiter=max(',;\t', key=header.count), strict=True)
             reader.fieldnames = [column.strip().lower() for column in reader.fieldnames or []]
             _check_columns(reader.fieldnames, root)
+            read = reader.line_num
             for row in reader:
-                where = f'{root}, line {reader.line_num}'
+                where, read = f'{root}, line {reader.line_num}', reader.line_num
                 with faults.collect():
                     utterance = _utterance(row, where, root.parent)
                     segment = utterance.path, utterance.start, utterance.end
@@ -51,7 +52,7 @@ def scan(root: str | Path) -> list[Utterance]:
     except UnicodeDecodeError:
         raise UserError(f'{root}: not UTF-8 text; save the CSV file as UTF-8') from None
     except csv.Error as error:
-        raise UserError(f'{root}: not a CSV file ({error})') from None
+        raise UserError(f'{root}, line {read + 1}: not a CSV file ({error})') from None
     if len({u.split is None for u in found}) > 1:
         faults.messages.append(f'{root}: column split is filled in some rows and empty in others; fill all '
                                'or none')

@@ -16,11 +16,13 @@ NAME = re.compile(rf'({"|".join(SPEAKERS)})_({"|".join(LABELS)})\d\d$')  # speak
 def scan(root: str | Path) -> list[Utterance]:
     """Utterances below `root`, the folder that holds AudioData/, the speakers' folders or the files themselves."""
     root = Path(root) / 'AudioData' if (Path(root) / 'AudioData').is_dir() else Path(root)
+    if not root.is_dir():
+        return []
     found, faults = {}, Faults()
     below = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
     for folder in (root, *below):
         for name, path in sorted(audio_in([folder]).items()):
-            name = name if folder == root else f'{folder.name}_{name}'
+            name = f'{folder.name}_{name}' if folder.name in SPEAKERS and folder != root else name
             with faults.collect():
                 match = NAME.match(name)
                 if not match:
