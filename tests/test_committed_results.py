@@ -43,13 +43,15 @@ def test_committed_predictions_give_the_committed_tables(corpus, tmp_path):
 
 
 PRIMARY = 'transferred', 'random_transferred,cnn_gru_matched'
+RIVALS = 'random_transferred,transferred,cnn_gru_matched'
 
 
 @pytest.mark.parametrize('name, setting, model, minus, seeds', [
     ('speaker', '-speaker', *PRIMARY, '1-4'), ('speaker-pitch-1', '-speaker-pitch-1', *PRIMARY, '1-4'),
     ('corpus', '', *PRIMARY, '1-3'), ('corpus-pitch-1', '-pitch-1', *PRIMARY, '1-3'),
-    ('searched', '-speaker', 'searched', 'random_search,random_transferred,transferred,cnn_gru_matched,random,cnn_gru', '1,2'),
-    ('random-search', '-speaker', 'random_search', 'random_transferred,transferred,cnn_gru_matched,random,cnn_gru', '1,2')])
+    ('searched', '-speaker', 'searched', f'random_search,{RIVALS},random,cnn_gru,svm_compare', '1-3'),
+    ('random-search', '-speaker', 'random_search', f'{RIVALS},random,cnn_gru,svm_compare', '1-3'),
+    ('cnn-gru', '-speaker', 'cnn_gru', 'transferred,random_transferred,cnn_gru_matched,svm_compare', '1-3')])
 def test_committed_predictions_give_the_committed_contrasts(name, setting, model, minus, seeds, tmp_path):
     """Differences and p to the last digit shown; ends of intervals to 0.2 points."""
     folders = [str(RESULTS / f'{corpus}{setting}') for corpus in ('emodb', 'ravdess')]
