@@ -51,6 +51,8 @@ RIVALS = 'random_transferred,transferred,cnn_gru_matched'
     ('corpus', '', *PRIMARY, '1-3'), ('corpus-pitch-1', '-pitch-1', *PRIMARY, '1-3'),
     ('searched', '-speaker', 'searched', f'random_search,{RIVALS},random,cnn_gru,svm_compare', '1-3'),
     ('random-search', '-speaker', 'random_search', f'{RIVALS},random,cnn_gru,svm_compare', '1-3'),
+    ('searched-pitch-1', '-speaker-pitch-1', 'searched', 'random_search,cnn_gru_matched', '1,2'),
+    ('corpus-searched', '', 'searched', f'random_search,{RIVALS},cnn_gru', '1-3'),
     ('cnn-gru', '-speaker', 'cnn_gru', 'transferred,random_transferred,cnn_gru_matched,svm_compare', '1-3')])
 def test_committed_predictions_give_the_committed_contrasts(name, setting, model, minus, seeds, tmp_path):
     """Differences and p to the last digit shown; ends of intervals to 0.2 points."""

@@ -168,8 +168,7 @@ print([(u.label, u.speaker, u.gender) for u in datasets.scan('lab', 'lab')])
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_committed_predictions():
-    models = ('searched', 'random_search', 'transferred', 'random_transferred', 'random', 'cnn_gru', 'cnn_gru_matched',
-              'cnn_lstm_att_matched', 'svm', 'svm_compare')
+    models = 'searched', 'random_search', 'transferred', 'random_transferred', 'cnn_gru', 'cnn_gru_matched', 'svm_compare'
     text = (ROOT / 'README.md').read_text()
     for i, corpus in enumerate(('emodb', 'ravdess', 'emodb-speaker', 'ravdess-speaker')):
         scores = uas(corpus)
@@ -180,6 +179,22 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_predictions():
             assert cells[i] == (f'{statistics.mean(found):.1f}{deviation}' if found else ''), (model, corpus)
             if corpus == 'emodb-speaker':
                 assert cells[4] == minutes('emodb-speaker-pitch-1', model)  # of one machine
+
+
+@pytest.mark.parametrize('row, minus, files', [
+    ('nEMO - random search', 'random_transferred', 'speaker speaker-pitch-1 corpus'),
+    ('nEMO - CNN-GRU', 'cnn_gru_matched', 'speaker speaker-pitch-1 corpus'),
+    ('each fold - random search', 'random_search', 'searched searched-pitch-1 corpus-searched'),
+    ('each fold - CNN-GRU', 'cnn_gru_matched', 'searched searched-pitch-1 corpus-searched')])
+def test_the_differences_of_the_readme_are_those_of_the_committed_contrasts(row, minus, files):
+    """Of both corpora together; bold if the interval is without 0."""
+    expected = []
+    for file in files.split():
+        text = (ROOT / 'docs' / 'results' / f'{file}-contrasts.md').read_text()
+        ua, low, high = re.search(rf'^\| {minus} \| mean \|.*?\| ([+-][\d.]+) \| (\S+) to (\S+) \|', text, re.M).groups()
+        expected.append(f'**{ua} ({low} to {high})**' if float(low) * float(high) > 0 else f'{ua} ({low} to {high})')
+    found = re.search(rf'^\| searched on {row}[^|]*\| (.*) \|$', (ROOT / 'README.md').read_text(), re.M)[1]
+    assert found.split(' | ') == expected
 
 
 def minutes(corpus, model):

@@ -155,7 +155,7 @@ def test_committed_reports_are_those_of_the_committed_trainings(folder):
 def test_committed_report_and_page_are_those_of_the_committed_trainings():
     rows = list(spread.read_rows(SEARCH / 'nemo' / 'trainings.csv', []).values())
     text = spread_report.report(rows, 12, 3, [2])
-    page = (SEARCH.parent / 'search.md').read_text()
+    page = (SEARCH.parent / 'spread.md').read_text()
     estimates = re.findall(r'^\| (.*?) \| (.*) \|$', text, re.M)[2:]
     assert len(estimates) > 12
     for name, numbers in estimates:
