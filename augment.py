@@ -338,7 +338,9 @@ def report(run, probabilities, config, data, facts: dict, chosen: str):
         'command': f'{parallel.launcher()} {shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])}'})
     log = run.logger.info
     log('network:     %s', config.genotype if facts['genotype'] else facts['model'])
-    log('test (%d utterances of unseen speakers %s), %s%s:', len(test), ' '.join(speakers), chosen,
+    # Unknown, None, is not unseen.
+    unseen = all(facts.get(f'{network}_heard_test_speakers', []) == [] for network in ('search', 'init'))
+    log('test (%d utterances of %sspeakers %s), %s%s:', len(test), 'unseen ' * unseen, ' '.join(speakers), chosen,
         ', each speaker normalised by all their recordings' if config.normalise == 'speaker' else '')
     log('  UA %.3f (chance %.3f)   WA %.3f (largest class %.3f)   macro F1 %.3f', found['ua'], chance['ua'], found['wa'],
         chance['wa'], found['macro_f1'])

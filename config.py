@@ -129,11 +129,18 @@ class _YamlLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml_file(path, limit: int = MAX_YAML) -> dict:
+class _SettingsLoader(_YamlLoader):
+    """Numbers and times stay as they are written, as those of flags do: YAML reads `name: 2024_01` as 202401, and 010 as 8."""
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(':')[2] not in ('int', 'float', 'timestamp')]
+        for first, resolvers in _YamlLoader.yaml_implicit_resolvers.items()}
+
+
+def read_yaml_file(path, limit: int = MAX_YAML, loader: type = _YamlLoader) -> dict:
     """Lines "name: value" of a YAML file. UserError."""
     text = read_text(path, limit)
     try:
-        tree = yaml.load(text, _YamlLoader)
+        tree = yaml.load(text, loader)
     except yaml.MarkedYAMLError as error:
         line = f'line {error.problem_mark.line + 1}: ' if error.problem_mark else ''
         raise UserError(f'{path}: not YAML: {line}{one_line(error.problem, 200)}') from None
@@ -744,10 +751,22 @@ def read_yaml(path, section: str, alone: bool = False) -> dict:
         below = _load_yaml(Path(path).parent / base) if base and isinstance(base, str) else {'extends': base}
         if 'extends' in below:
             raise UserError(f'--config {path}: extends: must name one settings file, which extends no other')
+        _check_keys(below, Path(path).parent / base)
         for part in SECTIONS:
             kept = {key: value for key, value in (below.get(part) or {}).items() if key not in tree}
             tree[part] = {**kept, **(tree.get(part) or {})}
         tree = {**below, **tree}
+    parts = _check_keys(tree, path)
+    above = {} if alone else {key: value for key, value in parts[None].items() if key in NAMES[section]}
+    values = {**above, **parts[section]}
+    try:
+        return {name: checked(SECTIONS[section], name, value) for name, value in values.items()}
+    except UserError as error:
+        raise UserError(f'--config {path}: {error}') from None
+
+
+def _check_keys(tree, path):
+    """{section or None: {name: value}} of a settings file. UserError names the file with a key that does not belong there."""
     if 'format' in tree:
         raise UserError(f'--config {path}: this is the record of a run, not a settings file')
     parts = {None: {key: value for key, value in tree.items() if key not in SECTIONS},
@@ -758,18 +777,13 @@ def read_yaml(path, section: str, alone: bool = False) -> dict:
                 raise UserError(f'--config {path}: overwrite: only as a flag, --overwrite, or every run would replace another')
             if key not in (NAMES[where] if where else SHARED):
                 raise UserError(f'--config {path}: {_misplaced(key, where)}')
-    above = {} if alone else {key: value for key, value in parts[None].items() if key in NAMES[section]}
-    values = {**above, **parts[section]}
-    try:
-        return {name: checked(SECTIONS[section], name, value) for name, value in values.items()}
-    except UserError as error:
-        raise UserError(f'--config {path}: {error}') from None
+    return parts
 
 
 def _load_yaml(path):
     """Tree of a settings file. UserError."""
     try:
-        tree = read_yaml_file(path)
+        tree = read_yaml_file(path, loader=_SettingsLoader)
     except UserError as error:
         raise UserError(f'--config {error}') from None
     if any(not isinstance(tree.get(part) or {}, dict) for part in SECTIONS):
@@ -806,12 +820,12 @@ def checked(cls, name: str, value):
 
 def convert(cls, name, value):
     """A value from a flag (text) or from YAML, as the type of the field `name` of cls. UserError."""
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        value = ','.join(re.sub(r'(?<!\\),', r'\\,', part) for part in value)  # labels: [ang, "a, b"]
     kind = next(f.type for f in fields(cls) if f.name == name)
     if value is None and kind == str | None:
         return None
     target = next(t for t in (bool, int, float, str) if kind in (t, t | None))
+    if target is str and isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = ','.join(re.sub(r'(?<!\\),', r'\\,', part) for part in value)  # labels: [ang, "a, b"]
     try:
         if target is bool or isinstance(value, bool):
             if target is not bool or not isinstance(value, bool):

@@ -278,8 +278,11 @@ def _missing(source) -> str:
     run = re.search(r'(?:^|/)runs/search/(.+?)(/genotype\.json)?/?$', os.fspath(source).replace(os.sep, '/'))
     if not run:
         return 'no genotype.json in this folder; name a folder of search.py' if os.path.isdir(source) else 'no such file'
-    if os.path.isdir(os.fspath(source).removesuffix('genotype.json')):
+    folder = os.fspath(source).removesuffix('genotype.json')
+    if os.path.exists(os.path.join(folder, 'config.yaml')):
         return f'the search has not finished: continue it with search.py --name {run[1]} --resume'
+    if os.path.isdir(folder):
+        return 'no genotype.json in this folder; name one of the searches in it'
     return f'no such file: run search.py --name {run[1]} first'
 
 

@@ -26,7 +26,7 @@ from models.candidates import Scorer, distinct, genotypes_from_alpha, in_band, r
 from models.stopwatch import Stopwatch
 from models.training import make_net, n_parameters, train
 
-RUNGS = 4  # the first rung has this part of the epochs
+FIRST_RUNG = 4  # the first rung has the epochs divided by this
 SAVE_EVERY = 20  # scores
 LEFT_OUT = 20  # candidates in a row that are within --band with none of the networks drawn, after which a search ends
 RECIPE = (cf.RetrainingSettings, cf.NetworkSettings, cf.AugmentationSettings)
@@ -137,6 +137,8 @@ def best_in_supernet(book, net, scorer, config) -> list[gt.Genotype]:
     watch = book.watch()
     candidates = list(parallel.progress(drawn, 'candidates drawn', config.candidates))  # takes minutes within a narrow band
     book.tree['drawing'] = watch.read()
+    if not candidates:
+        raise utils.UserError(f'--band {config.band}: alpha draws no network within it; change it in a run of another --name')
     scored = [(book.score(genotype, scorer, within[gt.to_str(genotype)]), i, genotype) for i, genotype in enumerate(
         parallel.progress(candidates, 'candidates scored', len(candidates)))]
     book.write()
@@ -203,7 +205,7 @@ class Book:
 
     def __init__(self, run, config: cf.AugmentConfig, data, device):
         self.run, self.config, self.data, self.device, self.log = run, config, data, device, run.logger.info
-        self.short_epochs = max(1, round(config.epochs / RUNGS))
+        self.short_epochs = max(1, round(config.epochs / FIRST_RUNG))
         self.tree = {'recipe': cf.pick(config, *RECIPE), 'scores': [], 'finalists': [], 'winner': None,
                      'drawing': {'seconds': 0.}}
         before = parallel.from_main(self._read)

@@ -101,11 +101,33 @@ def test_a_settings_file_extends_another(tmp_path):
     assert build('search', '--config', str(tmp_path / 'c.yaml')).n_mels == 8
     (tmp_path / 'c.yaml').write_text('extends: base.yaml\nn_mels: 9\n')  # above a section of the base
     assert build('search', '--config', str(tmp_path / 'c.yaml')).n_mels == 9
-    for text, named in (('extends: absent.yaml', 'absent.yaml'), ('extends: 3', 'extends'), ('extends: c.yaml', 'extends'),
+    for text, named in (('extends: absent.yaml', 'absent.yaml'), ('extends: 3', '/3: No such'), ('extends: c.yaml', 'extends'),
                         ('extends:', 'extends'), ('extends: ""', 'extends')):
         (tmp_path / 'c.yaml').write_text(text)
         with pytest.raises(UserError, match=named):
             build('search', '--config', str(tmp_path / 'c.yaml'))
+
+
+def test_the_file_with_the_mistake_is_named(tmp_path):
+    (tmp_path / 'base.yaml').write_text('search:\n  epohcs: 7\n')
+    (tmp_path / 'c.yaml').write_text('extends: base.yaml\n')
+    with pytest.raises(UserError, match='base.yaml: unknown key .epohcs.'):
+        build('search', '--config', str(tmp_path / 'c.yaml'))
+
+
+@pytest.mark.parametrize('text', ['2024_01', '1.10', '007', '010', '0x10', '2024-01-01', '1:30', '1e5'])
+def test_a_settings_file_keeps_text_that_looks_like_a_number(text, tmp_path):
+    (tmp_path / 'c.yaml').write_text(f'search:\n  name: {text}\n')
+    assert cf.given('search', ['--config', str(tmp_path / 'c.yaml')]).values['name'] == text
+
+
+def test_numbers_of_a_settings_file_are_those_of_the_flags(tmp_path):
+    (tmp_path / 'c.yaml').write_text('fold: 010\nduration: 1e1\nprosody: true\nsearch:\n  labels: [1, 2]\n')
+    found = cf.given('search', ['--name', 'x', '--config', str(tmp_path / 'c.yaml')]).values
+    assert (found['fold'], found['duration'], found['prosody'], found['labels']) == (10, 10., True, '1,2')
+    (tmp_path / 'c.yaml').write_text('duration: 1:30\n')
+    with pytest.raises(UserError, match='c.yaml: --duration: .1:30. is not a number'):
+        cf.given('search', ['--name', 'x', '--config', str(tmp_path / 'c.yaml')])
 
 
 GENOTYPE = ('--genotype', 'g.json')

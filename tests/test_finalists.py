@@ -154,6 +154,10 @@ def test_cells_that_no_network_fits_within_the_band_are_left_out(small_corpus, t
     monkeypatch.setattr(finalists, 'with_decisions', lambda *args: None)
     with pytest.raises(utils.UserError, match='--band 100-9999999: the cells of 20 candidates in a row are outside'):
         search.main(['--name', 't', *argv])
+    with monkeypatch.context() as patch:  # alpha draws the same few networks again and again
+        patch.setattr(finalists, 'distinct', lambda drawn: iter(()))
+        with pytest.raises(utils.UserError, match='--band 100-9999999: alpha draws no network within it'):
+            search.main(['--name', 'u', *argv])
     config = finalists.recipe_of(cf.build('search', cf.given('search', ['--name', 'x', *argv])))
     monkeypatch.setattr(candidates, 'MAX_DRAWS', 5)
     cells = next(candidates.random_genotypes(config, np.random.default_rng(0)))

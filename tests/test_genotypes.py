@@ -76,6 +76,9 @@ def test_a_folder_of_a_search_and_its_results_are_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='run search.py --name a/b first'):
         gt.load(folder / 'genotype.json')
     folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match='no genotype.json in this folder; name one of the searches in it'):
+        gt.load('runs/search/a')
+    (folder / 'config.yaml').touch()
     for source in (folder, folder / 'genotype.json', f'{folder}/'):
         with pytest.raises(ValueError, match='not finished: continue it with search.py --name a/b --resume'):
             gt.load(source)
