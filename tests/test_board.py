@@ -9,6 +9,8 @@ import pytest
 import config as cf
 import genotypes as gt
 import utils
+from config import UserError
+from datasets.utterance import Utterance
 from models import board, charts, memory
 
 
@@ -96,3 +98,11 @@ def test_the_leading_operations_are_those_of_the_last_epoch():
 def test_speakers():
     labels, predicted = np.array([0, 1, 0, 0, 1]), np.array([0, 0, 0, 0, 1])
     assert board.by_speaker(labels, predicted, ['b', 'b', 'a', 'a', 'a']) == {'a': (1., 3), 'b': (.5, 2)}
+
+
+def test_audio_that_cannot_be_read_is_left_out_where_frames_stand_for_it(tmp_path):
+    (tmp_path / 'a.m4a').write_bytes(b'ftyp')
+    u = Utterance(str(tmp_path / 'a.m4a'), 'sad', 'ann')
+    assert board.audible(u, cf.AugmentConfig(name='x', features='frames')) is None
+    with pytest.raises(UserError, match='a.m4a: cannot be read as audio'):
+        board.audible(u, cf.AugmentConfig(name='x'))

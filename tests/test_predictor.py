@@ -296,7 +296,8 @@ def test_whom_a_network_heard_is_not_told_if_that_of_init_does_not_tell(folder, 
     capsys.readouterr()
     third = init(folder, small_corpus, 'third', '--init', 'runs/augment/second')
     assert not third['heard_all'] and len(third['heard']) == 2
-    assert 'not known whether the network of --init was trained on test speakers' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'not known whether the network of --init was trained on test speakers' in said and 'utterances of speakers' in said
     init(folder, small_corpus, 'another-fold', '--init', 'runs/augment/second', '--fold', '2')
     assert 'WARNING: the network of --init was trained on test speakers of this fold' in capsys.readouterr().out
     assert before.get('heard_all') and init(folder, small_corpus, 'whole', '--init', 'runs/augment/cnn_lstm_att')['heard_all']
@@ -310,7 +311,8 @@ def test_whom_a_network_heard_is_not_told_if_that_of_init_does_not_tell(folder, 
 def test_a_network_that_heard_the_test_speakers_or_is_another_is_named(folder, small_corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder.parent.parent)
     init(folder, small_corpus, 'heard', '--init', 'runs/augment/genotype', '--fold', '2')
-    assert 'WARNING: the network of --init was trained on test speakers of this fold: spk' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'WARNING: the network of --init was trained on test speakers of this fold: spk' in said and 'unseen' not in said
     found = json.loads((folder / 'heard/results.json').read_text())
     assert found['init_heard_test_speakers'] and set(found['init_heard_test_speakers']) <= set(found['test_speakers'])
     with pytest.raises(cf.UserError, match='--init: .* is not in the trained one'):
