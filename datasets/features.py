@@ -134,11 +134,15 @@ def read_audio(utterance: Utterance) -> Audio:
     if not np.isfinite(wave).all():
         raise UserError(f'{path}: contains samples that are not finite numbers; leave it out of '
                         'the corpus')
-    if wave.min() == wave.max():
-        notes.append('is silent')
-    if (peak := np.abs(wave).max()) > LOUD:
+    return Audio(wave, rate, format, (*notes, *odd_range(wave.min(), wave.max())))
+
+
+def odd_range(low: float, high: float) -> list[str]:
+    """Notes on a wave whose samples lie from low to high."""
+    notes = ['is silent'] * bool(low == high)
+    if (peak := max(-low, high)) > LOUD:
         notes.append(f'peaks at {peak:,.0f} times full scale: samples of a file of floats lie between -1 and 1')
-    return Audio(wave, rate, format, tuple(notes))
+    return notes
 
 
 def check_header(path: str, f: soundfile.SoundFile) -> None:

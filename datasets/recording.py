@@ -20,6 +20,7 @@ from datasets.features import (
     check_header,
     extract,
     extract_prosody,
+    odd_range,
     read_audio,
     resampled,
     trimmed,
@@ -99,6 +100,7 @@ def extracted(wave: np.ndarray, config: FeatureSettings, where: str) -> np.ndarr
 def read(path: str, note: Callable[[str], None] = lambda what: None) -> Iterator[np.ndarray]:
     """The blocks of the wave that load_audio returns: float32 (n,), mono, at SAMPLE_RATE. note(what) is odd. UserError."""
     n_read = n_given = 0
+    low, high = math.inf, -math.inf
     try:
         with soundfile.SoundFile(path) as f:
             rate = f.samplerate
@@ -110,12 +112,13 @@ def read(path: str, note: Callable[[str], None] = lambda what: None) -> Iterator
                 if not np.isfinite(wave).all():
                     raise UserError(f'{path}: contains samples that are not finite numbers; leave it out')
                 n_read += len(wave)
+                low, high = min(low, wave.min()), max(high, wave.max())
                 if rate != SAMPLE_RATE:
                     wave = resampler.resample_chunk(wave)
                 n_given += len(wave)
                 yield wave
-            if n_read < f.frames:
-                note(SHORT)
+            for what in [SHORT] * (n_read < f.frames) + odd_range(low, high):
+                note(what)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f'{path}: cannot be read as audio ({error})') from None
     if rate != SAMPLE_RATE:  # librosa cuts or pads the last samples so that the length is that of the ratio

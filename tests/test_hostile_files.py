@@ -126,9 +126,13 @@ def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path):
     assert frames._seconds(u) == 0.  # so that the room on the disk is judged by the others
 
 
-def test_samples_of_16_bits_in_a_file_of_floats_are_noted(tmp_path):
-    assert ft.read_audio(write(tmp_path / 'x.wav', WAVE * 32_767, subtype='FLOAT')).notes[0].startswith('peaks at ')
-    assert ft.read_audio(write(tmp_path / 'x.wav', WAVE * 2, subtype='FLOAT')).notes == ()
+@pytest.mark.parametrize('scale, said', [(32_767, 'peaks at '), (-32_767, 'peaks at '), (0, 'is silent'), (2, None)])
+def test_silence_and_samples_of_16_bits_in_a_file_of_floats_are_noted(scale, said, tmp_path, monkeypatch):
+    u, told = write(tmp_path / 'x.wav', WAVE * scale, subtype='FLOAT'), []
+    notes = ft.read_audio(u).notes
+    assert len(notes) == bool(said) and all(note.startswith(said) for note in notes)
+    monkeypatch.setattr(recording, 'LONG', 1)
+    assert len([*recording.read(u.path, told.append)]) > 1 and (*told,) == notes  # in blocks
 
 
 def test_a_recording_read_in_blocks_is_the_one_read_at_once(tmp_path, monkeypatch):
